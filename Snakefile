@@ -1,0 +1,30 @@
+# From few labelled scenes to a better segmentor: `snakemake --cores all` runs everything and writes the report.
+# One stage alone: name its file, e.g. `snakemake --cores all results/embedded/tiles/train.parquet` (README, "One stage").
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# A file given by --configfile stands alone; it does not mix with the embedded default.
+if not workflow.overwrite_configfiles:
+
+    configfile: workflow.source_path("config.yaml")
+
+
+include: "rules/common.smk"
+include: "rules/scenes.smk"
+include: "rules/tiles.smk"
+include: "rules/text.smk"
+include: "rules/generator.smk"
+include: "rules/segmentor.smk"
+include: "rules/synthesis.smk"
+include: "rules/curation.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.tables),
+        report=f"{RESULTS}/report.html",

@@ -1,0 +1,48 @@
+"""How hard each class is for the critic on real tiles: the yardstick of the pixel filter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from crfm_core import DataError
+from crfm_core.segmentor.critic import Critic
+from crfm_core.segmentor.evaluation import as_input, tile_batches
+
+IGNORE = 255
+
+
+@torch.no_grad()
+def pixel_losses(critic: Critic, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The critic's cross-entropy per pixel: images uint8 [B,H,W,3], labels uint8 [B,H,W] -> float32 [B,H,W], 0 where ignored.
+
+    Raises DataError when a label is no class of the critic.
+    """
+    if (wrong := labels[(labels != IGNORE) & (labels >= len(critic.classes))]).size:
+        raise DataError(f"labels hold the class id {wrong[0]}; the critic knows 0...{len(critic.classes) - 1} (255 = ignored)")
+    device = critic.mean.device
+    targets = torch.from_numpy(labels).to(device).long()
+    return F.cross_entropy(critic(as_input(images, device)), targets, ignore_index=IGNORE, reduction="none").cpu().numpy()
+
+
+def class_losses(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16) -> dict:
+    """Mean loss of the critic per class over all pixels of a split of real tiles (FreeMask, Yang et al., NeurIPS 2023).
+
+    A mean over pixels pooled from all tiles, not over tiles; ignored pixels do not count. Returns ``losses``, one number per class
+    or None for a class that does not occur, and ``pixels``, the counts behind them. On tiles the critic was trained on the
+    losses are optimistic.
+    """
+    num_classes = len(critic.classes)
+    total, pixels = np.zeros(num_classes), np.zeros(num_classes, dtype=np.int64)
+    for _, images, labels in tile_batches(manifest, root, batch_size):
+        loss, valid = pixel_losses(critic, images, labels), labels != IGNORE
+        total += np.bincount(labels[valid], weights=loss[valid], minlength=num_classes)
+        pixels += np.bincount(labels[valid], minlength=num_classes)
+    absent = [name for name, count in zip(critic.classes, pixels, strict=True) if not count]
+    if absent:
+        print(f"no real pixels of {', '.join(absent)}: their synthetic pixels will all be kept", flush=True)
+    losses = [float(total[c] / pixels[c]) if pixels[c] else None for c in range(num_classes)]
+    return {"losses": losses, "pixels": pixels.tolist()}

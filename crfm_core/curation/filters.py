@@ -1,0 +1,70 @@
+"""Synthetic pixels that do not look like their class are ignored in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from crfm_core import DataError
+from crfm_core.curation.class_losses import IGNORE, pixel_losses
+from crfm_core.data.rasters import write_raster
+from crfm_core.files import hash_of, inside, sha256_of
+from crfm_core.manifest import relocate, write_manifest
+from crfm_core.segmentor.critic import Critic
+from crfm_core.segmentor.evaluation import tile_batches
+
+
+def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], margin: float) -> Any:
+    """The labels with 255 where the loss exceeds ``margin`` times the mean loss of the label's class (FreeMask).
+
+    Args:
+        loss: cross-entropy per pixel of a critic trained on real tiles, any shape; numpy array or torch tensor.
+        labels: class ids of the same shape and kind, 255 = ignored (stays so). Not modified.
+        class_losses: mean loss per class on real pixels; None or NaN for a class that has none: its pixels are kept.
+        margin: 1.25 in FreeMask; larger keeps more.
+    """
+    limits = np.full(IGNORE + 1, np.inf)
+    limits[: len(class_losses)] = [np.inf if mean is None or np.isnan(mean) else margin * mean for mean in class_losses]
+    if isinstance(labels, np.ndarray):
+        return np.where(loss > limits[labels], np.array(IGNORE, labels.dtype), labels)
+    return labels.masked_fill(loss > torch.from_numpy(limits).to(loss.device)[labels.long()], IGNORE)
+
+
+def filter_manifest(
+    manifest: Path | str,
+    root: Path | str,
+    critic: Critic,
+    class_losses: Sequence[float | None],
+    margin: float,
+    out: Path | str,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Filter the labels of a manifest of synthetic tiles; write them and the manifest ``out`` that names them.
+
+    Images stay where they are. Labels go to the folder named like ``out`` without its suffix, with the georeference of their
+    tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of a tile's labelled
+    pixels that stayed (1 when it had none). Raises DataError when a class loss is missing or ``out`` lies outside ``root``.
+    """
+    num_classes, out = len(critic.classes), Path(out)
+    if len(class_losses) != num_classes:
+        raise DataError(f"{len(class_losses)} class losses for {num_classes} classes; compute them with this critic")
+    inside(root, str(out.resolve()))
+    rows = []
+    for batch, images, labels in tile_batches(manifest, root, batch_size):
+        filtered = filter_pixels(pixel_losses(critic, images, labels), labels, class_losses, margin)
+        for row, before, after in zip(batch.to_dict("records"), labels, filtered, strict=True):
+            label = f"{out.stem}/labels/{row['tile_id']}{Path(row['label']).suffix}"
+            write_raster(out.parent / label, after, row["crs"] or None, row["transform"] if len(row["transform"]) else None)
+            pixels = np.bincount(after[after != IGNORE], minlength=num_classes)
+            labelled = int((before != IGNORE).sum())
+            row["kept"] = float(pixels.sum() / labelled) if labelled else 1.0
+            row["image"], row["label"] = relocate(row["image"], manifest, out), label
+            row["classes"], row["pixels"] = np.flatnonzero(pixels).tolist(), pixels.tolist()
+            row["digest"] = hash_of(row["digest"], sha256_of(out.parent / label))
+            rows.append(row)
+    return write_manifest(out, rows)

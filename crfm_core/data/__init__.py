@@ -1,0 +1,1 @@
+"""Scenes, adapters, tiles and splits: from the user's rasters to manifests of tiles."""

@@ -1,0 +1,144 @@
+"""Files that are whole or absent: atomic writes, content hashes, locks, and paths that stay inside their root."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from crfm_core import DataError, ResourceError
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``target`` (same suffix) that is renamed onto it when the block succeeds.
+
+    The block may create a file or a folder there. If it raises, whatever it left is removed and ``target`` is untouched.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        aside = holder / target.name
+        yield aside
+        if aside.is_dir() and target.is_dir():
+            shutil.rmtree(target)
+        elif aside.is_file():
+            with aside.open("rb") as handle:
+                os.fsync(handle.fileno())
+        os.replace(aside, target)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path | str, value: object) -> None:
+    """Write JSON atomically, keys in the order given, floats in full."""
+    write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> dict:
+    """Read a JSON file written by :func:`write_json`. Raises DataError when it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; build it by naming it as a target of the workflow") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); delete it and run the workflow again") from None
+
+
+def sha256_of(*paths: Path | str) -> str:
+    """Hash of the contents of files, or of all files under folders (names included), as 64 hex digits."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        members = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for member in members:
+            if path.is_dir():
+                digest.update(str(member.relative_to(path)).encode())
+            with member.open("rb") as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_of(*parts: object) -> str:
+    """Hash of values through their canonical JSON, as 64 hex digits: equal values give equal hashes on any machine."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any values, so that a sample's noise depends on what it is and not on where or when it is drawn."""
+    return int(hash_of(*parts)[:16], 16) >> 1
+
+
+def inside(root: Path | str, relative: str) -> Path:
+    """Resolve ``relative`` below ``root``. Raises DataError when it leads outside (absolute, ``..`` or through a link)."""
+    root = Path(root).resolve()
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise DataError(f"path {relative!r} leads outside {root}; paths in manifests must stay below their root")
+    return path
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path | str) -> Iterator[Path]:
+    """Hold ``folder`` (made if missing) for one process; wait while another one lives that holds it.
+
+    The kernel drops the lock when its holder dies, however it dies, so a killed run never blocks the next.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder} is held by a job of an earlier run that is still alive; waiting for it to end", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield folder
+
+
+@contextlib.contextmanager
+def work_folder(folder: Path | str, fingerprint: str) -> Iterator[Path]:
+    """Hold a folder of resumable state that belongs to ``fingerprint``; state of any other fingerprint is discarded first.
+
+    The folder is removed when the block succeeds and kept when it is interrupted, so that the next try continues from it.
+    """
+    with exclusive(folder) as held:
+        mark = held / "fingerprint"
+        if not mark.is_file() or mark.read_text() != fingerprint:
+            for member in held.iterdir():
+                if member.name != ".lock":
+                    shutil.rmtree(member) if member.is_dir() else member.unlink()
+            write_text(mark, fingerprint)
+        yield held
+        shutil.rmtree(held)
+
+
+def require_disk(folder: Path | str, needed_bytes: int) -> None:
+    """Raise ResourceError unless the file system of ``folder`` has ``needed_bytes`` free."""
+    probe = Path(folder).resolve()
+    while not probe.exists():
+        probe = probe.parent
+    free = shutil.disk_usage(probe).free
+    if free < needed_bytes:
+        raise ResourceError(
+            f"{folder}: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; free some space or set `results` to another disk"
+        )
+
+
+def check_readable(paths: Iterable[Path | str]) -> None:
+    """Raise DataError naming every path that is missing or unreadable."""
+    bad = [str(path) for path in paths if not os.access(path, os.R_OK)]
+    if bad:
+        raise DataError(f"missing or unreadable: {', '.join(bad)}")

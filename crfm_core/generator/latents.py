@@ -1,0 +1,80 @@
+"""Latents of the training tiles, encoded once: what a training step reads instead of running the autoencoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from crfm_core import DataError
+from crfm_core.data.rasters import read_label, read_rgb
+from crfm_core.files import atomic_path
+from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.models.mask_encoding import mask_latents
+
+
+@torch.no_grad()
+def encode_tiles(
+    base: Path, manifest: Path, root: Path, num_classes: int, mask_code: str, out: Path, device: str = "cpu", batch_size: int = 16
+) -> None:
+    """Encode every tile of ``manifest`` and its mask, as they are and flipped left to right, into one safetensors file.
+
+    A flipped latent is not the latent of the flipped image, so both are kept. Keys, for N tiles, latent [C,h,w] and
+    flip f in {0, 1}: ``mean`` and ``logvar`` [2,N,C,h,w] of the posterior, ``mask`` [2,N,C,h,w] normalised; half precision
+    (its rounding is far below the posterior's own spread). The metadata holds the tile ids, in order.
+
+    Args:
+        base: pipeline folder whose ``vae`` encodes.
+        mask_code: ``grey`` or ``grey_compat`` (see :mod:`crfm_core.models.mask_encoding`).
+    """
+    table = read_manifest(manifest)
+    images, labels = paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root)
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae").to(device).eval()
+    parts: dict[str, list[list[torch.Tensor]]] = {"mean": [[], []], "logvar": [[], []], "mask": [[], []]}
+    for start in tqdm(range(0, len(table), batch_size), desc="latents", disable=None):
+        rgb = torch.from_numpy(np.stack([read_rgb(path) for path in images[start : start + batch_size]]))
+        ids = torch.from_numpy(np.stack([read_label(path) for path in labels[start : start + batch_size]])).long()
+        pixels = (rgb.permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)
+        for flip in (0, 1):
+            posterior = vae.encode(pixels.flip(-1) if flip else pixels).latent_dist
+            parts["mean"][flip].append(posterior.mean.half().cpu())
+            parts["logvar"][flip].append(posterior.logvar.half().cpu())
+            masks = mask_latents((ids.flip(-1) if flip else ids).to(device), vae, num_classes, mask_code)
+            parts["mask"][flip].append(masks.half().cpu())
+    tensors = {name: torch.stack([torch.cat(side) for side in sides]) for name, sides in parts.items()}
+    with atomic_path(out) as aside:
+        save_file(tensors, aside, metadata={"tile_ids": json.dumps(list(table.tile_id)), "mask_code": mask_code})
+
+
+class CachedLatents:
+    """Memory-mapped view of the file :func:`encode_tiles` wrote.
+
+    Args:
+        path: the file.
+        tile_ids: ids that it must hold, in this order; DataError otherwise.
+    """
+
+    def __init__(self, path: Path, tile_ids: list[str]):
+        with safe_open(path, framework="pt") as opened:
+            if json.loads(opened.metadata()["tile_ids"]) != tile_ids:
+                raise DataError(f"{path}: holds other tiles than the manifest; delete it and run the workflow again")
+            self._mean, self._logvar, self._mask = (opened.get_tensor(name) for name in ("mean", "logvar", "mask"))
+
+    def __len__(self) -> int:
+        return self._mean.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape [C,h,w] of one latent."""
+        return tuple(self._mean.shape[2:])
+
+    def sample(self, index: int, flip: int, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A draw from the posterior (not normalised) with the given standard normal noise, and the mask latent: [C,h,w] each."""
+        mean, logvar = self._mean[flip, index].float(), self._logvar[flip, index].float()
+        return mean + torch.exp(0.5 * logvar) * noise, self._mask[flip, index].float()

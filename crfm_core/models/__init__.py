@@ -1,0 +1,1 @@
+"""The networks: the generator's transformer, the mask encoding and the noise schedule they share."""

@@ -1,0 +1,40 @@
+"""The noise levels of Stable Diffusion 3's flow matching: σ = 0 is the clean latent, σ = 1 pure noise."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+LEVELS = 1000
+SHIFT = 3.0
+
+Level = TypeVar("Level", float, Tensor)
+
+
+def shift_sigma(sigma: Level, shift: float = SHIFT) -> Level:
+    """Move noise levels in [0, 1] towards 1, keeping the ends: large images need more noise for the same loss of detail."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def sigma_of_uniform(u: Tensor, shift: float = SHIFT, levels: int = LEVELS) -> Tensor:
+    """The training noise levels at quantiles ``u`` in [0, 1], one of ``levels`` discrete ones; u = 0 is pure noise."""
+    index = (u * levels).floor().clamp(max=levels - 1)
+    return shift_sigma((levels - index) / levels, shift)
+
+
+def training_sigmas(
+    batch: int, generator: torch.Generator | None = None, density: str = "uniform", shift: float = SHIFT, levels: int = LEVELS
+) -> Tensor:
+    """Draw noise levels for training, [B] float32 on the CPU.
+
+    ``density``: "uniform" over the discrete levels (the released code's ``none``) or "logit_normal" (SD3: fewer near the ends).
+    """
+    if density == "uniform":
+        u = torch.rand(batch, generator=generator)
+    elif density == "logit_normal":
+        u = torch.randn(batch, generator=generator).sigmoid()
+    else:
+        raise ValueError(f"density={density!r}: must be 'uniform' or 'logit_normal'")
+    return sigma_of_uniform(u, shift, levels)

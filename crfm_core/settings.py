@@ -1,0 +1,485 @@
+"""The typed configuration: every key, its meaning, its default and its bounds; and the presets of the samplers.
+
+``config.yaml`` and ``configs/*.yaml`` are read into :class:`Settings`; the JSON schema in ``configs/schema.json`` is written from it
+(``python -m crfm_core.settings``), so what the documentation, the validator and the code say is one thing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from crfm_core import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="a name used in file paths")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused and values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class EmbeddedSource(Section):
+    """Scenes drawn by the package itself."""
+
+    kind: Literal["embedded"]
+    scenes: dict[Name, Positive] = Field(description="how many scenes to draw per split")
+    size: Positive = Field(256, description="side of a scene in pixels of 0.3 m")
+    seed: int = Field(0, description="another seed is another world")
+
+
+class FolderSplit(Section):
+    """Where the scenes of one split lie."""
+
+    images: str = Field(description="glob of image files below the root, e.g. Train/*/images_png/*.png")
+    labels: str = Field(description="glob of label rasters below the root; paired with the images by file stem and parent order")
+
+
+class FolderSource(Section):
+    """Images and label rasters (ids) in a folder; any format that rasterio reads."""
+
+    kind: Literal["folder"]
+    root: str = Field(description="the folder; relative to where the workflow runs")
+    splits: dict[Name, FolderSplit] = Field(description="split name to its files")
+    label_suffix: str = Field("", description="what the label's stem has after the image's stem, e.g. _label")
+
+
+class Tiling(Section):
+    """How scenes are cut."""
+
+    size: Positive = Field(description="side of a tile in pixels")
+    stride: Positive | None = Field(None, description="distance between tiles; null: the tile size (no overlap)")
+
+
+class Dataset(Section):
+    """One dataset: where its scenes are, its classes and its splits (a file of configs/datasets/)."""
+
+    name: Name
+    about: str = Field("", description="source, licence and layout in a sentence or two")
+    classes: list[str] = Field(min_length=2, max_length=254, description="class names in order of id 0...K-1")
+    palette: list[tuple[int, int, int]] = Field(description="one RGB colour per class, for pictures")
+    label_map: dict[int, int] | None = Field(None, description="raw label id to training id; 255 = ignored. null: ids are training ids")
+    source: EmbeddedSource | FolderSource = Field(discriminator="kind")
+    tile: Tiling
+    train: Name = Field("train", description="split the generator, the critic and the recipes train on")
+    test: Name = Field("test", description="split that is scored; nothing trains on it")
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, in the order of the file."""
+        return list(self.source.scenes if isinstance(self.source, EmbeddedSource) else self.source.splits)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dataset:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
+        for key in ("train", "test"):
+            if getattr(self, key) not in self.splits:
+                raise ValueError(f"{key}: {getattr(self, key)!r} is no split of the source; it has: {', '.join(self.splits)}")
+        for raw, new in (self.label_map or {}).items():
+            if new != 255 and not 0 <= new < len(self.classes):
+                raise ValueError(f"label_map: {raw} -> {new} is no class id; allowed: 0...{len(self.classes) - 1} and 255")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------------------- generator
+
+
+class EmbeddedVAE(Section):
+    """The small autoencoder trained on the tiles."""
+
+    channels: list[Positive] = Field([24, 48], description="channels per level; n levels shrink the image by 2^(n-1)")
+    latent_channels: Positive = 4
+    steps: Positive = Field(700, description="training steps")
+    batch_size: Positive = 8
+    learning_rate: float = Field(6e-3, gt=0)
+
+
+class EmbeddedTransformer(Section):
+    """The small SD3 transformer (dual attention, qk-norm)."""
+
+    layers: Positive = 4
+    heads: Positive = 4
+    head_dim: Positive = 24
+    patch_size: Positive = Field(4, description="side of a token in latents")
+    text_dim: Positive = Field(32, description="width of the tiny text encoders")
+
+
+class EmbeddedBase(Section):
+    """A tiny base model of the same classes as SD3.5, built on the dataset's own tiles."""
+
+    kind: Literal["embedded"]
+    seed: int = 0
+    vae: EmbeddedVAE = EmbeddedVAE()
+    transformer: EmbeddedTransformer = EmbeddedTransformer()
+
+
+class FolderBase(Section):
+    """SD3.5 as a diffusers pipeline folder."""
+
+    kind: Literal["folder"]
+    path: str = Field(description="the folder that holds model_index.json")
+
+
+class Captions(Section):
+    """Text that goes with a tile."""
+
+    template: str = Field("a satellite image of {classes}", description="{classes} becomes the class names present, in order of id")
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Captions:
+        if self.template.count("{classes}") != 1 or "{" in self.template.replace("{classes}", ""):
+            raise ValueError("template must hold {classes} exactly once and no other braces")
+        return self
+
+
+class Control(Section):
+    """How the mask steers the generator, and how that is trained."""
+
+    scheme: Literal["triattention"] = "triattention"
+    mask_init: Literal["random", "copy"] = Field("random", description="mask branch at the start: random, or the image branch's weights")
+    mask_mlp_modulation: Literal["own", "image"] = Field("own", description="own (paper) or the image branch's vectors (released code)")
+    mask_code: Literal["grey", "grey_compat"] = Field("grey", description="grey_compat: as the released code, ignored pixels wrap around")
+    trainable: list[Literal["image", "mask", "text"]] = Field(["image", "mask"], description="branches that train; the others are frozen")
+    steps: Positive = Field(description="optimiser updates")
+    batch_size: Positive = Field(description="samples per process and micro-step")
+    accumulate: Positive = Field(1, description="micro-steps per update")
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; null: none")
+    density: Literal["uniform", "logit_normal"] = Field("uniform", description="density of training noise levels before the shift")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a joint horizontal flip")
+    precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass; weights stay float32")
+    gradient_checkpointing: bool = False
+    checkpoint_every: Positive = Field(500, description="updates between checkpoints to resume from")
+    seed: int = 0
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RectifySettings:
+    """How the critic corrects the velocity while sampling (TODSynth, arXiv 2512.16740, control-rectify flow matching).
+
+    The defaults are this project's: steps relative to the velocity's own length, so that they act at any resolution and
+    critic. :meth:`paper` and :meth:`released` give the two published forms.
+    """
+
+    steps: Annotated[int, Field(ge=0, description="How many of the first sampling steps are corrected.")] = 4
+    step_size: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="Largest step size alpha against the gradient of the critic's loss.")
+    ] = 0.3
+    schedule: Annotated[
+        Literal["constant", "linear_increase", "linear_decrease"],
+        Field(description="Step size over the sampling steps: always step_size, growing to it, or falling from it."),
+    ] = "constant"
+    inner_steps: Annotated[int, Field(ge=1, description="Corrections per corrected step; each decodes and judges anew.")] = 1
+    pixels: Annotated[
+        Literal["valid", "wrong"],
+        Field(description="Pixels in the loss: all that are not ignored, or only those of them the critic gets wrong."),
+    ] = "valid"
+    reduction: Annotated[
+        Literal["sum", "mean"],
+        Field(description="sum: a sample's gradient is its own; mean: it is divided by the batch size (as released)."),
+    ] = "sum"
+    normalise: Annotated[
+        Literal["none", "l2", "relative"],
+        Field(description="Gradient as it is, scaled to length 1, or scaled to the length of the velocity."),
+    ] = "relative"
+    shrink: Annotated[bool, Field(description="Also shrink the velocity by the factor 1 - alpha.")] = False
+    clamp: Annotated[bool, Field(description="Clip the corrected velocity to [-1, 1]; it changes far more than the gradient does.")] = False
+
+    @classmethod
+    def paper(cls) -> RectifySettings:
+        """The formula of the paper: the raw gradient over all valid pixels, a constant step size, nothing clipped."""
+        return cls(step_size=0.1, normalise="none")
+
+    @classmethod
+    def released(cls) -> RectifySettings:
+        """What the authors' released code does (state of 2026-02-04)."""
+        return cls(step_size=0.1, schedule="linear_decrease", pixels="wrong", reduction="mean", normalise="none", clamp=True)
+
+    def step_sizes(self, num_steps: int) -> list[float]:
+        """Step sizes of the corrected steps 0 ... ``steps`` - 1 of a sampling run of ``num_steps`` steps.
+
+        The linear schedules count all sampling steps. Raises ValueError when ``steps`` exceeds ``num_steps``.
+        """
+        if self.steps > num_steps:
+            raise ValueError(f"rectify.steps={self.steps} exceeds the number of sampling steps {num_steps}")
+        progress = [(step + 1) / num_steps for step in range(self.steps)]
+        if self.schedule == "constant":
+            return [self.step_size for _ in progress]
+        if self.schedule == "linear_increase":
+            return [self.step_size * done for done in progress]
+        return [self.step_size * (1 - done) for done in progress]
+
+
+class Sampler(Section):
+    """A named way to draw images from the generator."""
+
+    num_steps: Positive = Field(23, description="Euler steps")
+    preset: Literal["paper", "released", "default"] | None = Field(None, description="settings of the correction to start from; null: plain")
+    rectify: dict[str, Any] = Field({}, description="fields of RectifySettings that differ from the preset")
+    batch_size: Positive = Field(8, description="images sampled together")
+
+    @property
+    def rectification(self) -> RectifySettings | None:
+        """The correction's settings, None when there is none."""
+        if self.preset is None:
+            return None
+        base = {"paper": RectifySettings.paper, "released": RectifySettings.released, "default": RectifySettings}[self.preset]()
+        return RectifySettings(**{**asdict(base), **self.rectify})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sampler:
+        if self.preset is None and self.rectify:
+            raise ValueError("rectify: needs a preset to start from; allowed: paper, released, default")
+        known = [field.name for field in fields(RectifySettings)]
+        if unknown := [key for key in self.rectify if key not in known]:
+            raise ValueError(f"rectify.{unknown[0]}: unknown key; allowed: {', '.join(known)}")
+        try:
+            settings = self.rectification
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ValueError(f"rectify.{fault['loc'][0]}: {fault['msg']} (found {fault['input']!r})") from None
+        if settings and settings.steps > self.num_steps:
+            raise ValueError(f"rectify.steps: {settings.steps} corrected steps of {self.num_steps}; allowed: at most num_steps")
+        return self
+
+
+# ---------------------------------------------------------------------------------------------- segmentors and recipes
+
+
+class Segmentor(Section):
+    """A segmentation model and how it is trained."""
+
+    architecture: Literal["segformer_tiny", "unet_tiny", "pspnet_r50", "segformer_b2"]
+    iterations: Positive = Field(description="length of the 1x schedule")
+    batch_size: Positive
+    learning_rate: float = Field(gt=0)
+    optimiser: Literal["AdamW", "SGD"] = "AdamW"
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(0, ge=0, description="iterations of linear warm-up; after it the rate falls as poly")
+    poly_power: float = Field(0.9, gt=0)
+    pretrained: str | None = Field(None, description="file of backbone weights; null: none")
+    checkpoint_every: Positive = Field(500, description="iterations between checkpoints to resume from")
+
+
+class Judge(Section):
+    """Which trained segmentor judges or guides."""
+
+    recipe: Name
+    segmentor: Name
+    seed: int = 0
+
+
+class Filter(Section):
+    """Synthetic pixels that the critic finds too hard are ignored (FreeMask)."""
+
+    margin: float = Field(1.25, gt=0, description="a pixel is dropped above margin x its class's mean loss on real tiles")
+
+
+class Recipe(Section):
+    """What a segmentor is trained on."""
+
+    split: Name | None = Field(None, description="split of real tiles; null: the dataset's train split")
+    schedule: Annotated[float, Field(gt=0)] | Literal["longest"] = Field(
+        1.0, description="length as a multiple of the segmentor's iterations; longest: the longest of all recipes"
+    )
+    control: Name | None = Field(None, description="generator of the synthetic tiles; null: real tiles only")
+    sampler: Name | None = None
+    filter: Name | None = None
+    synthetic_per_real: int = Field(0, ge=0, description="synthetic tiles per real one")
+    real_weight: float = Field(1.0, gt=0, description="how often a real tile is drawn relative to a synthetic one")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        synthetic = [self.control is not None, self.sampler is not None, self.synthetic_per_real > 0]
+        if any(synthetic) and not all(synthetic):
+            raise ValueError("control, sampler and synthetic_per_real go together: set all three, or none for real tiles only")
+        if self.filter and not any(synthetic):
+            raise ValueError("filter: filters synthetic tiles, and this recipe has none")
+        return self
+
+
+class Table(Section):
+    """Recipes that are compared."""
+
+    title: str
+    recipes: list[Name] = Field(min_length=1)
+    segmentor: Name
+    baseline: Name | None = Field(None, description="recipe the differences refer to")
+    paper: Name | None = Field(None, description="table of configs/paper_results.yaml shown beside")
+
+    @model_validator(mode="after")
+    def _baseline_listed(self) -> Table:
+        if self.baseline is not None and self.baseline not in self.recipes:
+            raise ValueError(f"baseline: {self.baseline!r} is not among the recipes; allowed: {', '.join(self.recipes)}")
+        return self
+
+
+class Settings(Section):
+    """The whole configuration of one run."""
+
+    scale: str = Field(description="what the report calls this size of experiment")
+    results: str = Field("results", description="folder of everything that is made")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where models run; cuda is refused on a machine without a GPU")
+    seed: int = Field(0, description="global seed of the synthetic samples' noise")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds each segmentor is trained with")
+    disk_gb: float = Field(1.0, gt=0, description="refuse to start with less free disk than this")
+    shards: Positive = Field(description="jobs that share the synthesis of one sampler")
+    datasets: list[str] = Field(min_length=1, description="names of configs/datasets/NAME.yaml, or paths of such files")
+    base_model: EmbeddedBase | FolderBase = Field(discriminator="kind")
+    captions: Captions = Captions()
+    controls: dict[Name, Control]
+    samplers: dict[Name, Sampler]
+    segmentors: dict[Name, Segmentor]
+    filters: dict[Name, Filter] = {}
+    recipes: dict[Name, Recipe]
+    critic: Judge = Field(description="the segmentor that guides the sampling and filters pixels")
+    judge: Judge = Field(description="an independent segmentor that says whether samples agree with their masks")
+    tables: dict[Name, Table]
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Settings:
+        problems = []
+
+        def known(key: str, name: str | None, among: dict) -> None:
+            if name is not None and name not in among:
+                problems.append(f"{key}: unknown name {name!r}; allowed: {', '.join(among) or '(none defined)'}")
+
+        for name, recipe in self.recipes.items():
+            known(f"recipes.{name}.control", recipe.control, self.controls)
+            known(f"recipes.{name}.sampler", recipe.sampler, self.samplers)
+            known(f"recipes.{name}.filter", recipe.filter, self.filters)
+        for name, table in self.tables.items():
+            for index, recipe in enumerate(table.recipes):
+                known(f"tables.{name}.recipes.{index}", recipe, self.recipes)
+            known(f"tables.{name}.segmentor", table.segmentor, self.segmentors)
+        for key in ("critic", "judge"):
+            known(f"{key}.recipe", getattr(self, key).recipe, self.recipes)
+            known(f"{key}.segmentor", getattr(self, key).segmentor, self.segmentors)
+            recipe = self.recipes.get(getattr(self, key).recipe)
+            if recipe and recipe.control:
+                problems.append(f"{key}.recipe: must train on real tiles only; {getattr(self, key).recipe!r} has synthetic ones")
+        if self.critic == self.judge:
+            problems.append("judge: is the critic itself; name another recipe, segmentor or seed, or its verdict is no evidence")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def iterations(self, recipe: str, segmentor: str) -> int:
+        """Training iterations of a segmentor on a recipe; ``longest`` follows the longest recipe of the tables."""
+        schedule = self.recipes[recipe].schedule
+        if schedule == "longest":
+            compared = {name for table in self.tables.values() for name in table.recipes}
+            schedule = max([1.0, *(s for name in compared if (s := self.recipes[name].schedule) != "longest")])
+        return round(self.segmentors[segmentor].iterations * schedule)
+
+    def copies(self, control: str, sampler: str) -> int:
+        """Synthetic tiles made per real one: as many as the most demanding recipe takes."""
+        return max(r.synthetic_per_real for r in self.recipes.values() if (r.control, r.sampler) == (control, sampler))
+
+
+def _explain(source: str, error: ValidationError) -> ConfigError:
+    """One line per fault: the key's path, what is wrong, what is allowed."""
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"] if part not in ("embedded", "folder") or len(fault["loc"]) == 1)
+        message = re.sub(r"^Value error, ", "", fault["msg"])
+        if fault["type"] == "extra_forbidden":
+            message = f"unknown key; allowed: {', '.join(_allowed_keys(error.title, fault['loc'][:-1])) or 'none'}"
+        elif "input" in fault and not isinstance(fault["input"], (dict, list)):
+            message += f" (found {fault['input']!r})"
+        lines += [f"  {path}: {message}" if path else f"  {part}" for part in message.split("\n")[: 1 if path else None]]
+    return ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(lines))
+
+
+def _allowed_keys(model_name: str, location: tuple) -> list[str]:
+    """Keys allowed in the section at ``location``, found by walking the schema the models give."""
+    schema = {"Settings": Settings, "Dataset": Dataset}[model_name].model_json_schema()
+    node = schema
+
+    def resolve(node: dict) -> dict:
+        while "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        return node
+
+    for part in location:
+        node = resolve(node)
+        if "discriminator" in node and part in node["discriminator"]["mapping"]:
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        elif isinstance(part, int):
+            node = node.get("items", {})
+        elif part in node.get("properties", {}):
+            node = node["properties"][part]
+        else:
+            node = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
+    return list(resolve(node).get("properties", {}))
+
+
+def load_settings(config: dict, source: str = "configuration") -> Settings:
+    """Check a configuration as read from YAML. Raises ConfigError naming every wrong key, with what is allowed."""
+    try:
+        return Settings.model_validate(config)
+    except ValidationError as error:
+        raise _explain(source, error) from None
+
+
+def load_dataset(path: Path | str) -> Dataset:
+    """Read a dataset file. Raises ConfigError when it is missing, not YAML or not a valid dataset."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Dataset.model_validate(content)
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in Path(path).parent.glob("*.yaml")))
+        raise ConfigError(f"datasets: no file {path}; allowed: a path, or one of {known or '(no files there)'}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        raise _explain(str(path), error) from None
+
+
+def load_datasets(settings: Settings, root: Path | str) -> dict[str, Dataset]:
+    """Read the dataset files that ``settings.datasets`` names (below ``root``/configs/datasets, or as paths) and check
+    that every split the recipes name exists."""
+    datasets = {}
+    for entry in settings.datasets:
+        path = Path(entry) if entry.endswith(".yaml") else Path(root) / "configs" / "datasets" / f"{entry}.yaml"
+        dataset = load_dataset(path)
+        if dataset.name in datasets:
+            raise ConfigError(f"datasets: the name {dataset.name!r} occurs twice ({entry})")
+        datasets[dataset.name] = dataset
+        for name, recipe in settings.recipes.items():
+            if recipe.split is not None and recipe.split not in dataset.splits:
+                raise ConfigError(
+                    f"recipes.{name}.split: {dataset.name} has no split {recipe.split!r}; allowed: {', '.join(dataset.splits)}"
+                )
+            if (recipe.split or dataset.train) == dataset.test:
+                raise ConfigError(f"recipes.{name}.split: {recipe.split!r} is the test split of {dataset.name}; nothing may train on it")
+    return datasets
+
+
+def json_schema() -> str:
+    """The configuration's JSON schema, as written to configs/schema.json."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

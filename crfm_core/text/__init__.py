@@ -1,0 +1,1 @@
+"""Captions, text encoders and the prompt cache."""

@@ -1,0 +1,157 @@
+# Configuration, paths and the functions that name files; no stage of its own.
+
+import fcntl
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+from crfm_core import CrfmError
+from crfm_core.devices import require_gpus
+from crfm_core.files import hash_of, require_disk
+from crfm_core.settings import FolderBase, load_datasets, load_settings
+
+HERE = Path(workflow.basedir)
+
+try:
+    settings = load_settings(config)
+    datasets = load_datasets(settings, HERE)
+except CrfmError as error:
+    raise WorkflowError(str(error)) from None
+validate(config, str(HERE / "configs" / "schema.json"))
+
+RESULTS = settings.results
+GPU = int(settings.device == "cuda")
+CONFIGURATION = hash_of(settings.model_dump(), [dataset.model_dump() for dataset in datasets.values()])
+
+
+wildcard_constraints:
+    dataset="|".join(datasets),
+    split="[A-Za-z0-9_-]+",
+    control="|".join(settings.controls),
+    sampler="|".join(settings.samplers),
+    filter="|".join(settings.filters) or "none",
+    recipe="|".join(settings.recipes),
+    segmentor="|".join(settings.segmentors),
+    table="|".join(settings.tables),
+    seed=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
+
+
+def dump(section):
+    """A section of the configuration as plain values, for `params:`."""
+    return section.model_dump(mode="json")
+
+
+def dataset_of(wildcards):
+    return datasets[wildcards.dataset]
+
+
+def recipe_of(wildcards):
+    return settings.recipes[wildcards.recipe]
+
+
+def base_model(wildcards):
+    if isinstance(settings.base_model, FolderBase):
+        return settings.base_model.path
+    return f"{RESULTS}/{wildcards.dataset}/base_model"
+
+
+def training_tiles(wildcards):
+    return f"{RESULTS}/{wildcards.dataset}/tiles/{dataset_of(wildcards).train}.parquet"
+
+
+def training_captions(wildcards):
+    return f"{RESULTS}/{wildcards.dataset}/captions/{dataset_of(wildcards).train}.parquet"
+
+
+def training_prompts(wildcards):
+    return f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).train}.safetensors"
+
+
+def test_tiles(wildcards):
+    return f"{RESULTS}/{wildcards.dataset}/tiles/{dataset_of(wildcards).test}.parquet"
+
+
+def segmentor_folder(dataset, recipe, segmentor, seed):
+    return f"{RESULTS}/{dataset}/segmentors/{recipe}/{segmentor}/seed{seed}"
+
+
+def checkpoint_of(judge):
+    """Input function: the checkpoint of the configured critic or judge."""
+    return lambda wildcards: f"{segmentor_folder(wildcards.dataset, judge.recipe, judge.segmentor, judge.seed)}/checkpoint.pth"
+
+
+def synthetic_tiles(wildcards):
+    """The synthetic manifest a recipe mixes in: nothing, the gathered shards, or what the filter left of them."""
+    recipe = recipe_of(wildcards)
+    folder = f"{RESULTS}/{wildcards.dataset}"
+    if recipe.control is None:
+        return []
+    if recipe.filter is None:
+        return f"{folder}/synthetic/{recipe.control}/{recipe.sampler}/all.parquet"
+    return f"{folder}/filtered/{recipe.control}/{recipe.sampler}/{recipe.filter}.parquet"
+
+
+def generated():
+    """The (control, sampler) pairs that the tables' recipes use, in their order."""
+    recipes = [settings.recipes[name] for table in settings.tables.values() for name in table.recipes]
+    return list(dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control))
+
+
+def filtered():
+    """The (control, sampler, filter) triples that the tables' recipes use."""
+    recipes = [settings.recipes[name] for table in settings.tables.values() for name in table.recipes]
+    return list(dict.fromkeys((r.control, r.sampler, r.filter) for r in recipes if r.filter))
+
+
+def used_splits(wildcards):
+    """The splits that anything trains on or is scored on."""
+    dataset = dataset_of(wildcards)
+    return list(dict.fromkeys([dataset.train, dataset.test, *(r.split for r in settings.recipes.values() if r.split)]))
+
+
+def recover_from_a_killed_run():
+    """Let a run start after one that was killed (-9) together with its clean-up.
+
+    A run holds .snakemake/alive for as long as it lives; the kernel lets go of it however the run ends. Who gets hold of it
+    and finds Snakemake's own locks, left by this same machine, knows that nobody needs them any more.
+    """
+    folder = Path(".snakemake")
+    folder.mkdir(exist_ok=True)
+    handle = (folder / "alive").open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    handle.seek(0)
+    if handle.read() == socket.gethostname():
+        shutil.rmtree(folder / "locks", ignore_errors=True)
+    handle.truncate(0)
+    handle.write(socket.gethostname())
+    handle.flush()
+    return handle
+
+
+if workflow.is_main_process and not workflow.dryrun:
+    alive = recover_from_a_killed_run()
+
+
+onstart:
+    try:
+        require_disk(RESULTS, settings.disk_gb * 1e9)
+        if GPU and not workflow.remote_exec and workflow.local_exec:
+            require_gpus(1)
+    except CrfmError as error:
+        raise WorkflowError(str(error)) from None
+
+
+onsuccess:
+    if Path(RESULTS, "report.html").is_file():
+        for table in settings.tables:
+            print(Path(RESULTS, "tables", f"{table}.txt").read_text())
+        print(f"report: {Path(RESULTS, 'report.html').resolve()}")

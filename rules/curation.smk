@@ -1,0 +1,129 @@
+# Curation: how well samples agree with their masks, which of their pixels are kept, and what a recipe trains on.
+
+
+rule measure_class_losses:
+    input:
+        tiles=training_tiles,
+        critic=checkpoint_of(settings.critic),
+    output:
+        losses=f"{RESULTS}/{{dataset}}/class_losses.json",
+    params:
+        device=settings.device,
+    log:
+        f"{RESULTS}/logs/{{dataset}}/measure_class_losses.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/measure_class_losses.tsv"
+    resources:
+        mem_mb=16000 if GPU else 2000,
+        runtime=240,
+        gpu=GPU,
+    conda:
+        "../envs/segmentor.yaml"
+    message:
+        "Measuring the critic's loss per class on the real tiles of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/measure_class_losses.py"
+
+
+rule filter_pixels:
+    input:
+        synthetic=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
+        losses=f"{RESULTS}/{{dataset}}/class_losses.json",
+        critic=checkpoint_of(settings.critic),
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/filtered/{{control}}/{{sampler}}/{{filter}}.parquet",
+    params:
+        filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
+        device=settings.device,
+    log:
+        f"{RESULTS}/logs/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.tsv"
+    resources:
+        mem_mb=16000 if GPU else 2000,
+        runtime=480,
+        gpu=GPU,
+    retries: 1
+    conda:
+        "../envs/segmentor.yaml"
+    message:
+        "Filtering the pixels of {wildcards.control}, {wildcards.sampler}"
+    script:
+        "../workflow_scripts/filter_pixels.py"
+
+
+rule mix_tiles:
+    input:
+        real=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/tiles/{recipe_of(wildcards).split or dataset_of(wildcards).train}.parquet",
+        synthetic=synthetic_tiles,
+        disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
+    params:
+        recipe=lambda wildcards: dump(recipe_of(wildcards)),
+    log:
+        f"{RESULTS}/logs/{{dataset}}/mix_tiles-{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/mix_tiles-{{recipe}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Mixing the tiles of recipe {wildcards.recipe}"
+    script:
+        "../workflow_scripts/mix_tiles.py"
+
+
+rule measure_agreement:
+    input:
+        synthetic=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
+        critic=checkpoint_of(settings.critic),
+        judge=checkpoint_of(settings.judge),
+    output:
+        scores=f"{RESULTS}/{{dataset}}/agreement/{{control}}/{{sampler}}.json",
+    params:
+        critic=dump(settings.critic),
+        judge=dump(settings.judge),
+        device=settings.device,
+    log:
+        f"{RESULTS}/logs/{{dataset}}/measure_agreement-{{control}}-{{sampler}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/measure_agreement-{{control}}-{{sampler}}.tsv"
+    resources:
+        mem_mb=16000 if GPU else 2000,
+        runtime=240,
+        gpu=GPU,
+    conda:
+        "../envs/segmentor.yaml"
+    message:
+        "Measuring whether the samples of {wildcards.control}, {wildcards.sampler} agree with their masks"
+    script:
+        "../workflow_scripts/measure_agreement.py"
+
+
+rule measure_reconstruction:
+    input:
+        tiles=test_tiles,
+        base=base_model,
+        critic=checkpoint_of(settings.critic),
+        judge=checkpoint_of(settings.judge),
+    output:
+        scores=f"{RESULTS}/{{dataset}}/agreement/reconstruction.json",
+    params:
+        device=settings.device,
+    log:
+        f"{RESULTS}/logs/{{dataset}}/measure_reconstruction.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/measure_reconstruction.tsv"
+    resources:
+        mem_mb=16000 if GPU else 3000,
+        runtime=240,
+        gpu=GPU,
+    conda:
+        "../envs/synthesis.yaml"
+    message:
+        "Measuring what the autoencoder keeps of the test tiles of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/measure_reconstruction.py"

@@ -1,0 +1,70 @@
+# Report: scores of the recipes as tables, and one page that says whether synthetic data helped.
+
+
+def scores_of(table):
+    return [
+        f"{segmentor_folder(dataset, recipe, table.segmentor, seed)}/scores.json"
+        for dataset in datasets
+        for recipe in table.recipes
+        for seed in settings.seeds
+    ]
+
+
+rule make_table:
+    input:
+        scores=lambda wildcards: scores_of(settings.tables[wildcards.table]),
+    output:
+        csv=f"{RESULTS}/tables/{{table}}.csv",
+        text=f"{RESULTS}/tables/{{table}}.txt",
+    params:
+        table=lambda wildcards: dump(settings.tables[wildcards.table]),
+        datasets=list(datasets),
+        seeds=settings.seeds,
+        scale=settings.scale,
+        configuration=CONFIGURATION,
+    log:
+        f"{RESULTS}/logs/make_table-{{table}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/make_table-{{table}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Writing table {wildcards.table}"
+    script:
+        "../workflow_scripts/make_table.py"
+
+
+rule make_report:
+    input:
+        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.tables),
+        tiles=[f"{RESULTS}/{name}/captions/{dataset.train}.parquet" for name, dataset in datasets.items()],
+        test=[f"{RESULTS}/{name}/tiles/{dataset.test}.parquet" for name, dataset in datasets.items()],
+        synthetic=[f"{RESULTS}/{name}/synthetic/{c}/{s}/all.parquet" for name in datasets for c, s in generated()],
+        filtered=[f"{RESULTS}/{name}/filtered/{c}/{s}/{f}.parquet" for name in datasets for c, s, f in filtered()],
+        agreement=[f"{RESULTS}/{name}/agreement/{c}/{s}.json" for name in datasets for c, s in generated()],
+        reconstruction=[f"{RESULTS}/{name}/agreement/reconstruction.json" for name in datasets],
+        paper=str(HERE / "configs" / "paper_results.yaml"),
+    output:
+        page=f"{RESULTS}/report.html",
+        figures=directory(f"{RESULTS}/figures"),
+    params:
+        settings=dump(settings),
+        datasets=[dump(dataset) for dataset in datasets.values()],
+        configuration=CONFIGURATION,
+        results=RESULTS,
+    log:
+        f"{RESULTS}/logs/make_report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/make_report.tsv"
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Writing the report"
+    script:
+        "../workflow_scripts/make_report.py"

@@ -1,0 +1,54 @@
+# Segmentors: one rule trains every one of them, the critic and the judge too; one scores them on the test split.
+
+
+rule train_segmentor:
+    input:
+        mix=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
+    output:
+        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        segmentor=lambda wildcards: dump(settings.segmentors[wildcards.segmentor]),
+        iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
+        device=settings.device,
+        work=f"{RESULTS}/{{dataset}}/work/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+    threads: 8 if GPU else 1
+    resources:
+        mem_mb=32000 if GPU else 2000,
+        runtime=2880,
+        gpu=GPU,
+    retries: 1
+    conda:
+        "../envs/segmentor.yaml"
+    message:
+        "Training {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"
+    script:
+        "../workflow_scripts/train_segmentor.py"
+
+
+rule evaluate_segmentor:
+    input:
+        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
+        tiles=test_tiles,
+    output:
+        scores=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/scores.json",
+    params:
+        device=settings.device,
+    log:
+        f"{RESULTS}/logs/{{dataset}}/evaluate_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/evaluate_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+    resources:
+        mem_mb=16000 if GPU else 2000,
+        runtime=120,
+        gpu=GPU,
+    conda:
+        "../envs/segmentor.yaml"
+    message:
+        "Scoring {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
+    script:
+        "../workflow_scripts/evaluate_segmentor.py"

@@ -1,0 +1,59 @@
+# Synthesis: images for the training masks, in a fixed number of shards, gathered into one manifest.
+
+
+rule synthesise_shard:
+    input:
+        generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
+        captions=training_captions,
+        prompts=training_prompts,
+        critic=checkpoint_of(settings.critic),
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/shard-{{shard}}-of-{{shards}}.parquet",
+    params:
+        sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
+        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
+        seed=settings.seed,
+        device=settings.device,
+    log:
+        f"{RESULTS}/logs/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.tsv"
+    threads: 4 if GPU else 1
+    resources:
+        mem_mb=48000 if GPU else 3000,
+        runtime=1440,
+        gpu=GPU,
+    retries: 1
+    conda:
+        "../envs/synthesis.yaml"
+    message:
+        "Sampling shard {wildcards.shard} of {wildcards.shards} with {wildcards.control}, {wildcards.sampler}"
+    script:
+        "../workflow_scripts/synthesise_shard.py"
+
+
+rule gather_shards:
+    input:
+        shards=expand(
+            f"{RESULTS}/{{{{dataset}}}}/synthetic/{{{{control}}}}/{{{{sampler}}}}/shard-{{shard}}-of-{{shards}}.parquet",
+            shard=range(1, settings.shards + 1),
+            shards=settings.shards,
+        ),
+        captions=training_captions,
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
+    params:
+        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
+    log:
+        f"{RESULTS}/logs/{{dataset}}/gather_shards-{{control}}-{{sampler}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/gather_shards-{{control}}-{{sampler}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Gathering the shards of {wildcards.control}, {wildcards.sampler}"
+    script:
+        "../workflow_scripts/gather_shards.py"

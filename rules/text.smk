@@ -1,0 +1,48 @@
+# Text: a caption per tile, an embedding per distinct caption.
+
+
+rule caption_tiles:
+    input:
+        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/captions/{{split}}.parquet",
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        captions=dump(settings.captions),
+    log:
+        f"{RESULTS}/logs/{{dataset}}/caption_tiles-{{split}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/caption_tiles-{{split}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    conda:
+        "../envs/generator.yaml"
+    message:
+        "Captioning the {wildcards.split} tiles of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/caption_tiles.py"
+
+
+rule encode_prompts:
+    input:
+        captions=f"{RESULTS}/{{dataset}}/captions/{{split}}.parquet",
+        base=base_model,
+    output:
+        prompts=f"{RESULTS}/{{dataset}}/prompts/{{split}}.safetensors",
+    params:
+        device=settings.device,
+    log:
+        f"{RESULTS}/logs/{{dataset}}/encode_prompts-{{split}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/encode_prompts-{{split}}.tsv"
+    resources:
+        mem_mb=32000 if GPU else 3000,
+        runtime=120,
+        gpu=GPU,
+    conda:
+        "../envs/generator.yaml"
+    message:
+        "Encoding the prompts of {wildcards.dataset}, {wildcards.split}"
+    script:
+        "../workflow_scripts/encode_prompts.py"

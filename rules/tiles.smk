@@ -1,0 +1,43 @@
+# Tiles: scenes cut to one size, splits that share no ground.
+
+
+rule tile_scenes:
+    input:
+        scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+    log:
+        f"{RESULTS}/logs/{{dataset}}/tile_scenes-{{split}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/tile_scenes-{{split}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Cutting the {wildcards.split} scenes of {wildcards.dataset} into tiles"
+    script:
+        "../workflow_scripts/tile_scenes.py"
+
+
+rule check_splits:
+    input:
+        manifests=lambda wildcards: [f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in used_splits(wildcards)],
+    output:
+        report=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/check_splits.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/check_splits.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../envs/data.yaml"
+    message:
+        "Checking that the splits of {wildcards.dataset} share no ground"
+    script:
+        "../workflow_scripts/check_splits.py"

@@ -1,0 +1,15 @@
+"""Encode each distinct caption once: the captioned manifest and the base model in, the prompt cache out."""
+
+from job import job
+
+with job(snakemake):
+    import torch
+
+    from crfm_core.devices import resolve
+    from crfm_core.manifest import read_manifest
+    from crfm_core.text.encoders import encode_prompts_file
+
+    device = resolve(snakemake.params.device)
+    captions = read_manifest(snakemake.input.captions).caption
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    encode_prompts_file(snakemake.input.base, captions, snakemake.output.prompts, device, dtype)

@@ -1,0 +1,30 @@
+"""What every script of this folder does around its one call: log to the rule's log, take the rule's threads, report faults."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from crfm_core import CrfmError
+
+
+@contextlib.contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """Send all output, that of libraries too, to the rule's log; end with exit status 1 when the work fails."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(snakemake.threads)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.stdout.flush()
+    with open(snakemake.log[0], "w", buffering=1, encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    except CrfmError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)

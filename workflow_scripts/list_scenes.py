@@ -1,0 +1,11 @@
+"""List the dataset's scenes (draw them, for the embedded world): the source in, the scene manifest out."""
+
+from job import job
+
+with job(snakemake):
+    from pathlib import Path
+
+    from crfm_core.data.adapters import list_scenes
+    from crfm_core.settings import Dataset
+
+    list_scenes(Dataset(**snakemake.params.dataset), Path.cwd(), Path(snakemake.output.manifest))

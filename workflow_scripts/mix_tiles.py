@@ -1,0 +1,16 @@
+"""Choose what a recipe trains on: the real tiles and, if it has them, synthetic ones in, one manifest with weights out."""
+
+from job import job
+
+with job(snakemake):
+    from crfm_core.curation.mixing import mix
+    from crfm_core.settings import Recipe
+
+    recipe = Recipe(**snakemake.params.recipe)
+    mix(
+        snakemake.input.real,
+        snakemake.input.synthetic or None,
+        snakemake.output.manifest,
+        synthetic_per_real=recipe.synthetic_per_real,
+        real_weight=recipe.real_weight,
+    )
