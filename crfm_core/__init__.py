@@ -7,10 +7,9 @@ __version__ = "0.1.0"
 
 ROOMS = (
     "settings",
-    "manifest",
     "files",
+    "manifest",
     "devices",
-    "checkpoints",
     "data",
     "metrics",
     "text",

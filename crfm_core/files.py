@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from crfm_core import DataError, ResourceError
 
@@ -98,14 +99,26 @@ def exclusive(folder: Path | str) -> Iterator[Path]:
     The kernel drops the lock when its holder dies, however it dies, so a killed run never blocks the next.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder} is held by a job of an earlier run that is still alive; waiting for it to end", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield folder
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{folder} is held by a job of an earlier run that is still alive; waiting for it to end", flush=True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if not _still_there(folder / ".lock", handle):
+                continue  # the other one finished and removed the folder, and this lock with it
+            yield folder
+            return
+
+
+def _still_there(path: Path, handle: IO) -> bool:
+    """Whether ``path`` still names the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -141,7 +142,7 @@ class Captions(Section):
     @model_validator(mode="after")
     def _has_place(self) -> Captions:
         if self.template.count("{classes}") != 1 or "{" in self.template.replace("{classes}", ""):
-            raise ValueError("template must hold {classes} exactly once and no other braces")
+            raise ValueError("template: must hold {classes} exactly once and no other braces")
         return self
 
 
@@ -171,6 +172,7 @@ class Control(Section):
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class RectifySettings:
@@ -233,7 +235,7 @@ class Sampler(Section):
     """A named way to draw images from the generator."""
 
     num_steps: Positive = Field(23, description="Euler steps")
-    preset: Literal["paper", "released", "default"] | None = Field(None, description="settings of the correction to start from; null: plain")
+    preset: Literal["paper", "released", "default"] | None = Field(None, description="settings of the correction to start from; null: none")
     rectify: dict[str, Any] = Field({}, description="fields of RectifySettings that differ from the preset")
     batch_size: Positive = Field(8, description="images sampled together")
 
@@ -400,14 +402,24 @@ def _explain(source: str, error: ValidationError) -> ConfigError:
     """One line per fault: the key's path, what is wrong, what is allowed."""
     lines = []
     for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"] if part not in ("embedded", "folder") or len(fault["loc"]) == 1)
+        path = ".".join(_keys_of(fault["loc"]))
         message = re.sub(r"^Value error, ", "", fault["msg"])
         if fault["type"] == "extra_forbidden":
             message = f"unknown key; allowed: {', '.join(_allowed_keys(error.title, fault['loc'][:-1])) or 'none'}"
         elif "input" in fault and not isinstance(fault["input"], (dict, list)):
             message += f" (found {fault['input']!r})"
-        lines += [f"  {path}: {message}" if path else f"  {part}" for part in message.split("\n")[: 1 if path else None]]
+        # a section's own check names the key below it first ("rectify.steps: ...")
+        joint = "." if fault["type"] == "value_error" and re.match(r"[\w.]+: ", message) else ": "
+        lines += [f"  {path}{joint}{message}" if path else f"  {part}" for part in message.split("\n")[: 1 if path else None]]
     return ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(lines))
+
+
+def _keys_of(location: tuple) -> Iterator[str]:
+    """The keys of a fault's location, without the kinds and types that pydantic puts between them."""
+    for before, part in zip(("", *location), location, strict=False):
+        is_kind = before in ("base_model", "source") and part in ("embedded", "folder")
+        if not is_kind and not re.match(r"constrained-|literal\[", str(part)):
+            yield str(part)
 
 
 def _allowed_keys(model_name: str, location: tuple) -> list[str]:

@@ -7,18 +7,18 @@ rule measure_class_losses:
         critic=checkpoint_of(settings.critic),
     output:
         losses=f"{RESULTS}/{{dataset}}/class_losses.json",
-    params:
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/measure_class_losses.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/measure_class_losses.tsv"
+    conda:
+        "../envs/segmentor.yaml"
     resources:
         mem_mb=16000 if GPU else 2000,
         runtime=240,
         gpu=GPU,
-    conda:
-        "../envs/segmentor.yaml"
+    params:
+        device=settings.device,
     message:
         "Measuring the critic's loss per class on the real tiles of {wildcards.dataset}"
     script:
@@ -32,20 +32,20 @@ rule filter_pixels:
         critic=checkpoint_of(settings.critic),
     output:
         manifest=f"{RESULTS}/{{dataset}}/filtered/{{control}}/{{sampler}}/{{filter}}.parquet",
-    params:
-        filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.tsv"
+    retries: 1
+    conda:
+        "../envs/segmentor.yaml"
     resources:
         mem_mb=16000 if GPU else 2000,
         runtime=480,
         gpu=GPU,
-    retries: 1
-    conda:
-        "../envs/segmentor.yaml"
+    params:
+        filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
+        device=settings.device,
     message:
         "Filtering the pixels of {wildcards.control}, {wildcards.sampler}"
     script:
@@ -59,17 +59,17 @@ rule mix_tiles:
         disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
     output:
         manifest=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
-    params:
-        recipe=lambda wildcards: dump(recipe_of(wildcards)),
     log:
         f"{RESULTS}/logs/{{dataset}}/mix_tiles-{{recipe}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/mix_tiles-{{recipe}}.tsv"
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
+    params:
+        recipe=lambda wildcards: dump(recipe_of(wildcards)),
     message:
         "Mixing the tiles of recipe {wildcards.recipe}"
     script:
@@ -83,20 +83,20 @@ rule measure_agreement:
         judge=checkpoint_of(settings.judge),
     output:
         scores=f"{RESULTS}/{{dataset}}/agreement/{{control}}/{{sampler}}.json",
-    params:
-        critic=dump(settings.critic),
-        judge=dump(settings.judge),
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/measure_agreement-{{control}}-{{sampler}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/measure_agreement-{{control}}-{{sampler}}.tsv"
+    conda:
+        "../envs/segmentor.yaml"
     resources:
         mem_mb=16000 if GPU else 2000,
         runtime=240,
         gpu=GPU,
-    conda:
-        "../envs/segmentor.yaml"
+    params:
+        critic=dump(settings.critic),
+        judge=dump(settings.judge),
+        device=settings.device,
     message:
         "Measuring whether the samples of {wildcards.control}, {wildcards.sampler} agree with their masks"
     script:
@@ -111,18 +111,18 @@ rule measure_reconstruction:
         judge=checkpoint_of(settings.judge),
     output:
         scores=f"{RESULTS}/{{dataset}}/agreement/reconstruction.json",
-    params:
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/measure_reconstruction.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/measure_reconstruction.tsv"
+    conda:
+        "../envs/synthesis.yaml"
     resources:
         mem_mb=16000 if GPU else 3000,
         runtime=240,
         gpu=GPU,
-    conda:
-        "../envs/synthesis.yaml"
+    params:
+        device=settings.device,
     message:
         "Measuring what the autoencoder keeps of the test tiles of {wildcards.dataset}"
     script:

@@ -8,21 +8,21 @@ if not isinstance(settings.base_model, FolderBase):
             tiles=training_tiles,
         output:
             folder=directory(f"{RESULTS}/{{dataset}}/base_model"),
+        log:
+            f"{RESULTS}/logs/{{dataset}}/build_base_model.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{{dataset}}/build_base_model.tsv"
+        priority: 10
+        conda:
+            "../envs/generator.yaml"
+        resources:
+            mem_mb=3000,
+            runtime=60,
         params:
             dataset=lambda wildcards: dump(dataset_of(wildcards)),
             captions=dump(settings.captions),
             base=dump(settings.base_model),
             work=f"{RESULTS}/{{dataset}}/work/base_model",
-        log:
-            f"{RESULTS}/logs/{{dataset}}/build_base_model.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/{{dataset}}/build_base_model.tsv"
-        resources:
-            mem_mb=3000,
-            runtime=60,
-        priority: 10
-        conda:
-            "../envs/generator.yaml"
         message:
             "Building the embedded base model of {wildcards.dataset}"
         script:
@@ -35,20 +35,20 @@ rule encode_latents:
         base=base_model,
     output:
         latents=f"{RESULTS}/{{dataset}}/latents/{{mask_code}}.safetensors",
-    params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/encode_latents-{{mask_code}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/encode_latents-{{mask_code}}.tsv"
+    retries: 1
+    conda:
+        "../envs/generator.yaml"
     resources:
         mem_mb=32000 if GPU else 3000,
         runtime=600,
         gpu=GPU,
-    retries: 1
-    conda:
-        "../envs/generator.yaml"
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        device=settings.device,
     message:
         "Encoding the training tiles of {wildcards.dataset}"
     script:
@@ -63,24 +63,24 @@ rule train_generator:
         prompts=training_prompts,
     output:
         folder=directory(f"{RESULTS}/{{dataset}}/generators/{{control}}"),
-    params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
-        control=lambda wildcards: dump(settings.controls[wildcards.control]),
-        device=settings.device,
-        work=f"{RESULTS}/{{dataset}}/work/generators/{{control}}",
     log:
         f"{RESULTS}/logs/{{dataset}}/train_generator-{{control}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/train_generator-{{control}}.tsv"
+    priority: 10
+    retries: 1
+    conda:
+        "../envs/generator.yaml"
     threads: 8 if GPU else 1
     resources:
         mem_mb=96000 if GPU else 3000,
         runtime=10000,
         gpu=GPU,
-    retries: 1
-    priority: 10
-    conda:
-        "../envs/generator.yaml"
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        control=lambda wildcards: dump(settings.controls[wildcards.control]),
+        device=settings.device,
+        work=f"{RESULTS}/{{dataset}}/work/generators/{{control}}",
     message:
         "Training the generator {wildcards.control} on {wildcards.dataset}"
     script:

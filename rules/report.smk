@@ -16,21 +16,21 @@ rule make_table:
     output:
         csv=f"{RESULTS}/tables/{{table}}.csv",
         text=f"{RESULTS}/tables/{{table}}.txt",
+    log:
+        f"{RESULTS}/logs/make_table-{{table}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/make_table-{{table}}.tsv"
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         table=lambda wildcards: dump(settings.tables[wildcards.table]),
         datasets=list(datasets),
         seeds=settings.seeds,
         scale=settings.scale,
         configuration=CONFIGURATION,
-    log:
-        f"{RESULTS}/logs/make_table-{{table}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/make_table-{{table}}.tsv"
-    resources:
-        mem_mb=2000,
-        runtime=30,
-    conda:
-        "../envs/report.yaml"
     message:
         "Writing table {wildcards.table}"
     script:
@@ -50,20 +50,20 @@ rule make_report:
     output:
         page=f"{RESULTS}/report.html",
         figures=directory(f"{RESULTS}/figures"),
+    log:
+        f"{RESULTS}/logs/make_report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/make_report.tsv"
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=3000,
+        runtime=60,
     params:
         settings=dump(settings),
         datasets=[dump(dataset) for dataset in datasets.values()],
         configuration=CONFIGURATION,
         results=RESULTS,
-    log:
-        f"{RESULTS}/logs/make_report.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/make_report.tsv"
-    resources:
-        mem_mb=3000,
-        runtime=60,
-    conda:
-        "../envs/report.yaml"
     message:
         "Writing the report"
     script:

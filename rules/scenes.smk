@@ -4,17 +4,17 @@
 rule list_scenes:
     output:
         manifest=f"{RESULTS}/{{dataset}}/scenes.parquet",
-    params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
     log:
         f"{RESULTS}/logs/{{dataset}}/list_scenes.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/list_scenes.tsv"
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=2000,
         runtime=60,
-    conda:
-        "../envs/data.yaml"
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
     message:
         "Listing the scenes of {wildcards.dataset}"
     script:

@@ -6,24 +6,24 @@ rule train_segmentor:
         mix=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
     output:
         checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+    retries: 1
+    conda:
+        "../envs/segmentor.yaml"
+    threads: 8 if GPU else 1
+    resources:
+        mem_mb=32000 if GPU else 2000,
+        runtime=2880,
+        gpu=GPU,
     params:
         dataset=lambda wildcards: dump(dataset_of(wildcards)),
         segmentor=lambda wildcards: dump(settings.segmentors[wildcards.segmentor]),
         iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
         device=settings.device,
         work=f"{RESULTS}/{{dataset}}/work/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}",
-    log:
-        f"{RESULTS}/logs/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
-    threads: 8 if GPU else 1
-    resources:
-        mem_mb=32000 if GPU else 2000,
-        runtime=2880,
-        gpu=GPU,
-    retries: 1
-    conda:
-        "../envs/segmentor.yaml"
     message:
         "Training {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"
     script:
@@ -36,18 +36,18 @@ rule evaluate_segmentor:
         tiles=test_tiles,
     output:
         scores=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/scores.json",
-    params:
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/evaluate_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/evaluate_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+    conda:
+        "../envs/segmentor.yaml"
     resources:
         mem_mb=16000 if GPU else 2000,
         runtime=120,
         gpu=GPU,
-    conda:
-        "../envs/segmentor.yaml"
+    params:
+        device=settings.device,
     message:
         "Scoring {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
     script:

@@ -9,23 +9,23 @@ rule synthesise_shard:
         critic=checkpoint_of(settings.critic),
     output:
         manifest=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/shard-{{shard}}-of-{{shards}}.parquet",
-    params:
-        sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
-        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
-        seed=settings.seed,
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.tsv"
+    retries: 1
+    conda:
+        "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
     resources:
         mem_mb=48000 if GPU else 3000,
         runtime=1440,
         gpu=GPU,
-    retries: 1
-    conda:
-        "../envs/synthesis.yaml"
+    params:
+        sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
+        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
+        seed=settings.seed,
+        device=settings.device,
     message:
         "Sampling shard {wildcards.shard} of {wildcards.shards} with {wildcards.control}, {wildcards.sampler}"
     script:
@@ -42,17 +42,17 @@ rule gather_shards:
         captions=training_captions,
     output:
         manifest=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
-    params:
-        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
     log:
         f"{RESULTS}/logs/{{dataset}}/gather_shards-{{control}}-{{sampler}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/gather_shards-{{control}}-{{sampler}}.tsv"
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
+    params:
+        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
     message:
         "Gathering the shards of {wildcards.control}, {wildcards.sampler}"
     script:

@@ -6,18 +6,18 @@ rule caption_tiles:
         tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
     output:
         manifest=f"{RESULTS}/{{dataset}}/captions/{{split}}.parquet",
-    params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
-        captions=dump(settings.captions),
     log:
         f"{RESULTS}/logs/{{dataset}}/caption_tiles-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/caption_tiles-{{split}}.tsv"
+    conda:
+        "../envs/generator.yaml"
     resources:
         mem_mb=2000,
         runtime=60,
-    conda:
-        "../envs/generator.yaml"
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        captions=dump(settings.captions),
     message:
         "Captioning the {wildcards.split} tiles of {wildcards.dataset}"
     script:
@@ -30,18 +30,18 @@ rule encode_prompts:
         base=base_model,
     output:
         prompts=f"{RESULTS}/{{dataset}}/prompts/{{split}}.safetensors",
-    params:
-        device=settings.device,
     log:
         f"{RESULTS}/logs/{{dataset}}/encode_prompts-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/encode_prompts-{{split}}.tsv"
+    conda:
+        "../envs/generator.yaml"
     resources:
         mem_mb=32000 if GPU else 3000,
         runtime=120,
         gpu=GPU,
-    conda:
-        "../envs/generator.yaml"
+    params:
+        device=settings.device,
     message:
         "Encoding the prompts of {wildcards.dataset}, {wildcards.split}"
     script:

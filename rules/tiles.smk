@@ -6,17 +6,17 @@ rule tile_scenes:
         scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
     output:
         manifest=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
-    params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
     log:
         f"{RESULTS}/logs/{{dataset}}/tile_scenes-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/tile_scenes-{{split}}.tsv"
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=2000,
         runtime=120,
-    conda:
-        "../envs/data.yaml"
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
     message:
         "Cutting the {wildcards.split} scenes of {wildcards.dataset} into tiles"
     script:
@@ -32,11 +32,11 @@ rule check_splits:
         f"{RESULTS}/logs/{{dataset}}/check_splits.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/check_splits.tsv"
+    conda:
+        "../envs/data.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
-    conda:
-        "../envs/data.yaml"
     message:
         "Checking that the splits of {wildcards.dataset} share no ground"
     script:

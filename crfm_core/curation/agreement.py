@@ -27,7 +27,7 @@ def agreement_by_copy(critic: Critic, manifest: Path, root: Path, batch_size: in
     A copy is one draw of the noise for every mask, so ``OA`` and ``OA_sd`` (None for one copy) are mean and standard deviation over
     draws; likewise mIoU and mAcc. ``copies`` holds the single ones.
     """
-    matrices = {copy: ConfusionMatrix(len(critic.classes)) for copy in sorted(read_manifest(manifest).copy.unique())}
+    matrices = {copy: ConfusionMatrix(len(critic.classes)) for copy in sorted(read_manifest(manifest)["copy"].unique())}
     for rows, images, labels in tile_batches(manifest, root, batch_size):
         predictions = predict(critic, images, batch_size)
         for copy, prediction, label in zip(rows["copy"], predictions, labels, strict=True):

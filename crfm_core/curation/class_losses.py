@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from crfm_core import DataError
+from crfm_core.data.rasters import IGNORE
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import as_input, tile_batches
-
-IGNORE = 255
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from crfm_core import DataError
-from crfm_core.curation.class_losses import IGNORE, pixel_losses
-from crfm_core.data.rasters import write_raster
+from crfm_core.curation.class_losses import pixel_losses
+from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.files import hash_of, inside, sha256_of
 from crfm_core.manifest import relocate, write_manifest
 from crfm_core.segmentor.critic import Critic

@@ -47,7 +47,7 @@ def encode_tiles(
             parts["logvar"][flip].append(posterior.logvar.half().cpu())
             masks = mask_latents((ids.flip(-1) if flip else ids).to(device), vae, num_classes, mask_code)
             parts["mask"][flip].append(masks.half().cpu())
-    tensors = {name: torch.stack([torch.cat(side) for side in sides]) for name, sides in parts.items()}
+    tensors = {name: torch.stack([torch.cat(side) for side in sides]).contiguous() for name, sides in parts.items()}
     with atomic_path(out) as aside:
         save_file(tensors, aside, metadata={"tile_ids": json.dumps(list(table.tile_id)), "mask_code": mask_code})
 

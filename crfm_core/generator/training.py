@@ -61,6 +61,7 @@ def train_generator(
     embeddings = read_prompts(prompts)
     accelerator = Accelerator(mixed_precision=control.precision, cpu=device == "cpu")
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae")  # read for its scale and shift; saved with the pipeline
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler")  # likewise
     torch.manual_seed(control.seed)
     model = MaskMMDiT.from_sd3(
         SD3Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32),
@@ -97,7 +98,7 @@ def train_generator(
             for micro in range(control.accumulate):
                 turn = (step * control.accumulate + micro) * accelerator.num_processes + accelerator.process_index
                 numbers = range(turn * control.batch_size, (turn + 1) * control.batch_size)
-                clean, mask, noise, sigma, rows = _batch(numbers, cached, vae, control, accelerator.device)
+                clean, mask, noise, sigma, rows = _batch(numbers, cached, vae, scheduler.config.shift, control, accelerator.device)
                 text, pooled = embeddings.take(list(table.prompt.iloc[rows]))
                 level = sigma.view(-1, 1, 1, 1)
                 with accelerator.autocast():
@@ -141,7 +142,7 @@ def train_generator(
         if ema:
             ema.copy_to(parameters)
         if accelerator.is_main_process:
-            save_generator(bare, vae, base, num_classes, control.mask_code, out)
+            save_generator(bare, vae, scheduler, base, num_classes, control.mask_code, out)
         accelerator.wait_for_everyone()
 
 
@@ -163,7 +164,7 @@ def _names(model: MaskMMDiT, parameters: list[torch.nn.Parameter]) -> set[str]:
 
 
 def _batch(
-    numbers: range, cached: CachedLatents, vae: AutoencoderKL, control: Control, device: torch.device
+    numbers: range, cached: CachedLatents, vae: AutoencoderKL, shift: float, control: Control, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
     """The samples with these running numbers: clean, mask, noise [B,C,h,w], sigma [B] and the tiles' rows."""
     clean, masks, noises, sigmas, rows = [], [], [], [], []
@@ -174,7 +175,7 @@ def _batch(
         clean.append(normalise(latent, vae))
         masks.append(mask)
         noises.append(torch.randn(cached.shape, generator=generator))
-        sigmas.append(training_sigmas(1, generator, control.density)[0])
+        sigmas.append(training_sigmas(1, generator, control.density, shift)[0])
         rows.append(row)
     stack = [torch.stack(items).to(device) for items in (clean, masks, noises, sigmas)]
     return *stack, rows
@@ -190,11 +191,13 @@ def _rows(numbers: range, tiles: int, seed: int) -> Iterator[int]:
         yield int(order[number % tiles])
 
 
-def save_generator(model: MaskMMDiT, vae: AutoencoderKL, base: Path, num_classes: int, mask_code: str, out: Path) -> None:
+def save_generator(
+    model: MaskMMDiT, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler, base: Path, num_classes: int, mask_code: str, out: Path
+) -> None:
     """Write a MaskToImagePipeline folder; the base model's text encoders are linked, not copied, where the disk allows."""
     pipeline = MaskToImagePipeline(
         transformer=model,
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler"),
+        scheduler=scheduler,
         vae=vae,
         num_classes=num_classes,
         mask_code=mask_code,

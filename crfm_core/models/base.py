@@ -24,6 +24,9 @@ from crfm_core.settings import EmbeddedBase, EmbeddedVAE
 
 COMPONENTS = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
+#: Training steps of the autoencoder between checkpoints to resume from.
+CHECKPOINT_EVERY = 100
+
 
 def check_base_model(folder: Path | str) -> Path:
     """Return ``folder`` if it is a diffusers folder of an SD3 pipeline. Raises WeightsError naming what is missing."""
@@ -138,7 +141,7 @@ def train_autoencoder(
         schedule.step()
         if not math.isfinite(loss.item()):
             raise WeightsError(f"autoencoder: loss is {loss.item()} at step {step}; lower base_model.vae.learning_rate")
-        if (step + 1) % 100 == 0:
+        if (step + 1) % CHECKPOINT_EVERY == 0:
             print(f"autoencoder step {step + 1}/{settings.steps} loss {loss.item():.4f}", flush=True)
             state = {"model": vae.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "step": step + 1}
             with atomic_path(checkpoint) as aside:

@@ -103,21 +103,21 @@ def _segformer_b2(num_classes: int) -> dict:
 
 def _unet_tiny(num_classes: int) -> dict:
     """A small U-Net (Ronneberger et al., 2015) at half resolution: convolutions only, so it errs differently from a transformer."""
-    width, stages = 16, 4
+    width, stages = 16, 5
     backbone = {
         "type": "UNet",
         "base_channels": width,
         "num_stages": stages,
         "strides": (2, *(1,) * (stages - 1)),
-        "enc_num_convs": (2,) * stages,
-        "dec_num_convs": (2,) * (stages - 1),
+        "enc_num_convs": (1, *(2,) * (stages - 1)),
+        "dec_num_convs": (1,) * (stages - 1),
         "downsamples": (True,) * (stages - 1),
         "enc_dilations": (1,) * stages,
         "dec_dilations": (1,) * (stages - 1),
         "norm_cfg": _batch_norm(),
     }
     head = _head(
-        "FCNHead", num_classes, in_channels=width, in_index=stages - 1, channels=width, num_convs=1, concat_input=False, dropout_ratio=0.0
+        "FCNHead", num_classes, in_channels=width, in_index=stages - 1, channels=width, num_convs=0, concat_input=False, dropout_ratio=0.0
     )
     return {"backbone": backbone, "decode_head": head}
 
@@ -206,7 +206,7 @@ def read_checkpoint(path: Path | str) -> dict:
     load_mmseg()
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no such checkpoint; build it by naming it as a target of the workflow")
+        raise WeightsError(f"{path}: no such checkpoint; make it by naming it as a target of the workflow, or fetch it")
     try:
         with torch.serialization.safe_globals(_mmengine_types()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -17,19 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement, PixelData
 
 from crfm_core import ConfigError, DataError, WeightsError, __version__
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import atomic_path, hash_of, seed_of, work_folder
 from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.segmentor.openmmlab import build_model, load_backbone, load_mmseg, read_checkpoint
-
-load_mmseg()
-
-from mmengine.hooks import Hook  # noqa: E402  (mmengine after load_mmseg, which it depends on)
-from mmengine.runner import IterBasedTrainLoop, Runner  # noqa: E402
-from mmengine.structures import PixelData  # noqa: E402
-from mmseg.structures import SegDataSample  # noqa: E402
+from crfm_core.segmentor.openmmlab import build_model, load_backbone, read_checkpoint
 
 if TYPE_CHECKING:
     from crfm_core.settings import Segmentor
@@ -167,7 +163,7 @@ class WeightedDraws(torch.utils.data.Sampler):
 
 
 class Tiles(torch.utils.data.Dataset):
-    """Tiles of a manifest, augmented by their draw: {"inputs": uint8-valued float [3,H,W], "data_samples": SegDataSample}."""
+    """Tiles of a manifest, augmented by their draw: {"inputs": uint8-valued float [3,H,W], "data_samples": its label}."""
 
     def __init__(self, table: pd.DataFrame, images: list[Path], labels: list[Path], num_classes: int, seed: int):
         self.images, self.labels = images, labels
@@ -182,7 +178,7 @@ class Tiles(torch.utils.data.Dataset):
     def __getitem__(self, draw: Draw) -> dict:
         image, label = self.cache[draw.row] if self.cached else self._read(draw.row)
         image, label = augment(image, label, np.random.default_rng(seed_of("augment", self.seed, draw.number)))
-        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.from_numpy(label).long()[None]))
+        sample = BaseDataElement(gt_sem_seg=PixelData(data=torch.from_numpy(label).long()[None]))
         return {"inputs": torch.from_numpy(image).permute(2, 0, 1), "data_samples": sample}
 
     def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +274,7 @@ class _Runner(Runner):
 
     def start_from(self, device: str, checkpoint: Path | None, pretrained: str | None) -> None:
         """Choose the device and what :meth:`train` starts from: a training checkpoint, or else pretrained backbone weights."""
-        self.model.to(device)
+        self.model.to(device, memory_format=torch.channels_last)  # convolutions are a seventh faster so
         self._start = (checkpoint, pretrained)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,33 @@
+# Each target makes the environment (.venv) first if it is not there or its pins have changed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+CORES ?= all
+
+.PHONY: venv run test test-all lint clean
+
+venv: .venv/ready
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11 venv")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+run: venv   ## the whole workflow at the embedded default; continues where an interrupted run stopped
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES)
+
+test: venv  ## the fast tests
+	$(BIN)/pytest -m "not slow"
+
+test-all: venv  ## all tests, with whole runs of the workflow
+	$(BIN)/pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+clean:  ## everything that was made, the environment included
+	rm -rf .venv results .snakemake *.egg-info .pytest_cache .ruff_cache .hypothesis

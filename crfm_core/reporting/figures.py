@@ -1,0 +1,242 @@
+"""Figures of the report: each is drawn once and saved as PNG and SVG under one name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from crfm_core.data.rasters import IGNORE
+from crfm_core.reporting.tables import mean_sd
+
+INK, FAINT, GRID = "#26313b", "#6b7783", "#dde2e7"
+GREYS = ("#aab4bd", "#66727e", "#878f97")  #: recipes of real tiles only
+COLOURS = ("#4a86b5", "#d98c3f", "#4f9a7b", "#9a6fb0", "#bf5b5b", "#8a8b3a", "#5fb0c4", "#b07a5a")  #: recipes with synthetic tiles
+IGNORED = (64, 68, 74)  #: colour of ignored pixels; dark, as palettes are light or vivid
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,  # names come from the configuration; a $ in one is a $
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "crfm",  # the same figure gives the same file
+}
+
+
+def _save(figure: Figure, folder: Path, name: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    return name
+
+
+def _whiskers(values: Sequence[float]) -> np.ndarray:
+    return np.nan_to_num(np.asarray(values, float))
+
+
+def difference_plot(rows: pd.DataFrame, baseline: str, colours: dict[str, str], folder: Path, name: str) -> str:
+    """Difference in mIoU of every recipe to the baseline: each seed a dot, the mean with its 95 % interval."""
+    others = rows[rows.recipe != baseline]
+    base = rows[rows.recipe == baseline].iloc[0]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 0.9 + 0.5 * len(others)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(0, color=INK, linewidth=1.2)
+        for place, (_, row) in enumerate(others.iterrows()):
+            seeds = [f"mIoU_seed{seed}" for seed in row.seeds.split()]
+            if not math.isnan(row.mIoU_low):
+                axes.plot(
+                    [row.mIoU_low, row.mIoU_high],
+                    [place, place],
+                    color=colours[row.recipe],
+                    linewidth=7,
+                    alpha=0.35,
+                    solid_capstyle="round",
+                )
+            axes.plot(row.mIoU_difference, place, "o", color=colours[row.recipe], markersize=10)
+            axes.plot([row[s] - base[s] for s in seeds], [place] * len(seeds), "|", color=INK, markersize=13, markeredgewidth=1.4)
+        axes.set_yticks(range(len(others)), others.recipe)
+        axes.set_ylim(len(others) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(f"mIoU minus that of {baseline}, in points")
+        axes.spines["left"].set_visible(False)
+        reach = 1.1 * max(abs(edge) for edge in (*axes.get_xlim(), 0.5))
+        axes.set_xlim(-reach, reach)
+        return _save(figure, folder, name)
+
+
+def per_class_bars(rows: pd.DataFrame, classes: Sequence[str], colours: dict[str, str], folder: Path, name: str) -> str:
+    """IoU per class (rows of one dataset of a table), one bar per recipe, whiskers of one sd over seeds."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(8.6, 1.1 * len(classes)), 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        width, centres = 0.8 / len(rows), np.arange(len(classes))
+        for index, (_, row) in enumerate(rows.iterrows()):
+            heights = [row.get(f"IoU:{c}", math.nan) for c in classes]
+            errors = _whiskers([row.get(f"IoU_sd:{c}", math.nan) for c in classes])
+            places = centres + (index - (len(rows) - 1) / 2) * width
+            axes.bar(
+                places, heights, 0.9 * width, yerr=errors if errors.any() else None, color=colours[row.recipe], label=row.recipe,
+                error_kw={"ecolor": INK, "elinewidth": 0.9},
+            )  # fmt: skip
+        axes.set_xticks(centres, classes, rotation=0 if len(classes) < 9 else 40, ha="center" if len(classes) < 9 else "right")
+        axes.set_ylabel("IoU in percent")
+        axes.set_ylim(0, 100)
+        axes.grid(axis="x", visible=False)
+        figure.legend(loc="outside upper left", ncols=5, columnspacing=1.4, handlelength=1.1)
+        return _save(figure, folder, name)
+
+
+def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str:
+    """Agreement of images with their masks, judge beside critic.
+
+    ``bars`` lists {label, colour, judge: [values], critic: [values]}, percent; several values are copies, whose sd is a whisker.
+    """
+    titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 1.1 + 0.42 * len(bars)), layout="constrained")
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        for axes, (who, title) in zip(panels, titles.items(), strict=True):
+            for place, bar in enumerate(bars):
+                mean, sd = mean_sd(bar[who])
+                faded = 1.0 if who == "judge" else 0.45
+                axes.barh(place, mean, 0.62, color=bar["colour"], alpha=faded)
+                if not math.isnan(sd):
+                    axes.plot([mean - sd, mean + sd], [place, place], color=INK, linewidth=1.2)
+                if not math.isnan(mean):
+                    axes.text(mean + np.nan_to_num(sd) + 2, place, f"{mean:.1f}", va="center", fontsize=9)
+            axes.set_title(title)
+            axes.set_yticks(range(len(bars)), [bar["label"] for bar in bars])
+            axes.set_ylim(len(bars) - 0.5, -0.5)
+            axes.set_xlim(0, 105)
+            axes.set_xlabel(f"{score} in percent")
+            axes.grid(axis="y", visible=False)
+        return _save(figure, folder, name)
+
+
+def class_legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]], folder: Path, name: str) -> str:
+    """The classes and their colours, with the colour of ignored pixels."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 0.3))
+        figure.legend(handles=_swatches(classes, palette), loc="center", ncols=8)
+        return _save(figure, folder, name)
+
+
+def _swatches(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> list[Patch]:
+    named = [*zip(classes, palette, strict=True), ("ignored", IGNORED)]
+    return [Patch(facecolor=np.array(rgb) / 255, edgecolor=FAINT, linewidth=0.5, label=label) for label, rgb in named]
+
+
+def paint(label: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Class ids [H,W] as colours uint8 [H,W,3]."""
+    colours = np.full((256, 3), IGNORED, np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORE] = IGNORED
+    return colours[label]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A grid of pictures: titles of the columns, a name and the pictures uint8 [H,W,3] (None: left out) of each row."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[np.ndarray | None]]]
+
+
+def sample_sheet(sheet: Sheet, classes: Sequence[str], palette: Sequence[tuple[int, int, int]], folder: Path, name: str) -> str:
+    """The sheet as one picture, with the class legend below; pixels are shown as they are, not smoothed."""
+    across, down, cell = len(sheet.columns), len(sheet.rows), 1.45
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(cell * across, cell * down))
+        grid = figure.subplots(down, across, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, title in zip(grid[0], sheet.columns, strict=True):
+            axes.set_title(title, loc="center", fontsize=9, fontweight="normal", pad=5)
+        for line, (_, pictures) in zip(grid, sheet.rows, strict=True):
+            for axes, picture in zip(line, pictures, strict=True):
+                if picture is not None:
+                    axes.imshow(picture, interpolation="nearest")
+        handles = _swatches(classes, palette)
+        lines = math.ceil(len(handles) / max(3, across))
+        below = (0.5, figure.subplotpars.bottom - 0.01)
+        figure.legend(handles=handles, loc="upper center", bbox_to_anchor=below, ncols=math.ceil(len(handles) / lines), fontsize=9)
+        return _save(figure, folder, name)
+
+
+def choose_tiles(table: pd.DataFrame, count: int, least: float = 0.03) -> list[int]:
+    """Rows of a tile manifest that show many classes: each next tile adds most classes not shown yet (a class counts from a share
+    ``least`` of the pixels), then is the most mixed one, then comes first by name. Nothing is drawn at random or by quality."""
+    shares = np.stack([np.asarray(pixels, float) / max(1, sum(pixels)) for pixels in table.pixels])
+    mixed = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
+    names, chosen, shown = list(table.tile_id), [], np.zeros(shares.shape[1], int)
+    while len(chosen) < min(count, len(table)):
+        rest = [row for row in range(len(table)) if row not in chosen]
+        rarest = {row: ((shares[row] >= least) & (shown == shown.min())).sum() for row in rest}
+        best = min(rest, key=lambda row: (-rarest[row], -mixed[row], names[row]))
+        chosen.append(best)
+        shown += shares[best] >= least
+    return chosen
+
+
+def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], folder: Path, name: str) -> str:
+    """What the correction did, per corrected step: the critic's loss before and after, and the length of the changes of the velocity.
+
+    ``curves`` maps a sampler to columns step, loss_before, loss_after, gradient_ratio, clamp_ratio, means over all images.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        clamped = any((curve.clamp_ratio > 0).any() for curve in curves.values())
+        for sampler, curve in curves.items():
+            colour, steps = colours[sampler], curve.step + 1
+            left.plot(steps, curve.loss_before, "--", color=colour, linewidth=1.4, label=f"{sampler}, before")
+            left.plot(steps, curve.loss_after, "-", color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{sampler}, after")
+            right.plot(
+                steps, curve.gradient_ratio, "-", color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{sampler}, gradient"
+            )
+            if clamped:
+                right.plot(steps, curve.clamp_ratio, ":", color=colour, linewidth=1.6, label=f"{sampler}, clamp")
+        left.set_title("critic's loss")
+        left.set_ylabel("mean cross-entropy per pixel")
+        right.set_title("size of the change")
+        right.set_ylabel("length relative to the velocity")
+        for axes in (left, right):
+            axes.set_xlabel("corrected step")
+            axes.set_ylim(bottom=0, top=1.15 * _top(axes))
+            axes.legend(fontsize=8)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        return _save(figure, folder, name)
+
+
+def _top(axes: Axes) -> float:
+    highest = [np.nanmax(line.get_ydata()) for line in axes.lines if np.isfinite(line.get_ydata()).any()]
+    return max([*highest, 1e-6])

@@ -1,0 +1,437 @@
+"""The report: one HTML page that needs nothing beside it, the answer first."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import crfm_core
+from crfm_core import DataError
+from crfm_core.data.rasters import read_label, read_rgb
+from crfm_core.files import atomic_path, read_json, write_text
+from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.reporting import figures as draw
+from crfm_core.reporting.findings import Finding, against_baseline, caveats, number, of_rectification, rectified_pairs
+from crfm_core.reporting.tables import SCORES, VERSIONS, read_table
+from crfm_core.settings import Dataset, Settings
+
+SHEET_ROWS = 6
+Key = tuple[str, str]  #: control, sampler
+
+
+def make_report(
+    tables: list[Path],
+    tiles: list[Path],
+    test: list[Path],
+    synthetic: list[Path],
+    filtered: list[Path],
+    agreement: list[Path],
+    reconstruction: list[Path],
+    paper: Path,
+    settings: Settings,
+    datasets: list[Dataset],
+    configuration: str,
+    results: Path,
+    page: Path,
+    figures: Path,
+) -> None:
+    """Write the page and, beside it, the folder of its figures (PNG and SVG each).
+
+    Args:
+        tables: CSV files of :func:`crfm_core.reporting.tables.make_table`, named like the tables of ``settings``.
+        tiles, test, reconstruction: one per dataset, in the order of ``datasets``: the captioned manifest of the training tiles, the
+            manifest of the test tiles, and {results}/{dataset}/agreement/reconstruction.json.
+        synthetic: {results}/{dataset}/synthetic/{control}/{sampler}/all.parquet.
+        filtered: {results}/{dataset}/filtered/{control}/{sampler}/{filter}.parquet.
+        agreement: {results}/{dataset}/agreement/{control}/{sampler}.json.
+        paper: YAML of published figures, shown in tables of their own.
+        results: folder of all results; benchmark files below it tell the time each stage took.
+
+    Raises DataError naming the file when an input is missing or incomplete.
+    """
+    frames = {path.stem: read_table(path) for path in tables}
+    sources = {path.stem: str(path) for path in tables}
+    published = _read_paper(paper)
+    colours = _colours(settings)
+    with atomic_path(figures) as folder:
+        folder.mkdir()
+        show = Pictures(folder, figures)
+        sections = []
+        for index, dataset in enumerate(datasets):
+            material = Material(
+                dataset,
+                results=results,
+                tiles=tiles[index],
+                test=test[index],
+                synthetic={_key(path): path for path in synthetic if path.parts[-5] == dataset.name},
+                filtered={(*_key(path), path.stem): path for path in filtered if path.parts[-5] == dataset.name},
+                agreement={(path.parts[-2], path.stem): path for path in agreement if path.parts[-4] == dataset.name},
+                reconstruction=reconstruction[index],
+            )
+            sections.append(_dataset_section(material, frames, sources, settings, colours, show))
+        comparisons = sum(len(table.recipes) - 1 for table in settings.tables.values() if table.baseline) * len(datasets)
+        embedded = settings.base_model.kind == "embedded" or any(dataset.source.kind == "embedded" for dataset in datasets)
+        first = next(iter(frames.values())).iloc[0]
+        html = (
+            _environment()
+            .get_template("page.html")
+            .render(
+                settings=settings,
+                sections=sections,
+                caveats=caveats(settings, embedded, comparisons),
+                tables=[_paper_table(name, table, published, paper) for name, table in settings.tables.items()],
+                recipes=_recipe_rows(settings),
+                samplers={
+                    name: sampler
+                    for name, sampler in settings.samplers.items()
+                    if any(r.sampler == name for r in settings.recipes.values())
+                },
+                stages=_stages(Path(results) / "benchmarks"),
+                benchmarks=Path(results) / "benchmarks",
+                hardware=_hardware(settings.device),
+                configuration=configuration,
+                dump=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+                versions={
+                    "crfm_core": crfm_core.__version__,
+                    "Python": platform.python_version(),
+                    **{name: first[name] for name in VERSIONS},
+                },
+                written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                figures=figures,
+                scores=SCORES,
+            )
+        )
+    write_text(page, html)
+
+
+def _key(path: Path) -> Key:
+    return path.parts[-3], path.parts[-2]
+
+
+class Pictures:
+    """Turns figures saved in a folder into what a page can hold: data, and the name under which they will lie."""
+
+    def __init__(self, folder: Path, final: Path):
+        self.folder, self.final = folder, final
+
+    def __call__(self, name: str, alt: str, suffix: str = "svg") -> dict:
+        kind = {"svg": "image/svg+xml", "png": "image/png"}[suffix]
+        data = base64.b64encode((self.folder / f"{name}.{suffix}").read_bytes()).decode()
+        return {"data": f"data:{kind};base64,{data}", "alt": alt, "file": str(Path(self.final) / f"{name}.{suffix}")}
+
+
+class Material:
+    """What was made of one dataset: the files, and their contents where several parts of the page need them."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        results: Path,
+        tiles: Path,
+        test: Path,
+        synthetic: dict,
+        filtered: dict,
+        agreement: dict,
+        reconstruction: Path,
+    ):
+        self.dataset, self.root = dataset, Path(results) / dataset.name
+        self.files = {"tiles": tiles, "test": test, "synthetic": synthetic, "filtered": filtered}
+        self.files |= {"agreement": agreement, "reconstruction": reconstruction}
+        self.tiles, self.test = read_manifest(tiles), read_manifest(test)
+        self.synthetic: dict[Key, pd.DataFrame] = {key: read_manifest(path) for key, path in synthetic.items()}
+        self.filtered: dict[tuple, pd.DataFrame] = {key: read_manifest(path) for key, path in filtered.items()}
+        self.agreement: dict[Key, dict] = {key: _read(path, "critic", "judge") for key, path in agreement.items()}
+        self.reconstruction = _read(reconstruction, "tiles", "real", "reconstructed")
+
+    def name_of(self, key: Key) -> str:
+        """The sampler, with the control only where several are compared."""
+        return key[1] if len({control for control, _ in self.synthetic}) == 1 else f"{key[0]}, {key[1]}"
+
+
+def _read(path: Path, *keys: str) -> dict:
+    found = read_json(path)
+    if missing := [key for key in keys if key not in found]:
+        raise DataError(f"{path}: {', '.join(missing)} missing; delete it and run the workflow again")
+    return found
+
+
+def _colours(settings: Settings) -> dict:
+    """One colour per recipe and, the same one, per (control, sampler) it uses: greys are real tiles only."""
+    greys, vivid, colours = 0, 0, {}
+    for name, recipe in settings.recipes.items():
+        if recipe.control is None:
+            colours[name] = draw.GREYS[greys % len(draw.GREYS)]
+            greys += 1
+        else:
+            colours[name] = draw.COLOURS[vivid % len(draw.COLOURS)]
+            colours.setdefault((recipe.control, recipe.sampler), colours[name])
+            vivid += 1
+    return colours
+
+
+# ------------------------------------------------------------------------------------------------- a dataset's sections
+
+
+def _dataset_section(
+    material: Material, frames: dict[str, pd.DataFrame], sources: dict[str, str], settings: Settings, colours: dict, show: Pictures
+) -> dict:
+    dataset, folder = material.dataset, show.folder
+    comparisons, answers, told = [], [], set()
+    for index, (name, frame) in enumerate(frames.items()):
+        table, rows = settings.tables[name], frame[frame.dataset == dataset.name]
+        if rows.empty:
+            raise DataError(f"{sources[name]}: no rows of dataset {dataset.name}; delete it and build it again")
+        finding = against_baseline(rows, table.title, settings.recipes)
+        pairs = [pair for pair in rectified_pairs(settings, list(rows.recipe)) if pair not in told]
+        told.update(pairs)
+        effects = [of_rectification(rows, *pair, settings, material.agreement) for pair in pairs]
+        bars = draw.per_class_bars(rows, dataset.classes, colours, folder, f"{dataset.name}-{name}-classes")
+        differences = None
+        if finding:
+            drawn = draw.difference_plot(rows, table.baseline, colours, folder, f"{dataset.name}-{name}-differences")
+            differences = show(drawn, f"mIoU of each recipe minus {table.baseline}: every seed, the mean and its 95 % interval")
+        comparison = {
+            "title": table.title,
+            "finding": finding,
+            "rows": rows.to_dict("records"),
+            "baseline": table.baseline,
+            "differences": differences,
+            "bars": show(bars, "IoU per class and recipe, in percent, with the standard deviation over seeds"),
+            "source": sources[name],
+            "scores": f"{material.root}/segmentors/RECIPE/{table.segmentor}/seedN/scores.json",
+            "segmentor": table.segmentor,
+        }
+        comparisons.append(comparison)
+        answers += [*([finding] if finding and index == 0 else []), *effects]
+    draw.class_legend(dataset.classes, dataset.palette, folder, f"{dataset.name}-legend")
+    return {
+        "dataset": dataset,
+        "answers": answers or [Finding(next(iter(frames)), "No comparison was asked for", "open")],
+        "comparisons": comparisons,
+        "agreement": _agreement(material, settings, colours, show),
+        "sheet": _sheet(material, show),
+        "corrections": _corrections(material, colours, show),
+        "data": _data_sheet(material),
+        "generators": {material.name_of(key): sorted(set(table.generator)) for key, table in material.synthetic.items()},
+        "samples": {material.name_of(key): len(table) for key, table in material.synthetic.items()},
+        "files": material.files,
+    }
+
+
+def _agreement(material: Material, settings: Settings, colours: dict, show: Pictures) -> dict:
+    """Images against their masks: real test tiles, the same through the autoencoder, and every sampler's images."""
+    rows, bars = [], []
+    for kind, label in (("real", "real test tiles"), ("reconstructed", "test tiles through the autoencoder")):
+        scores = material.reconstruction[kind]
+        rows.append(
+            {"label": label, "tiles": material.reconstruction["tiles"], "copies": None, **{who: scores[who] for who in ("judge", "critic")}}
+        )
+        bars.append(
+            {"label": label, "colour": draw.GREYS[kind == "real"], **{who: [_float(scores[who]["mIoU"])] for who in ("judge", "critic")}}
+        )
+    for key, found in material.agreement.items():
+        label, whos = f"samples: {material.name_of(key)}", {who: found[who] for who in ("judge", "critic")}
+        rows.append({"label": label, "tiles": found["tiles"], "copies": len(found["judge"]["copies"]), **whos})
+        values = {who: [_float(copy["mIoU"]) for copy in scores["copies"]] for who, scores in whos.items()}
+        bars.append({"label": label, "colour": colours.get(key, draw.COLOURS[-1]), **values})
+    name = draw.agreement_bars(bars, "mIoU", show.folder, f"{material.dataset.name}-agreement")
+    split = settings.recipes[settings.judge.recipe].split or material.dataset.train
+    return {
+        "rows": rows,
+        "figure": show(name, "Agreement of images with their masks, by the independent judge and by the guiding critic"),
+        "judge_saw_the_masks": split == material.dataset.train,
+        "judge_split": split,
+        "judge": settings.judge,
+        "critic": settings.critic,
+    }
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _sheet(material: Material, show: Pictures) -> dict:
+    """Real tiles chosen by their classes, each with the first sample of every sampler and its filtered label."""
+    dataset, root, tiles = material.dataset, material.root, material.tiles
+    images, labels = (paths_of(material.files["tiles"], tiles, column, root) for column in ("image", "label"))
+    columns, lookups = ["mask", "real tile"], []
+    for key, table in material.synthetic.items():
+        columns.append(material.name_of(key))
+        lookups.append((_firsts(material.files["synthetic"][key], table, "image", root), read_rgb))
+    for key, table in material.filtered.items():
+        columns.append(f"{material.name_of(key[:2])}, filtered")
+        lookups.append(
+            (_firsts(material.files["filtered"][key], table, "label", root), lambda path: draw.paint(read_label(path), dataset.palette))
+        )
+    rows = []
+    for row in draw.choose_tiles(tiles, SHEET_ROWS):
+        tile_id = tiles.tile_id.iloc[row]
+        pictures = [draw.paint(read_label(labels[row]), dataset.palette), read_rgb(images[row])]
+        pictures += [read(found[tile_id]) if tile_id in found else None for found, read in lookups]
+        rows.append((tile_id, pictures))
+    name = draw.sample_sheet(draw.Sheet(columns, rows), dataset.classes, dataset.palette, show.folder, f"{dataset.name}-samples")
+    return {
+        "figure": show(name, f"Masks, real tiles and samples, one tile per row; columns: {', '.join(columns)}", "png"),
+        "tiles": [name for name, _ in rows],
+    }
+
+
+def _firsts(manifest: Path, table: pd.DataFrame, column: str, root: Path) -> dict[str, Path]:
+    """The file of the first copy made for each mask."""
+    first = table[table["copy"] == table["copy"].min()]
+    return dict(zip(first.mask_of, paths_of(manifest, first, column, root), strict=True))
+
+
+def _corrections(material: Material, colours: dict, show: Pictures) -> dict | None:
+    """What the critic saw while it corrected, averaged over images; None when nothing was corrected."""
+    curves = {}
+    for key, table in material.synthetic.items():
+        records = [record for text in table.corrections for record in json.loads(text)]
+        if records:
+            curves[key] = pd.DataFrame(records).groupby("step", as_index=False).mean()
+    if not curves:
+        return None
+    named = {material.name_of(key): curve for key, curve in curves.items()}
+    hues = {material.name_of(key): colours.get(key, draw.COLOURS[-1]) for key in curves}
+    name = draw.correction_curves(named, hues, show.folder, f"{material.dataset.name}-corrections")
+    rows = []
+    for key, curve in curves.items():
+        table = material.synthetic[key]
+        losses = [float(table[f"critic_loss_{when}"].mean()) for when in ("before", "after")]
+        ratios = {"gradient": curve.gradient_ratio.mean(), "clamp": curve.clamp_ratio.mean()}
+        rows.append({"sampler": material.name_of(key), "steps": len(curve), "before": losses[0], "after": losses[1], **ratios})
+    return {"figure": show(name, "The critic's loss before and after each corrected step, and the size of the change"), "rows": rows}
+
+
+def _data_sheet(material: Material) -> dict:
+    """Tiles and class shares of every split at hand, and the share of each class's synthetic pixels that the filter kept."""
+    dataset = material.dataset
+    splits = {dataset.train: material.tiles, dataset.test: material.test}
+    for split in dataset.splits:
+        path = material.root / "tiles" / f"{split}.parquet"
+        if split not in splits and path.is_file():
+            splits[split] = read_manifest(path)
+    columns = [{"name": split, "tiles": len(table), "scenes": table.scene.nunique(), **_shares(table)} for split, table in splits.items()]
+    kept = []
+    for key, table in material.filtered.items():
+        after, before = _pixels(table), _pixels(material.synthetic[key[:2]]) if key[:2] in material.synthetic else _pixels(table) * 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = [_nullable(value) for value in 100 * after / before]
+        kept.append({"name": f"{material.name_of(key[:2])}, {key[2]}", "shares": share, "all": 100 * float(table.kept.mean())})
+    return {"columns": columns, "kept": kept}
+
+
+def _pixels(table: pd.DataFrame) -> np.ndarray:
+    return np.stack([np.asarray(counts, float) for counts in table.pixels]).sum(axis=0)
+
+
+def _shares(table: pd.DataFrame) -> dict:
+    pixels, area = _pixels(table), float((table.width * table.height).sum())
+    return {"shares": [_nullable(100 * count / area) for count in pixels], "ignored": 100 * (1 - float(pixels.sum()) / area)}
+
+
+def _nullable(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+# -------------------------------------------------------------------------------------------------- the run as a whole
+
+
+def _read_paper(path: Path) -> dict:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; it ships with the workflow, restore it") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not valid YAML: {error}") from None
+
+
+def _paper_table(name: str, table: object, published: dict, path: Path) -> dict:
+    """The published figures that belong beside a table, None when it names none."""
+    if table.paper is None:
+        return {"name": name, "paper": None}
+    known = published.get("tables") or {}
+    if table.paper not in known:
+        raise DataError(f"{path}: has no table {table.paper!r}, which tables.{name}.paper names; it has: {', '.join(known) or '(none)'}")
+    return {
+        "name": name,
+        "paper": known[table.paper],
+        "source": published.get("source", "source not given"),
+        "file": f"{path.parent.name}/{path.name}",
+    }
+
+
+def _recipe_rows(settings: Settings) -> list[dict]:
+    """What each compared or judging recipe trains on, and for how long with each segmentor that meets it."""
+    uses: dict[str, dict[str, int]] = {}
+    for table in settings.tables.values():
+        for name in table.recipes:
+            uses.setdefault(name, {})[table.segmentor] = settings.iterations(name, table.segmentor)
+    for one in (settings.critic, settings.judge):
+        uses.setdefault(one.recipe, {})[one.segmentor] = settings.iterations(one.recipe, one.segmentor)
+    return [{"name": name, "recipe": settings.recipes[name], "iterations": found} for name, found in uses.items()]
+
+
+def _stages(folder: Path) -> list[dict]:
+    """Time and memory per stage from the benchmark files STAGE.tsv or STAGE-....tsv, in the order in which stages ended."""
+    stages: dict[str, dict] = {}
+    for path in sorted(folder.rglob("*.tsv"), key=lambda path: (path.stat().st_mtime, path.name)):
+        stage = path.stem.split("-")[0]
+        if stage == "make_report":  # that of an earlier page
+            continue
+        table = pd.read_csv(path, sep="\t", na_values="-")
+        seconds, cpu, memory = (
+            pd.to_numeric(table.get(name, pd.Series(dtype=float)), errors="coerce") for name in ("s", "cpu_time", "max_rss")
+        )
+        entry = stages.setdefault(stage, {"name": stage.replace("_", " "), "jobs": 0, "seconds": 0.0, "cpu": 0.0, "memory": 0.0})
+        entry["jobs"] += 1
+        entry["seconds"] += float(seconds.mean()) if seconds.notna().any() else 0.0
+        entry["cpu"] += float(cpu.mean()) if cpu.notna().any() else 0.0
+        entry["memory"] = max(entry["memory"], float(memory.max()) if memory.notna().any() else 0.0)
+    return list(stages.values())
+
+
+def _hardware(device: str) -> str:
+    """Processor, memory and, for device cuda, GPUs of the machine that writes the page."""
+    try:
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB memory"
+    except (OSError, ValueError):
+        names, memory = [], ""
+    parts = [f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores{memory}"]
+    if device == "cuda" and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        parts += sorted(set(subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")) - {""})
+    return "; ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _spread(mean: float | None, sd: float | None = None) -> str:
+    text = number(mean)
+    return text if sd is None or np.isnan(sd) or text == "–" else f"{text} ± {number(sd)}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "signed": lambda value: number(value, True), "duration": _duration}
+    environment.globals |= {"spread": _spread}
+    return environment

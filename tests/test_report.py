@@ -1,0 +1,327 @@
+"""The table's statistics are right, and the page is whole, safe and says no more than the numbers do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from crfm_core import DataError
+from crfm_core.data.rasters import write_raster
+from crfm_core.files import write_json
+from crfm_core.manifest import relocate, write_manifest
+from crfm_core.metrics.confusion import ConfusionMatrix
+from crfm_core.reporting.figures import choose_tiles
+from crfm_core.reporting.page import make_report
+from crfm_core.reporting.tables import make_table, paired_difference, read_table, unpaired_difference
+from crfm_core.settings import Dataset, Settings, Table
+
+REPO = Path(__file__).parents[1]
+RECIPES = ["real", "real-equal", "triattention", "crfm"]
+EVIL = "<script>alert('x')</script>"
+MIOU = {"real": [66, 67, 68], "real-equal": [68, 69, 70.5], "triattention": [69.5, 68.6, 71.9], "crfm": [71, 71.8, 73.6]}
+
+
+def scores(mean, classes, seed):
+    spread = np.random.default_rng(seed).normal(0, 6, len(classes))
+    iou = (mean + spread - spread.mean()).tolist()
+    return {"classes": classes, "tiles": 192, "OA": mean + 10, "mIoU": mean, "mAcc": mean + 7, "IoU": iou, "Acc": iou, "F1": iou}
+
+
+def write_scores(results, dataset, classes, miou, segmentor="segformer_tiny"):
+    paths = []
+    for recipe, values in miou.items():
+        for seed, value in enumerate(values):
+            paths.append(results / dataset / "segmentors" / recipe / segmentor / f"seed{seed}" / "scores.json")
+            write_json(paths[-1], scores(value, classes, seed))
+    return paths
+
+
+def table_of(results, miou, classes=("a", "b"), **changes):
+    table = Table(title="Does it help?", recipes=list(miou), segmentor="segformer_tiny", **{"baseline": "real-equal", **changes})
+    paths = write_scores(results, "d", list(classes), miou)
+    seeds = list(range(len(next(iter(miou.values())))))
+    out = {"csv": results / "tables" / "main.csv", "text": results / "tables" / "main.txt"}
+    make_table(paths, table, ["d"], seeds, "embedded", "0123456789abcdef", results, **out)
+    return out["csv"], out["text"]
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def test_spread_and_interval_equal_a_hand_computation(tmp_path):
+    path, _ = table_of(tmp_path, {"real-equal": [68, 69, 70], "crfm": [70, 70, 73]})
+    row = read_table(path).set_index("recipe").loc["crfm"]
+    assert row.mIoU == 71 and row.mIoU_sd == pytest.approx(3**0.5)  # deviations -1, -1, 2: sqrt(6 / 2)
+    half = 4.302652729911275 * 1 / 3**0.5  # t(0.975, 2) · sd of the differences 2, 1, 3 / sqrt(n)
+    assert row.mIoU_difference == 2
+    assert [row.mIoU_low, row.mIoU_high] == pytest.approx([2 - half, 2 + half])
+    assert row.n == 3 and row.seeds == "0 1 2" and row.configuration == "0123456789ab" and row.scale == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([70, 70, 73], "within noise"), ([72, 73.1, 74], "higher"), ([60, 61.1, 62], "lower"), ([68, 69, 70], "within noise")],
+)
+def test_a_difference_is_called_what_its_interval_allows(tmp_path, values, verdict):
+    path, text = table_of(tmp_path, {"real-equal": [68, 69, 70], "crfm": values})
+    assert dict(zip(read_table(path).recipe, read_table(path).verdict, strict=True)) == {"real-equal": "baseline", "crfm": verdict}
+    assert verdict in text.read_text()
+
+
+def test_one_seed_has_neither_spread_nor_interval(tmp_path):
+    path, text = table_of(tmp_path, {"real-equal": [68], "crfm": [70]})
+    row = read_table(path).set_index("recipe").loc["crfm"]
+    assert row.verdict == "one seed: no interval" and np.isnan(row.mIoU_sd) and np.isnan(row.mIoU_low)
+    assert "70.0 " in text.read_text() and "±" not in text.read_text().split("recipe")[1]
+
+
+def test_a_class_that_never_occurs_has_no_iou_and_spoils_no_mean(tmp_path):
+    paths = write_scores(tmp_path, "d", ["a", "b"], {"real": [50, 60]})
+    for path in paths:
+        found = json.loads(path.read_text())
+        write_json(path, found | {"IoU": [None, found["IoU"][1]]})
+    table = Table(title="t", recipes=["real"], segmentor="segformer_tiny")
+    frame = make_table(paths, table, ["d"], [0, 1], "s", "c", tmp_path, tmp_path / "t.csv", tmp_path / "t.txt")
+    assert np.isnan(frame["IoU:a"][0]) and frame["IoU:b"][0] > 0 and frame.verdict[0] == ""
+
+
+def test_paired_differences_see_what_unpaired_ones_do_not():
+    a, b = [60, 65, 70], [59, 64.1, 68.9]
+    assert paired_difference(a, b).verdict == "higher"
+    assert unpaired_difference(a, b).verdict == "within noise"
+
+
+def test_the_unpaired_interval_is_that_of_welch():
+    gap = unpaired_difference([10.0, 12.0, 14.0], [9.0, 9.5, 10.0])
+    # Welch by hand: se = sqrt(4/3 + 0.25/3), freedom = se^4 / ((4/3)^2/2 + (0.25/3)^2/2) = 2.2490, t(0.975) = 3.8798
+    assert gap.mean == 2.5
+    assert gap.high - gap.mean == pytest.approx(3.8798 * (4.25 / 3) ** 0.5, rel=2e-3)
+
+
+def test_a_missing_score_is_named(tmp_path):
+    paths = write_scores(tmp_path, "d", ["a", "b"], {"real": [50, 60]})
+    paths[1].unlink()
+    table = Table(title="t", recipes=["real"], segmentor="segformer_tiny")
+    with pytest.raises(DataError, match=r"real/segformer_tiny/seed1/scores\.json: no such file"):
+        make_table(paths, table, ["d"], [0, 1], "s", "c", tmp_path, tmp_path / "t.csv", tmp_path / "t.txt")
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_the_text_table_fits_a_terminal(tmp_path):
+    _, text = table_of(tmp_path, {"real-equal": [100, 68.5, 12.3], "a-recipe-with-a-very-long-name-indeed": [1, 99, 70]})
+    assert max(map(len, text.read_text().splitlines())) <= 100
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+
+def configuration(**changes):
+    raw = yaml.safe_load((REPO / "config.yaml").read_text()) | changes
+    return Settings(**raw), Dataset(**yaml.safe_load((REPO / "configs" / "datasets" / "embedded.yaml").read_text()))
+
+
+def tile(folder, prefix, draw, split, **more):
+    """Write one small georeferenced tile and return its manifest row."""
+    rng, classes, size = draw
+    label = np.repeat(np.repeat(rng.integers(0, classes, (4, 4)), size // 4, 0), size // 4, 1).astype(np.uint8)
+    image = np.clip(label[..., None] * 30 + rng.normal(30, 10, (size, size, 3)), 0, 255).astype(np.uint8)
+    grid = {"crs": "EPSG:32631", "transform": [0.3, 0.0, 5e5, 0.0, -0.3, 5e6]}
+    for kind, array in (("images", image), ("labels", label)):
+        write_raster(folder / split / kind / f"{prefix}.tif", array, **grid)
+    pixels = np.bincount(label.ravel(), minlength=classes).tolist()
+    return {
+        "tile_id": prefix, "dataset": "embedded", "split": split, "scene": "s", "row": 0, "col": 0, "width": size, "height": size,
+        "image": f"{split}/images/{prefix}.tif", "label": f"{split}/labels/{prefix}.tif", **grid,
+        "classes": [int(c) for c in np.unique(label)], "pixels": pixels, "digest": prefix, **more,
+    }  # fmt: skip
+
+
+def synthesise(root, rows, tiles, sampler, corrected, rng):
+    """Write the gathered manifest of one sampler and the filtered one made from it."""
+    out = root / "synthetic" / "triattention" / sampler / "all.parquet"
+    made, kept = [], []
+    for row in rows:
+        for copy in range(2):
+            name = f"{row['tile_id']}-{copy}"
+            image = rng.integers(60, 190, (16, 16, 3)).astype(np.uint8)
+            write_raster(out.parent / "images" / f"{name}.tif", image, row["crs"], row["transform"])
+            steps = [
+                {"step": s, "sigma": 1 - s / 23, "step_size": 0.3, "loss_before": 2 - s / 9, "loss_after": 1.8 - s / 9,
+                 "gradient_ratio": 0.3, "clamp_ratio": 0.0}
+                for s in range(4 if corrected else 0)
+            ]  # fmt: skip
+            losses = (
+                {"critic_loss_before": 2.0, "critic_loss_after": 1.5}
+                if corrected
+                else dict.fromkeys(("critic_loss_before", "critic_loss_after"), np.nan)
+            )
+            made.append(row | losses | {
+                "tile_id": name, "image": f"images/{name}.tif", "label": relocate(row["label"], tiles, out), "mask_of": row["tile_id"],
+                "copy": copy, "seed": 1, "sampler": sampler, "generator": "f" * 64, "source": "synthetic", "corrections": json.dumps(steps),
+            })  # fmt: skip
+    write_manifest(out, made)
+    target = root / "filtered" / "triattention" / sampler / "pixel.parquet"
+    for row in made:
+        label = np.full((16, 16), 255, np.uint8)
+        label[:8] = row["classes"][0]
+        write_raster(target.parent / "pixel" / "labels" / f"{row['tile_id']}.tif", label, row["crs"], row["transform"])
+        image = relocate(row["image"], out, target)
+        kept.append(
+            row | {"image": image, "label": f"pixel/labels/{row['tile_id']}.tif", "kept": 0.5, "pixels": [n // 2 for n in row["pixels"]]}
+        )
+    write_manifest(target, kept)
+    return out, target
+
+
+def build(folder, miou=MIOU, **changes):
+    """A results tree as the workflow leaves it, small; returns the arguments of make_report."""
+    settings, dataset = configuration(**changes)
+    results, rng = folder / "results", np.random.default_rng(0)
+    root, draw = results / "embedded", (rng, len(dataset.classes), 16)
+    manifests = {}
+    for split, count in (("train", 6), ("test", 4)):
+        rows = [tile(root / "tiles", f"{split}-{i}", draw, split) for i in range(count)]
+        manifests[split] = root / "tiles" / f"{split}.parquet"
+        write_manifest(manifests[split], rows)
+        if split == "train":
+            captions = root / "captions" / "train.parquet"
+            captioned = [row | {key: relocate(row[key], manifests[split], captions) for key in ("image", "label")} for row in rows]
+            captioned = [row | {"caption": EVIL, "prompt": "0"} for row in captioned]
+            write_manifest(captions, captioned)
+    synthetic, filtered, agreement = [], [], []
+    for sampler, level in (("plain", 34.0), ("crfm", 40.0)):
+        made, kept = synthesise(root, captioned, captions, sampler, sampler == "crfm", rng)
+        synthetic.append(made)
+        filtered.append(kept)
+        agreement.append(root / "agreement" / "triattention" / f"{sampler}.json")
+        whos = {}
+        for who, gain in (("critic", 20), ("judge", 0)):
+            copies = [{"OA": level + gain + 15 + c, "mIoU": level + gain + c, "mAcc": level + gain + 8 + c} for c in (-0.5, 0.0, 0.5)]
+            whos[who] = {"recipe": "real", "segmentor": "unet_tiny", "seed": 1, "copies": copies}
+            whos[who] |= {key: copies[1][key] for key in copies[0]} | {f"{key}_sd": 0.5 for key in copies[0]}
+        write_json(agreement[-1], {"tiles": 12, **whos})
+    level = {"OA": 80.0, "mIoU": 70.0, "mAcc": 78.0}
+    reconstruction = root / "agreement" / "reconstruction.json"
+    write_json(reconstruction, {"tiles": 4, **{kind: {"critic": level, "judge": level} for kind in ("real", "reconstructed")}})
+    for stage, seconds in (("embedded/train_generator-triattention", 400.0), ("embedded/train_segmentor-real-segformer_tiny-0", 40.5)):
+        path = results / "benchmarks" / f"{stage}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f"s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n{seconds}\t0:0:0\t812.5\t-\t-\t-\t-\t-\t90\t{seconds}\n"
+        )
+    tables = []
+    for name, table in settings.tables.items():
+        tables.append(results / "tables" / f"{name}.csv")
+        paths = write_scores(results, "embedded", dataset.classes, miou)
+        make_table(
+            paths, table, ["embedded"], settings.seeds, settings.scale, "ab" * 32, results, tables[-1], tables[-1].with_suffix(".txt")
+        )
+    return {
+        "tables": tables, "tiles": [captions], "test": [manifests["test"]], "synthetic": synthetic, "filtered": filtered,
+        "agreement": agreement, "reconstruction": [reconstruction], "paper": REPO / "configs" / "paper_results.yaml", "settings": settings,
+        "datasets": [dataset], "configuration": "ab" * 32, "results": results, "page": results / "report.html", "figures": results / "figures",
+    }  # fmt: skip
+
+
+def text_of(page):
+    """What a reader sees, without the pictures."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    arguments = build(tmp_path_factory.mktemp("report"), scale=f"tiny {EVIL}")
+    make_report(**arguments)
+    return arguments, arguments["page"].read_text()
+
+
+def test_the_page_needs_nothing_beside_it(report):
+    _, page = report
+    targets = re.findall(r"(?:src|srcset|href|action|data)\s*=\s*[\"']?([^\"'>\s]*)", page)
+    assert targets and all(target.startswith(("data:image/", "#")) for target in targets)
+    assert "<script" not in page.lower() and "<link" not in page.lower() and "@import" not in page
+    assert page.startswith("<!DOCTYPE html>")
+
+
+def test_text_from_the_configuration_is_escaped(report):
+    _, page = report
+    assert EVIL not in page and "&lt;script&gt;" in page
+
+
+def test_the_answer_comes_first_and_follows_from_the_intervals(report):
+    _, page = report
+    text = text_of(page)
+    answer = text[: text.index("How sure is this?")]
+    assert "Yes: crfm gains 3.0 points of mIoU over real-equal" in answer
+    assert (
+        "triattention reaches 70.0 mIoU (± 1.7 over 3 seeds): against real-equal it differs by +0.8 points of mIoU, which is within"
+        in answer
+    )
+    assert "Not shown: +2.1 points of mIoU over plain sampling are within noise" in answer
+
+
+def test_noise_is_not_called_a_gain(tmp_path):
+    noisy = {"real": [66, 67, 68], "real-equal": [68, 69, 70], "triattention": [69, 68, 71], "crfm": [70, 69, 70]}
+    arguments = build(tmp_path, noisy)
+    make_report(**arguments)
+    text = text_of(arguments["page"].read_text())
+    assert "Not shown: every difference to real-equal is within noise" in text
+    assert "Yes:" not in text
+
+
+def test_published_figures_never_stand_in_the_rows_of_ours(report):
+    arguments, page = report
+    published = yaml.safe_load((REPO / "configs" / "paper_results.yaml").read_text())["tables"]["main"]
+    numbers = {f"{row[score]:.2f}" for row in published["rows"].values() for score in ("OA", "mIoU", "mAcc")}
+    apart = re.search(r'<aside class="theirs">.*?</aside>', page, flags=re.DOTALL).group()
+    assert all(number in apart for number in numbers) and "not of this run" in apart and published["dataset"] in apart
+    assert not any(number in text_of(page.replace(apart, "")) for number in numbers)
+    with arguments["tables"][0].open() as table:
+        assert [row["recipe"] for row in csv.DictReader(table)] == RECIPES
+        assert not any(row["label"] in arguments["tables"][0].read_text() for row in published["rows"].values())
+
+
+def test_every_number_names_its_file_and_every_figure_lies_in_the_folder(report):
+    arguments, page = report
+    for kind in ("tables", "agreement", "reconstruction", "synthetic", "filtered", "tiles", "test"):
+        assert all(str(path) in page for path in arguments[kind])
+    found = {path.name for path in arguments["figures"].iterdir()}
+    names = ["legend", "agreement", "samples", "corrections", "main-classes", "main-differences"]
+    assert found == {f"embedded-{name}.{suffix}" for name in names for suffix in ("png", "svg")}
+    assert page.count("data:image/") == 5 and "abababababab" in page
+
+
+def test_time_per_stage_is_told_from_the_benchmark_files(report):
+    text = text_of(report[1])
+    assert "train generator 1 7 min 7 min 812 MB" in text and "train segmentor 1 40 s" in text
+
+
+def test_a_missing_agreement_file_is_named(tmp_path):
+    arguments = build(tmp_path)
+    arguments["agreement"][1].unlink()
+    with pytest.raises(DataError, match=r"agreement/triattention/crfm\.json"):
+        make_report(**arguments)
+    assert not arguments["page"].exists() and not arguments["figures"].exists()
+
+
+def test_the_tiles_of_the_sheet_do_not_depend_on_the_order_of_rows(report):
+    import pandas as pd
+
+    table = pd.read_parquet(report[0]["tiles"][0])
+    mixed = table.sample(frac=1, random_state=3)
+    assert list(table.tile_id.iloc[choose_tiles(table, 3)]) == list(mixed.tile_id.iloc[choose_tiles(mixed, 3)])
+
+
+def test_scores_of_a_confusion_matrix_are_what_the_table_reads(tmp_path):
+    found = ConfusionMatrix(2).update(np.array([0, 1, 1]), np.array([0, 1, 0])).scores() | {"classes": ["a", "b"], "tiles": 1}
+    path = tmp_path / "d" / "segmentors" / "real" / "m" / "seed0" / "scores.json"
+    write_json(path, found)
+    table = Table(title="t", recipes=["real"], segmentor="m")
+    frame = make_table([path], table, ["d"], [0], "s", "c", tmp_path, tmp_path / "t.csv", tmp_path / "t.txt")
+    assert frame.mIoU[0] == found["mIoU"] == 50 and frame["IoU:a"][0] == 50

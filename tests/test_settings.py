@@ -1,0 +1,198 @@
+"""A wrong configuration is refused with the key and what is allowed; what ships agrees with itself."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crfm_core import ConfigError
+from crfm_core.settings import RectifySettings, Settings, json_schema, load_dataset, load_datasets, load_settings
+
+ROOT = Path(__file__).parents[1]
+DATASETS = ROOT / "configs" / "datasets"
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def changed(content: dict, key: str, value: object) -> dict:
+    """A copy of ``content`` with another value at the dotted ``key``."""
+    content = copy.deepcopy(content)
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        # unknown keys
+        ("shard", 2, "shard: unknown key; allowed: scale, results,"),
+        ("base_model.vae.step", 5, "base_model.vae.step: unknown key; allowed: channels, latent_channels, steps"),
+        ("controls.triattention.lr", 1, "controls.triattention.lr: unknown key; allowed: scheme, mask_init"),
+        ("judge.weight", 1, "judge.weight: unknown key; allowed: recipe, segmentor, seed"),
+        ("samplers.crfm.rectify.step", 1, "samplers.crfm.rectify.step: unknown key; allowed: steps, step_size, schedule"),
+        # wrong types and values
+        ("shards", 0, "shards: Input should be greater than 0 (found 0)"),
+        ("device", "gpu", "device: Input should be 'cpu' or 'cuda' (found 'gpu')"),
+        ("seeds", [], "seeds: List should have at least 1 item"),
+        ("base_model.kind", "sdxl", "base_model: Input tag 'sdxl' found using 'kind' does not match any of the expected tags: 'embedded',"),
+        ("controls.triattention.steps", "many", "controls.triattention.steps: Input should be a valid integer"),
+        ("controls.triattention.trainable", ["sky"], "controls.triattention.trainable.0: Input should be 'image', 'mask' or 'text'"),
+        ("controls.folder", {}, "controls.folder.steps: Field required"),
+        ("controls.a/b", {}, "controls.a/b.[key]: String should match pattern"),
+        ("recipes.crfm.schedule", "long", "recipes.crfm.schedule: Input should be 'longest' (found 'long')"),
+        ("captions.template", "an image", "captions.template: must hold {classes} exactly once"),
+        # the correction
+        ("samplers.plain.rectify", {"steps": 1}, "samplers.plain.rectify: needs a preset to start from; allowed: paper, released, default"),
+        ("samplers.crfm.rectify.steps", 24, "samplers.crfm.rectify.steps: 24 corrected steps of 23; allowed: at most num_steps"),
+        ("samplers.crfm.rectify.step_size", -1, "samplers.crfm.rectify.step_size: Input should be greater than or equal to 0 (found -1)"),
+        ("samplers.crfm.rectify.pixels", "all", "samplers.crfm.rectify.pixels: Input should be 'valid' or 'wrong' (found 'all')"),
+        # names that are defined nowhere, or contradict each other
+        ("recipes.crfm.sampler", "ddim", "recipes.crfm.sampler: unknown name 'ddim'; allowed: plain, crfm"),
+        ("recipes.crfm.control", "lora", "recipes.crfm.control: unknown name 'lora'; allowed: triattention"),
+        ("recipes.crfm.filter", "tile", "recipes.crfm.filter: unknown name 'tile'; allowed: pixel"),
+        ("recipes.real.filter", "pixel", "recipes.real.filter: filters synthetic tiles, and this recipe has none"),
+        ("recipes.real.control", "triattention", "recipes.real: control, sampler and synthetic_per_real go together"),
+        ("tables.main.recipes.1", "fake", "tables.main.recipes.1: unknown name 'fake'; allowed: real, real-equal, triattention"),
+        ("tables.main.segmentor", "unet", "tables.main.segmentor: unknown name 'unet'; allowed: segformer_tiny, unet_tiny"),
+        ("tables.main.baseline", "reference", "tables.main.baseline: 'reference' is not among the recipes; allowed: real, real-equal,"),
+        ("critic.recipe", "crfm", "critic.recipe: must train on real tiles only; 'crfm' has synthetic ones"),
+        ("judge", {"recipe": "real", "segmentor": "segformer_tiny", "seed": 0}, "judge: is the critic itself"),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_refused_with_its_key_and_what_is_allowed(key, value, message):
+    content = read(ROOT / "config.yaml")
+    if key == "tables.main.recipes.1":
+        content["tables"]["main"] |= {"recipes": ["real", value], "baseline": "real"}
+    else:
+        content = changed(content, key, value)
+    with pytest.raises(ConfigError, match=f"(?m)^  {re.escape(message)}"):
+        load_settings(content)
+
+
+def test_every_fault_is_listed_at_once():
+    content = changed(changed(read(ROOT / "config.yaml"), "recipes.crfm.sampler", "ddim"), "judge.recipe", "ideal")
+    with pytest.raises(ConfigError, match=r"recipes\.crfm\.sampler: (.|\n)*judge\.recipe: "):
+        load_settings(content)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("palette", [[0, 0, 0]], "palette has 1 colours for 7 classes"),
+        ("label_map", {1: 7}, "label_map: 1 -> 7 is no class id; allowed: 0...6 and 255"),
+        ("test", "val", "test: 'val' is no split of the source; it has: train, test, reference"),
+        ("source.kind", "zip", "source: Input tag 'zip' found using 'kind' does not match any of the expected tags: 'embedded', 'folder'"),
+        ("source.scene", {}, "source.scene: unknown key; allowed: kind, scenes, size, seed"),
+        ("source.scenes.train", 0, "source.scenes.train: Input should be greater than 0 (found 0)"),
+        ("tile.size", "64px", "tile.size: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_dataset_is_refused_with_its_key_and_what_is_allowed(tmp_path, key, value, message):
+    file = tmp_path / "d.yaml"
+    file.write_text(yaml.safe_dump(changed(read(DATASETS / "embedded.yaml"), key, value), sort_keys=False))
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_dataset(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_dataset_file_that_is_missing_or_no_yaml_is_named(tmp_path):
+    embedded = load_settings(read(ROOT / "config.yaml"))
+    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of embedded, fusu4k, loveda5k"):
+        load_datasets(embedded.model_copy(update={"datasets": ["nowhere"]}), ROOT)
+    (tmp_path / "broken.yaml").write_text("name: [unclosed")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
+        load_dataset(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"empty\.yaml is not a valid configuration"):
+        load_dataset(tmp_path / "empty.yaml")
+
+
+def test_nothing_may_train_on_the_test_split(tmp_path):
+    config = read(ROOT / "config.yaml")
+    with pytest.raises(ConfigError, match=r"recipes\.reference\.split: 'test' is the test split of embedded; nothing may train on it"):
+        load_datasets(load_settings(changed(config, "recipes.reference.split", "test")), ROOT)
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(changed(read(DATASETS / "embedded.yaml"), "train", "test")))
+    with pytest.raises(ConfigError, match="is the test split of embedded"):
+        load_datasets(load_settings(changed(config, "datasets", [str(tmp_path / "d.yaml")])), ROOT)
+
+
+def test_a_recipe_names_a_split_that_the_dataset_has():
+    settings = load_settings(changed(read(ROOT / "config.yaml"), "recipes.reference.split", "val"))
+    with pytest.raises(ConfigError, match=r"recipes\.reference\.split: embedded has no split 'val'; allowed: train, test, reference"):
+        load_datasets(settings, ROOT)
+
+
+def test_two_datasets_of_one_name_are_refused(tmp_path):
+    (tmp_path / "again.yaml").write_text((DATASETS / "embedded.yaml").read_text())
+    settings = load_settings(changed(read(ROOT / "config.yaml"), "datasets", ["embedded", str(tmp_path / "again.yaml")]))
+    with pytest.raises(ConfigError, match="'embedded' occurs twice"):
+        load_datasets(settings, ROOT)
+
+
+# ------------------------------------------------------------------------------------------------------- what ships
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "configs/paper.yaml"])
+def test_the_shipped_configurations_are_valid(name):
+    settings = load_settings(read(ROOT / name))
+    datasets = load_datasets(settings, ROOT)
+    assert list(datasets) == settings.datasets
+    assert all(settings.copies(r.control, r.sampler) == 3 for r in settings.recipes.values() if r.control)
+
+
+def test_the_schema_file_is_the_models_schema():
+    assert (ROOT / "configs" / "schema.json").read_text(encoding="utf-8") == json_schema()
+
+
+def test_the_embedded_default_shows_every_key_that_it_could_set():
+    content = read(ROOT / "config.yaml")
+    assert set(content) == set(Settings.model_fields)
+    assert set(content["controls"]["triattention"]) == set(Settings.model_json_schema()["$defs"]["Control"]["properties"])
+
+
+def test_an_equal_recipe_trains_as_long_as_the_longest_of_the_tables():
+    settings = load_settings(read(ROOT / "config.yaml"))
+    longest = settings.iterations("crfm", "segformer_tiny")
+    assert longest == 2 * settings.segmentors["segformer_tiny"].iterations == settings.iterations("real-equal", "segformer_tiny")
+    assert settings.iterations("real", "segformer_tiny") == longest // 2
+
+
+def test_the_presets_are_the_published_ones():
+    # steps k, inner steps J, schedule, pixels, batch reduction, normalise, shrink, clamp
+    table = {
+        "paper": (4, 1, "constant", "valid", "sum", "none", False, False),
+        "released": (4, 1, "linear_decrease", "wrong", "mean", "none", False, True),
+    }
+    for name, row in table.items():
+        preset = getattr(RectifySettings, name)()
+        columns = ("steps", "inner_steps", "schedule", "pixels", "reduction", "normalise", "shrink", "clamp")
+        assert tuple(getattr(preset, column) for column in columns) == row
+        assert preset.step_size == 0.1
+    assert RectifySettings.released().step_sizes(23) == pytest.approx([0.1 * (1 - i / 23) for i in (1, 2, 3, 4)])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RectifySettings().steps = 5
+
+
+def pins() -> dict[str, str]:
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert [line for line in lines if line and not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    return dict(line.split("==") for line in lines if line)
+
+
+@pytest.mark.parametrize("name", ["data", "generator", "segmentor", "synthesis", "report"])
+def test_environments_are_pinned_as_the_requirements_are(name):
+    required = pins()
+    *_, listed = read(ROOT / "envs" / f"{name}.yaml")["dependencies"]
+    named = dict(pin.split("==") for pin in listed["pip"])
+    assert len(named) >= 9 and named == {package: required[package] for package in named}
