@@ -21,7 +21,7 @@ try:
     datasets = load_datasets(settings, HERE)
 except CrfmError as error:
     raise WorkflowError(str(error)) from None
-validate(config, str(HERE / "configs" / "schema.json"))
+validate(config, str(HERE / "configs" / "schema.json"), set_default=False)  # the models fill them
 
 RESULTS = settings.results
 GPU = int(settings.device == "cuda")

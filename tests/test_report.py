@@ -17,6 +17,7 @@ from crfm_core.files import write_json
 from crfm_core.manifest import relocate, write_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
 from crfm_core.reporting.figures import choose_tiles
+from crfm_core.reporting.findings import against_baseline
 from crfm_core.reporting.page import make_report
 from crfm_core.reporting.tables import make_table, paired_difference, read_table, unpaired_difference
 from crfm_core.settings import Dataset, Settings, Table
@@ -222,11 +223,10 @@ def build(folder, miou=MIOU, **changes):
         make_table(
             paths, table, ["embedded"], settings.seeds, settings.scale, "ab" * 32, results, tables[-1], tables[-1].with_suffix(".txt")
         )
-    return {
-        "tables": tables, "tiles": [captions], "test": [manifests["test"]], "synthetic": synthetic, "filtered": filtered,
-        "agreement": agreement, "reconstruction": [reconstruction], "paper": REPO / "configs" / "paper_results.yaml", "settings": settings,
-        "datasets": [dataset], "configuration": "ab" * 32, "results": results, "page": results / "report.html", "figures": results / "figures",
-    }  # fmt: skip
+    paths = {"tiles": [captions], "test": [manifests["test"]], "synthetic": synthetic, "filtered": filtered, "agreement": agreement}
+    paths |= {"tables": tables, "reconstruction": [reconstruction], "paper": REPO / "configs" / "paper_results.yaml", "results": results}
+    paths |= {"page": results / "report.html", "figures": results / "figures"}
+    return paths | {"settings": settings, "datasets": [dataset], "configuration": "ab" * 32}
 
 
 def text_of(page):
@@ -267,12 +267,16 @@ def test_the_answer_comes_first_and_follows_from_the_intervals(report):
 
 
 def test_noise_is_not_called_a_gain(tmp_path):
-    noisy = {"real": [66, 67, 68], "real-equal": [68, 69, 70], "triattention": [69, 68, 71], "crfm": [70, 69, 70]}
-    arguments = build(tmp_path, noisy)
-    make_report(**arguments)
-    text = text_of(arguments["page"].read_text())
-    assert "Not shown: every difference to real-equal is within noise" in text
-    assert "Yes:" not in text
+    path, _ = table_of(tmp_path, {"real-equal": [68, 69, 70], "triattention": [69, 68, 71], "crfm": [70, 69, 70]})
+    finding = against_baseline(read_table(path), "Does it help?", configuration()[0].recipes)
+    assert finding.headline == "Not shown: every difference to real-equal is within noise" and finding.tone == "open"
+    assert not any(" gains " in sentence for sentence in finding.sentences)
+
+
+def test_a_loss_is_called_a_loss(tmp_path):
+    path, _ = table_of(tmp_path, {"real-equal": [68, 69, 70], "crfm": [60, 61.1, 62]})
+    finding = against_baseline(read_table(path), "Does it help?", configuration()[0].recipes)
+    assert finding.headline == "No: crfm loses 8.0 points of mIoU against real-equal" and finding.tone == "bad"
 
 
 def test_published_figures_never_stand_in_the_rows_of_ours(report):
@@ -302,12 +306,21 @@ def test_time_per_stage_is_told_from_the_benchmark_files(report):
     assert "train generator 1 7 min 7 min 812 MB" in text and "train segmentor 1 40 s" in text
 
 
-def test_a_missing_agreement_file_is_named(tmp_path):
-    arguments = build(tmp_path)
-    arguments["agreement"][1].unlink()
+def test_a_missing_agreement_file_is_named(report, tmp_path):
+    missing = tmp_path / "embedded" / "agreement" / "triattention" / "crfm.json"
+    out = {"page": tmp_path / "report.html", "figures": tmp_path / "figures"}
     with pytest.raises(DataError, match=r"agreement/triattention/crfm\.json"):
-        make_report(**arguments)
-    assert not arguments["page"].exists() and not arguments["figures"].exists()
+        make_report(**report[0] | out | {"agreement": [missing]})
+    assert not out["page"].exists() and not out["figures"].exists()
+
+
+def test_a_run_of_real_tiles_alone_with_one_seed_still_has_a_page(tmp_path):
+    table = {"title": "Real only", "recipes": ["real"], "segmentor": "segformer_tiny"}
+    pair = {"title": "Longer", "recipes": ["real", "real-equal"], "segmentor": "segformer_tiny", "baseline": "real"}
+    arguments = build(tmp_path, {"real": [66], "real-equal": [68]}, tables={"one": table, "two": pair}, seeds=[0])
+    make_report(**arguments | {"synthetic": [], "filtered": [], "agreement": []})
+    text = text_of(arguments["page"].read_text())
+    assert "too few to judge" in text and "one seed: no interval" in text and not re.search(r"\bnan\b", text)
 
 
 def test_the_tiles_of_the_sheet_do_not_depend_on_the_order_of_rows(report):

@@ -9,8 +9,7 @@ from segmentor_tiles import CLASSES, PALETTE, write_tiles
 
 from crfm_core.generator.latents import encode_tiles
 from crfm_core.models.base import build_base_model
-from crfm_core.settings import Captions, Dataset
-from crfm_core.settings import EmbeddedBase
+from crfm_core.settings import Captions, Dataset, EmbeddedBase
 from crfm_core.text.captions import caption_of, caption_tiles
 from crfm_core.text.encoders import encode_prompts_file
 

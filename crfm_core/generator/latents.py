@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -61,7 +61,11 @@ class CachedLatents:
     """
 
     def __init__(self, path: Path, tile_ids: list[str]):
-        with safe_open(path, framework="pt") as opened:
+        try:
+            opened = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: not a readable file of latents ({error}); delete it and run the workflow again") from None
+        with opened:
             if json.loads(opened.metadata()["tile_ids"]) != tile_ids:
                 raise DataError(f"{path}: holds other tiles than the manifest; delete it and run the workflow again")
             self._mean, self._logvar, self._mask = (opened.get_tensor(name) for name in ("mean", "logvar", "mask"))

@@ -167,7 +167,7 @@ def _crops(pixels: torch.Tensor, is_mask: int, count: int, rng: np.random.Genera
 
 
 def _transformer(tile: int, settings: EmbeddedBase) -> SD3Transformer2DModel:
-    """An SD3 transformer with dual attention in its first half and qk-norm, initialised as DiT is: Xavier weights and
+    """An SD3 transformer with dual attention in its first half (as SD3.5-medium) and qk-norm, initialised as DiT is: Xavier weights and
     closed gates, so that every block starts as the identity."""
     sizes, levels = settings.transformer, len(settings.vae.channels)
     latent = tile // 2 ** (levels - 1)
@@ -185,7 +185,7 @@ def _transformer(tile: int, settings: EmbeddedBase) -> SD3Transformer2DModel:
         caption_projection_dim=width,
         pooled_projection_dim=2 * sizes.text_dim,
         pos_embed_max_size=latent // sizes.patch_size,
-        dual_attention_layers=tuple(range((sizes.layers + 1) // 2)),
+        dual_attention_layers=tuple(range(sizes.layers // 2)),
         qk_norm="rms_norm",
     )
     for module in model.modules():
@@ -199,18 +199,21 @@ def _transformer(tile: int, settings: EmbeddedBase) -> SD3Transformer2DModel:
 
 
 def _text_components(captions: list[str], settings: EmbeddedBase) -> dict[str, object]:
-    """Two tiny CLIP text encoders and a tiny T5 encoder with tokenizers whose vocabulary holds the captions' words whole
-    and whose length is that of the longest caption."""
+    """Two tiny CLIP text encoders and a tiny T5 encoder with tokenizers whose vocabulary holds the captions' words whole.
+
+    T5 reads a word with its comma as one token and takes the longest caption; the CLIPs read it apart and cut what is longer,
+    as those of SD3.5 do at 77 tokens. Every token costs training time.
+    """
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
     width = settings.transformer.text_dim
-    texts = [re.findall(r"\w+|[^\w\s]", text.lower()) for text in captions]
-    words = sorted({word for text in texts for word in text})
-    length = max(map(len, texts)) + 2  # and the start and end tokens
+    words = sorted({word for text in captions for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    spaced = sorted({word for text in captions for word in text.split()} | set(words))
+    length = max(len(text.split()) for text in captions) + 1  # and the end token
     vocabulary, merges = _clip_vocabulary(words)
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0)]
-    pieces += [(piece, -1.0) for word in words for piece in (f"▁{word}", word)]
-    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789,.-" if letter not in words]
+    pieces += [(piece, -1.0) for word in spaced for piece in (f"▁{word}", word)]
+    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789,.-" if letter not in spaced]
     torch.manual_seed(settings.seed + 2)
     clip = CLIPTextConfig(
         vocab_size=len(vocabulary),

@@ -141,16 +141,17 @@ def of_rectification(rows: pd.DataFrame, plain: str, rectified: str, settings: S
     return Finding(f"Does the correction ({settings.recipes[rectified].sampler}) add to plain sampling?", headline, tone, sentences)
 
 
-def caveats(settings: Settings, embedded: bool, comparisons: int) -> list[str]:
-    """What the intervals leave out, as far as it applies to this run."""
-    notes = []
-    if embedded:
-        notes.append(
-            "The scenes are invented by the package or the models are tiny: these numbers show that the chain works and what it measures. "
-            "They are no claim about satellite images or Stable Diffusion 3.5."
-        )
+def caveats(settings: Settings, invented: bool, comparisons: int) -> list[str]:
+    """What the intervals leave out, as far as it applies to this run; ``invented``: scenes drawn by the package are among the data."""
+    notes, limits = [], []
+    if invented:
+        limits.append("the scenes are drawn by the package, so nothing here is a claim about satellite images")
+    if settings.base_model.kind == "embedded":
+        limits.append("the base model is tiny, so nothing here is a claim about Stable Diffusion 3.5")
+    if limits:
+        notes.append(f"The numbers show that the chain works and what it measures: {'; '.join(limits)}.")
     if len(settings.seeds) < 3:
-        notes.append(f"{len(settings.seeds)} seeds are too few to judge a difference; three are the least.")
+        notes.append(f"Seeds: {len(settings.seeds)}. That is too few to judge a difference; three are the least.")
     notes.append(
         "Seeds repeat the training of the segmentor only. The generator was trained once and the samples were drawn once, "
         "so the intervals leave out the luck of those and of which scenes were labelled."

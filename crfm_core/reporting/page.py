@@ -81,7 +81,7 @@ def make_report(
             )
             sections.append(_dataset_section(material, frames, sources, settings, colours, show))
         comparisons = sum(len(table.recipes) - 1 for table in settings.tables.values() if table.baseline) * len(datasets)
-        embedded = settings.base_model.kind == "embedded" or any(dataset.source.kind == "embedded" for dataset in datasets)
+        invented = any(dataset.source.kind == "embedded" for dataset in datasets)
         first = next(iter(frames.values())).iloc[0]
         html = (
             _environment()
@@ -89,7 +89,7 @@ def make_report(
             .render(
                 settings=settings,
                 sections=sections,
-                caveats=caveats(settings, embedded, comparisons),
+                caveats=caveats(settings, invented, comparisons),
                 tables=[_paper_table(name, table, published, paper) for name, table in settings.tables.items()],
                 recipes=_recipe_rows(settings),
                 samplers={
@@ -232,7 +232,7 @@ def _dataset_section(
 def _agreement(material: Material, settings: Settings, colours: dict, show: Pictures) -> dict:
     """Images against their masks: real test tiles, the same through the autoencoder, and every sampler's images."""
     rows, bars = [], []
-    for kind, label in (("real", "real test tiles"), ("reconstructed", "test tiles through the autoencoder")):
+    for kind, label in (("real", "real test tiles"), ("reconstructed", "the same through the autoencoder")):
         scores = material.reconstruction[kind]
         rows.append(
             {"label": label, "tiles": material.reconstruction["tiles"], "copies": None, **{who: scores[who] for who in ("judge", "critic")}}

@@ -83,6 +83,7 @@ def synthesise_shard(
         if missing:
             pipeline = MaskToImagePipeline.from_pretrained(generator, **dict.fromkeys(PARTS))
             pipeline = pipeline.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
+            pipeline.vae.to(memory_format=torch.channels_last)  # its convolutions take most of a correction
             guide = load_critic(critic, device) if settings else None
             cache = read_prompts(prompts)
             for batch in tqdm(_batches(missing, table, sampler.batch_size), desc="batches", disable=None):
@@ -111,7 +112,7 @@ def synthesise_shard(
                         "mask_of": row.tile_id,
                         "corrections": json.dumps(record),
                     }
-                    write_raster(paths[task], image, row.crs or None, list(row.transform), tags)
+                    write_raster(paths[task], image, row.crs or None, list(row["transform"]), tags)
         return write_manifest(out, [_row(table.iloc[task.row], task, paths[task], labels[task.row], sampler_name, out) for task in tasks])
 
 

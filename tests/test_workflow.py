@@ -1,0 +1,285 @@
+"""The workflow as a user meets it: what it plans, what it refuses and how it says so, and that it continues where it stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from crfm_core.manifest import read_manifest
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = Path(__file__).parent / "configs"
+COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run the workflow in ``folder``: exit status and everything it said."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def succeed(folder: Path, *arguments: str) -> str:
+    status, said = run(folder, *arguments)
+    assert status == 0, said[-5000:]
+    return said
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Run the workflow beside the test, in a process group of its own."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments], cwd=folder, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """kill -9 for the workflow and all its jobs, as when a machine goes down."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"it ended with {process.returncode} before it was interrupted"
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.02)
+
+
+def planned(said: str) -> dict[str, int]:
+    """Rules and numbers of jobs of the (last) table "Job stats"."""
+    table = said[said.rindex("Job stats:") :]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if name != "total"}
+
+
+def rules() -> set[str]:
+    files = [ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")]
+    return {name for file in files for name in re.findall(r"^\s*rule (\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A working folder with the smallest configuration."""
+    for file in CONFIGS.iterdir():
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> Path:
+    """Set top-level keys of a YAML file, or write it as ``original`` with those keys set."""
+    content = yaml.safe_load((original or file).read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False), encoding="utf-8")
+    return file
+
+
+SMALLEST = ("--configfile", "smallest.yaml")
+
+
+# ------------------------------------------------------------------------------------------------------------- planning
+
+
+def test_the_default_run_uses_every_rule(tmp_path):
+    jobs = planned(succeed(tmp_path, "--dry-run"))
+    assert set(jobs) == rules()
+    assert jobs["synthesise_shard"] == 4 and jobs["train_segmentor"] == 13
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_papers_scale_is_planned_in_seconds(tmp_path):
+    (tmp_path / "models" / "stable-diffusion-3.5-medium").mkdir(parents=True)
+    begin = time.monotonic()
+    said = succeed(tmp_path, "--dry-run", "--configfile", str(ROOT / "configs" / "paper.yaml"))
+    assert time.monotonic() - begin < 10
+    assert {"results/paper/fusu4k/scenes.parquet", "results/paper/loveda5k/scenes.parquet"} <= set(
+        re.findall(r"results/\S+\.parquet", said)
+    )
+    jobs = planned(said)
+    assert set(jobs) == rules() - {"build_base_model"} and jobs["synthesise_shard"] == 2 * 4 * 32
+
+
+def test_naming_a_file_plans_its_stage_and_what_it_needs(tmp_path):
+    said = succeed(tmp_path, "--dry-run", "results/embedded/tiles/train.parquet")
+    assert planned(said) == {"list_scenes": 1, "tile_scenes": 1}
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shard": 3}, "shard: unknown key; allowed: scale, results, device"),
+        ({"judge": {"recipe": "ideal", "segmentor": "unet_tiny"}}, "judge.recipe: unknown name 'ideal'; allowed: real, crfm, reference"),
+        ({"datasets": ["nowhere"]}, "allowed: a path, or one of embedded, fusu4k, loveda5k"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_before_anything_is_made(small, changes, message):
+    rewrite(small / "smallest.yaml", **changes)
+    status, said = run(small, *SMALLEST)
+    assert status != 0 and message in said and "Traceback" not in said
+    assert not (small / "results").exists() and "Job stats" not in said
+
+
+def gpus() -> bool:
+    return (
+        bool(shutil.which("nvidia-smi"))
+        and "GPU " in subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    )
+
+
+@pytest.mark.skipif(gpus(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_missed_at_the_start(small):
+    rewrite(small / "smallest.yaml", device="cuda")
+    status, said = run(small, *SMALLEST)
+    assert status != 0 and "device: cuda needs 1 GPU, this machine shows 0; set `device: cpu`, or run where a GPU is" in said
+    assert not list(small.glob("results/**/*.parquet"))
+
+
+def test_too_little_disk_is_noticed_at_the_start(small):
+    rewrite(small / "smallest.yaml", disk_gb=1e9)
+    status, said = run(small, *SMALLEST)
+    assert status != 0 and "results: 1000000000.0 GB needed" in said and "free some space or set `results` to another disk" in said
+    assert not list(small.glob("results/**/*.parquet"))
+
+
+def folder_dataset(small: Path) -> None:
+    splits = {name: {"images": f"{name}/images/*.png", "labels": f"{name}/labels/*.png"} for name in ("train", "test", "reference")}
+    rewrite(small / "small_world.yaml", source={"kind": "folder", "root": "scenes", "splits": splits})
+
+
+def write_scene(path: Path, seed: int, size: int, channels: tuple[int, ...] = ()) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 7, (size, size, *channels)).astype(np.uint8)).save(path)
+
+
+def test_a_missing_folder_of_scenes_is_named_with_the_remedy(small):
+    folder_dataset(small)
+    status, said = run(small, "results/small/scenes.parquet", *SMALLEST)
+    assert status != 0 and f"error: {small / 'scenes'}: no such folder; set source.root of dataset small to where its scenes lie" in said
+
+
+def test_a_label_of_another_size_is_named_with_the_remedy(small):
+    folder_dataset(small)
+    for index, split in enumerate(("train", "test", "reference")):
+        write_scene(small / "scenes" / split / "images" / f"s{index}.png", index, 64, (3,))
+        write_scene(small / "scenes" / split / "labels" / f"s{index}.png", index, 48 if split == "test" else 64)
+    status, said = run(small, "results/small/scenes.parquet", *SMALLEST)
+    assert status != 0 and re.search(r"error: \S*test/labels/s1\.png: 48x48 pixels, but its image .* has 64x64; resample the label", said)
+    assert not (small / "results" / "small" / "scenes.parquet").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_the_first_stages_run_and_a_second_run_has_nothing_to_do(small):
+    targets = ["results/small/captions/train.parquet", "results/small/tiles/test.parquet"]
+    said = succeed(small, *targets, *SMALLEST)
+    assert planned(said) == {"list_scenes": 1, "tile_scenes": 2, "caption_tiles": 1}
+    table = read_manifest(small / targets[0])
+    assert len(table) == 8 and all(caption.startswith("a satellite image of ") for caption in table.caption)
+    for rule in ("list_scenes", "tile_scenes-train", "caption_tiles-train"):
+        assert (small / "results" / "logs" / "small" / f"{rule}.log").is_file()
+        assert (small / "results" / "benchmarks" / "small" / f"{rule}.tsv").is_file()
+    assert "Nothing to be done" in succeed(small, *targets, *SMALLEST)
+
+
+def test_a_lock_protects_a_living_run_and_is_cleared_after_a_killed_one(small):
+    target = "results/small/scenes.parquet"
+    rewrite(
+        small / "endless.yaml",
+        small / "small_world.yaml",
+        source={"kind": "embedded", "scenes": {"train": 10**6, "test": 1, "reference": 1}},
+    )
+    rewrite(small / "long.yaml", small / "smallest.yaml", datasets=["endless.yaml"])
+    long = start(small, target, "--configfile", "long.yaml")
+    try:
+        wait_for(long, lambda: (small / "results" / "logs" / "small" / "list_scenes.log").exists())
+        status, said = run(small, target, *SMALLEST)
+        assert status != 0 and "cannot be locked" in said
+        assert long.poll() is None
+    finally:
+        kill(long)
+    assert list((small / ".snakemake").glob("locks/*")), "the killed run left its locks"
+    succeed(small, target, *SMALLEST)
+    assert (small / target).is_file()
+    assert list((small / ".snakemake").glob("locks/*")) == []
+
+
+# ------------------------------------------------------------------------------------------------------- the whole chain
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "results" / "tables").glob("*.csv")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A working folder with a whole undisturbed run."""
+    folder = tmp_path_factory.mktemp("finished")
+    for file in CONFIGS.iterdir():
+        shutil.copy(file, folder)
+    said = succeed(folder, *SMALLEST)
+    assert set(planned(said)) == rules()
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_chain_ends_in_tables_and_a_report(finished):
+    assert list(tables(finished)) == ["main.csv"]
+    assert len(pd.read_csv(finished / "results" / "tables" / "main.csv")) == 2
+    assert (finished / "results" / "report.html").stat().st_size > 10_000
+    assert not any(path.is_file() for path in (finished / "results" / "small" / "work").rglob("*")), "no state is left over"
+    assert "Nothing to be done" in succeed(finished, *SMALLEST)
+
+
+@pytest.mark.slow
+def test_without_one_shard_only_that_shard_and_what_follows_is_made_again(finished):
+    folder = finished / "results" / "small" / "synthetic" / "triattention" / "crfm"
+    shard = folder / "shard-1-of-2.parquet"
+    before, table = shard.read_bytes(), tables(finished)
+    shard.unlink()
+    # named, because a run asks for its ends: what only led to finished files it does not miss
+    jobs = planned(succeed(finished, str(shard.relative_to(finished)), "all", *SMALLEST))
+    assert jobs["synthesise_shard"] == jobs["gather_shards"] == jobs["filter_pixels"] == jobs["mix_tiles"] == 1
+    assert jobs["train_segmentor"] == jobs["evaluate_segmentor"] == 2, "both seeds of the one recipe with synthetic tiles"
+    assert not {"train_generator", "build_base_model", "encode_latents", "tile_scenes"} & set(jobs)
+    log = finished / "results" / "logs" / "small" / "synthesise_shard-triattention-crfm-1-of-2.log"
+    assert "4 images, 4 of them already there" in log.read_text()
+    assert shard.read_bytes() == before and tables(finished) == table
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_twice_ends_with_the_same_tables(finished, small):
+    results = small / "results" / "small"
+    steps = [
+        lambda: (results / "work" / "generators" / "triattention" / "checkpoint.pt").exists(),
+        lambda: any((results / "synthetic" / "triattention" / "crfm" / "images").glob("*.tif")),
+    ]
+    for reached in steps:
+        process = start(small, *SMALLEST)
+        try:
+            wait_for(process, reached)
+        finally:
+            kill(process)
+        assert not (small / "results" / "report.html").exists()
+    assert not (results / "synthetic" / "triattention" / "crfm" / "all.parquet").exists()
+    succeed(small, *SMALLEST)
+    assert tables(small) == tables(finished)
+    log = (results.parent / "logs" / "small" / "synthesise_shard-triattention-crfm-1-of-2.log").read_text()
+    log += (results.parent / "logs" / "small" / "synthesise_shard-triattention-crfm-2-of-2.log").read_text()
+    assert re.search(r"4 images, [1-4] of them already there", log)
