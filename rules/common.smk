@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from crfm_core import CrfmError
+from crfm_core.checkpoints import check_base_model
 from crfm_core.devices import require_gpus
 from crfm_core.files import hash_of, require_disk
 from crfm_core.settings import FolderBase, load_datasets, load_settings
@@ -56,8 +57,9 @@ def recipe_of(wildcards):
 
 
 def base_model(wildcards):
+    """The folder of the embedded base model, or the file that says where the given one is."""
     if isinstance(settings.base_model, FolderBase):
-        return settings.base_model.path
+        return f"{RESULTS}/base_model.json"
     return f"{RESULTS}/{wildcards.dataset}/base_model"
 
 
@@ -115,6 +117,15 @@ def used_splits(wildcards):
     return list(dict.fromkeys([dataset.train, dataset.test, *(r.split for r in settings.recipes.values() if r.split)]))
 
 
+def scores_of(table):
+    return [
+        f"{segmentor_folder(dataset, recipe, table.segmentor, seed)}/scores.json"
+        for dataset in datasets
+        for recipe in table.recipes
+        for seed in settings.seeds
+    ]
+
+
 def recover_from_a_killed_run():
     """Let a run start after one that was killed (-9) together with its clean-up.
 
@@ -146,6 +157,8 @@ onstart:
         require_disk(RESULTS, settings.disk_gb * 1e9)
         if GPU and not workflow.remote_exec and workflow.local_exec:
             require_gpus(1)
+        if isinstance(settings.base_model, FolderBase):
+            check_base_model(settings.base_model.path)
     except CrfmError as error:
         raise WorkflowError(str(error)) from None
 

@@ -1,7 +1,28 @@
 # Generator: the base model, latents of the training tiles, and the fine-tuned mask-conditioned transformer.
 
 
-if not isinstance(settings.base_model, FolderBase):
+if isinstance(settings.base_model, FolderBase):
+
+    rule check_base_model:
+        output:
+            where=f"{RESULTS}/base_model.json",
+        log:
+            f"{RESULTS}/logs/check_base_model.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/check_base_model.tsv"
+        conda:
+            "../envs/data.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=30,
+        params:
+            path=settings.base_model.path,
+        message:
+            "Checking the base model"
+        script:
+            "../workflow_scripts/check_base_model.py"
+
+else:
 
     rule build_base_model:
         input:
@@ -22,7 +43,6 @@ if not isinstance(settings.base_model, FolderBase):
             dataset=lambda wildcards: dump(dataset_of(wildcards)),
             captions=dump(settings.captions),
             base=dump(settings.base_model),
-            work=f"{RESULTS}/{{dataset}}/work/base_model",
         message:
             "Building the embedded base model of {wildcards.dataset}"
         script:
@@ -80,7 +100,6 @@ rule train_generator:
         dataset=lambda wildcards: dump(dataset_of(wildcards)),
         control=lambda wildcards: dump(settings.controls[wildcards.control]),
         device=settings.device,
-        work=f"{RESULTS}/{{dataset}}/work/generators/{{control}}",
     message:
         "Training the generator {wildcards.control} on {wildcards.dataset}"
     script:

@@ -1,15 +1,6 @@
 # Report: scores of the recipes as tables, and one page that says whether synthetic data helped.
 
 
-def scores_of(table):
-    return [
-        f"{segmentor_folder(dataset, recipe, table.segmentor, seed)}/scores.json"
-        for dataset in datasets
-        for recipe in table.recipes
-        for seed in settings.seeds
-    ]
-
-
 rule make_table:
     input:
         scores=lambda wildcards: scores_of(settings.tables[wildcards.table]),
@@ -63,7 +54,6 @@ rule make_report:
         settings=dump(settings),
         datasets=[dump(dataset) for dataset in datasets.values()],
         configuration=CONFIGURATION,
-        results=RESULTS,
     message:
         "Writing the report"
     script:

@@ -23,7 +23,6 @@ rule train_segmentor:
         segmentor=lambda wildcards: dump(settings.segmentors[wildcards.segmentor]),
         iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
         device=settings.device,
-        work=f"{RESULTS}/{{dataset}}/work/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}",
     message:
         "Training {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"
     script:

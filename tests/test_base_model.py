@@ -13,10 +13,11 @@ from tiny_world import tiny_base_settings
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from crfm_core import WeightsError
+from crfm_core.checkpoints import check_base_model
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models import base as base_module
-from crfm_core.models.base import COMPONENTS, build_base_model, check_base_model, train_autoencoder
+from crfm_core.models.base import COMPONENTS, build_base_model, train_autoencoder
 from crfm_core.models.latent_space import decode_latents, encode_images
 from crfm_core.text.encoders import TextEncoders
 

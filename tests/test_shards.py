@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from segmentor_tiles import CLASSES, PALETTE
 from tiny_world import World
 
@@ -166,13 +167,18 @@ def test_only_damaged_images_are_made_again(whole, monkeypatch):
     whole.shard("damaged", 1, 1)
     images = whole.images("damaged")
     before = sha256_of(*images.values())
-    truncated, emptied, gone = list(images.values())[:3]
+    truncated, emptied, gone, spoilt = list(images.values())[:4]
     truncated.write_bytes(truncated.read_bytes()[:-200])
     emptied.write_bytes(b"")
     gone.unlink()
+    with Image.open(spoilt) as opened:
+        pixels = opened.tag_v2[273][0]  # where the first strip of pixels begins; the tags stay readable
+    content = bytearray(spoilt.read_bytes())
+    content[pixels + 2 : pixels + 42] = bytes(40)
+    spoilt.write_bytes(content)
     written = count_drawn(monkeypatch)
     whole.shard("damaged", 1, 1)
-    assert sorted(written) == [truncated, emptied, gone]
+    assert sorted(written) == [truncated, emptied, gone, spoilt]
     assert sha256_of(*images.values()) == before
 
 
@@ -192,12 +198,13 @@ def test_images_made_otherwise_are_made_again(whole, monkeypatch, tmp_path):
     other_generator = tmp_path / "generator"
     control = Control(steps=1, batch_size=2, learning_rate=1e-3)
     train_generator(w.base, w.latents, w.prompts, w.captions, len(CLASSES), control, other_generator, tmp_path / "w")
-    whole.shard("otherwise", 1, 6, batch_size=4)
-    for change in (shorter, {"seed": 1}, {"critic": other_critic}, {"generator": other_generator}):
+    changes = {"sampler": shorter, "seed": {"seed": 1}, "critic": {"critic": other_critic}, "generator": {"generator": other_generator}}
+    for name, change in changes.items():
+        whole.shard(f"other-{name}", 1, 6, batch_size=4)
         with monkeypatch.context() as patch:
             written = count_drawn(patch)
-            whole.shard("otherwise", 1, 6, **{"batch_size": 4} | change)
-            assert len(written) == 2, change
+            whole.shard(f"other-{name}", 1, 6, **{"batch_size": 4} | change)
+            assert len(written) == 2, name
 
 
 # -------------------------------------------------------------------------------------------------------------- gather

@@ -20,5 +20,5 @@ with job(snakemake):
         captions=[longest],
         settings=EmbeddedBase(**snakemake.params.base),
         out=Path(snakemake.output.folder),
-        work=Path(snakemake.params.work),
+        work=Path(f"{snakemake.output.folder}.unfinished"),
     )

@@ -5,12 +5,13 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
+    from crfm_core.checkpoints import base_folder
     from crfm_core.devices import resolve, use_threads
     from crfm_core.generator.latents import encode_tiles
 
     use_threads(snakemake.threads)
     encode_tiles(
-        base=Path(snakemake.input.base),
+        base=base_folder(snakemake.input.base),
         manifest=Path(snakemake.input.tiles),
         root=Path(snakemake.output.latents).parent.parent,
         num_classes=len(snakemake.params.dataset["classes"]),

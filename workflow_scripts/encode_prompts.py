@@ -5,6 +5,7 @@ from job import job
 with job(snakemake):
     import torch
 
+    from crfm_core.checkpoints import base_folder
     from crfm_core.devices import resolve
     from crfm_core.manifest import read_manifest
     from crfm_core.text.encoders import encode_prompts_file
@@ -12,4 +13,4 @@ with job(snakemake):
     device = resolve(snakemake.params.device)
     captions = read_manifest(snakemake.input.captions).caption
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    encode_prompts_file(snakemake.input.base, captions, snakemake.output.prompts, device, dtype)
+    encode_prompts_file(base_folder(snakemake.input.base), captions, snakemake.output.prompts, device, dtype)

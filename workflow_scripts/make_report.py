@@ -15,7 +15,7 @@ with job(snakemake):
         settings=Settings(**snakemake.params.settings),
         datasets=[Dataset(**dataset) for dataset in snakemake.params.datasets],
         configuration=snakemake.params.configuration,
-        results=Path(snakemake.params.results),
+        results=Path(snakemake.output.page).parent,
         page=Path(snakemake.output.page),
         figures=Path(snakemake.output.figures),
     )

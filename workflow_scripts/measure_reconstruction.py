@@ -5,6 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
+    from crfm_core.checkpoints import base_folder
     from crfm_core.curation.agreement import reconstruction_agreement
     from crfm_core.devices import resolve, use_threads
     from crfm_core.files import write_json
@@ -15,5 +16,5 @@ with job(snakemake):
     critics = {who: load_critic(snakemake.input[who], device) for who in ("critic", "judge")}
     write_json(
         snakemake.output.scores,
-        reconstruction_agreement(Path(snakemake.input.base), critics, tiles, tiles.parent.parent, device),
+        reconstruction_agreement(base_folder(snakemake.input.base), critics, tiles, tiles.parent.parent, device),
     )

@@ -15,7 +15,7 @@ with job(snakemake):
         manifest=Path(snakemake.input.mix),
         root=Path(snakemake.input.mix).parent.parent,
         out=Path(snakemake.output.checkpoint),
-        work=Path(snakemake.params.work),
+        work=Path(snakemake.output.checkpoint).parent / "unfinished",
         segmentor=Segmentor(**snakemake.params.segmentor),
         classes=dataset.classes,
         palette=dataset.palette,

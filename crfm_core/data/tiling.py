@@ -60,7 +60,7 @@ def tile_scene(
             raise DataError(f"{label}: {ids.width}x{ids.height} pixels, but its image {image} has {picture.width}x{picture.height}")
         if min(picture.shape) < size:
             raise DataError(
-                f"{image}: {picture.width}x{picture.height} pixels, smaller than a tile of {size}; choose a smaller tile.size or leave it out"
+                f"{image}: {picture.width}x{picture.height} pixels, smaller than a tile of {size}; lower tile.size or leave it out"
             )
         crs = picture.crs.to_wkt() if picture.crs else ""
         holes = any(MaskFlags.all_valid not in flags for flags in picture.mask_flag_enums)

@@ -192,7 +192,13 @@ def _rows(numbers: range, tiles: int, seed: int) -> Iterator[int]:
 
 
 def save_generator(
-    model: MaskMMDiT, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler, base: Path, num_classes: int, mask_code: str, out: Path
+    model: MaskMMDiT,
+    vae: AutoencoderKL,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    base: Path,
+    num_classes: int,
+    mask_code: str,
+    out: Path,
 ) -> None:
     """Write a MaskToImagePipeline folder; the base model's text encoders are linked, not copied, where the disk allows."""
     pipeline = MaskToImagePipeline(

@@ -22,22 +22,8 @@ from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models.mask_encoding import encode_mask_levels
 from crfm_core.settings import EmbeddedBase, EmbeddedVAE
 
-COMPONENTS = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-
 #: Training steps of the autoencoder between checkpoints to resume from.
 CHECKPOINT_EVERY = 100
-
-
-def check_base_model(folder: Path | str) -> Path:
-    """Return ``folder`` if it is a diffusers folder of an SD3 pipeline. Raises WeightsError naming what is missing."""
-    folder = Path(folder)
-    missing = [name for name in ("model_index.json", *COMPONENTS) if not (folder / name).exists()]
-    if missing:
-        raise WeightsError(
-            f"base_model.path: {folder} lacks {', '.join(missing)}; it must be a diffusers folder of Stable Diffusion 3.5, as "
-            "`hf download stabilityai/stable-diffusion-3.5-medium --local-dir ...` makes it"
-        )
-    return folder
 
 
 def build_base_model(
