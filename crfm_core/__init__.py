@@ -10,6 +10,7 @@ ROOMS = (
     "files",
     "manifest",
     "devices",
+    "checkpoints",
     "data",
     "metrics",
     "text",

@@ -103,7 +103,7 @@ class EmbeddedVAE(Section):
 
     channels: list[Positive] = Field([24, 48], description="channels per level; n levels shrink the image by 2^(n-1)")
     latent_channels: Positive = 4
-    steps: Positive = Field(700, description="training steps")
+    steps: Positive = Field(1000, description="training steps")
     batch_size: Positive = 8
     learning_rate: float = Field(6e-3, gt=0)
 
@@ -111,9 +111,9 @@ class EmbeddedVAE(Section):
 class EmbeddedTransformer(Section):
     """The small SD3 transformer (dual attention, qk-norm)."""
 
-    layers: Positive = 4
-    heads: Positive = 4
-    head_dim: Positive = 24
+    layers: Positive = 3
+    heads: Positive = 3
+    head_dim: Positive = 32
     patch_size: Positive = Field(4, description="side of a token in latents")
     text_dim: Positive = Field(32, description="width of the tiny text encoders")
 

@@ -105,7 +105,7 @@ rule measure_agreement:
 
 rule measure_reconstruction:
     input:
-        tiles=test_tiles,
+        tiles=training_tiles,
         base=base_model,
         critic=checkpoint_of(settings.critic),
         judge=checkpoint_of(settings.judge),
@@ -124,6 +124,6 @@ rule measure_reconstruction:
     params:
         device=settings.device,
     message:
-        "Measuring what the autoencoder keeps of the test tiles of {wildcards.dataset}"
+        "Measuring what the autoencoder keeps of the training tiles of {wildcards.dataset}"
     script:
         "../workflow_scripts/measure_reconstruction.py"

@@ -13,11 +13,11 @@ from tiny_world import tiny_base_settings
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from crfm_core import WeightsError
-from crfm_core.checkpoints import check_base_model
+from crfm_core.checkpoints import COMPONENTS, check_base_model
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models import base as base_module
-from crfm_core.models.base import COMPONENTS, build_base_model, train_autoencoder
+from crfm_core.models.base import build_base_model, train_autoencoder
 from crfm_core.models.latent_space import decode_latents, encode_images
 from crfm_core.text.encoders import TextEncoders
 
@@ -54,12 +54,15 @@ def test_latents_of_the_tiles_have_mean_0_and_spread_1(world, arrays):
 
 def test_each_word_of_a_caption_is_one_token_also_after_the_disk(world):
     words = re.findall(r"\w+|,", CAPTION)
-    for name, kind, marks in (("tokenizer", CLIPTokenizer, 2), ("tokenizer_2", CLIPTokenizer, 2), ("tokenizer_3", T5TokenizerFast, 1)):
-        tokenizer = kind.from_pretrained(world.base / name)
-        ids = tokenizer(CAPTION).input_ids
-        tokens = tokenizer.convert_ids_to_tokens(ids)[marks - 1 : -1]
-        assert [token.strip("▁").removesuffix("</w>") for token in tokens] == words
-        assert tokenizer.model_max_length == len(words) + 2
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = CLIPTokenizer.from_pretrained(world.base / name)
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(CAPTION).input_ids)[1:-1]
+        assert [token.removesuffix("</w>") for token in tokens] == words
+    t5 = T5TokenizerFast.from_pretrained(world.base / "tokenizer_3")
+    for caption in (CAPTION, "a satellite image of soil, water", "a satellite image of water"):
+        tokens = t5.convert_ids_to_tokens(t5(caption).input_ids)[:-1]
+        assert [token.removeprefix("▁") for token in tokens] == caption.split(), "a word with its comma is one"
+    assert len(t5(CAPTION).input_ids) == t5.model_max_length, "the longest caption is read whole"
 
 
 def test_captions_of_other_classes_have_other_embeddings_and_unknown_words_are_no_fault(world):

@@ -159,7 +159,7 @@ def _small(tmp_path, image, label):
         (_other_size, "a_label.tif: 49x40 pixels, but its image .*a.tif has 50x40"),
         (_unknown_id, r"a_label.tif: unknown label id 9 in 2 pixels, first at row 21, column 30; allowed are 0\.\.\.2 and 255.*label_map"),
         (_colour_label, "3 bands, expected one band of class ids"),
-        (_small, "a.tif: 50x19 pixels, smaller than a tile of 20; choose a smaller tile.size"),
+        (_small, "a.tif: 50x19 pixels, smaller than a tile of 20; lower tile.size"),
     ],
 )
 def test_a_bad_scene_is_refused_with_the_file_and_the_fault(tmp_path, scene, damage, message):

@@ -1,4 +1,4 @@
-"""Measure what the autoencoder keeps of the test tiles: tiles, base model, critic and judge in, scores out."""
+"""Measure what the autoencoder keeps of the training tiles: tiles, base model, critic and judge in, scores out."""
 
 from job import job
 

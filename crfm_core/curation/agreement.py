@@ -42,7 +42,7 @@ def agreement_by_copy(critic: Critic, manifest: Path, root: Path, batch_size: in
 
 @torch.no_grad()
 def reconstruction_agreement(base: Path, critics: dict[str, Critic], manifest: Path, root: Path, device: str, batch_size: int = 16) -> dict:
-    """Scores on real tiles and on what the autoencoder keeps of them: the ceiling for anything the generator can draw.
+    """Scores on real tiles and on what the autoencoder keeps of them: the ceiling for a generator trained on them.
 
     Returns ``tiles`` and, for ``real`` and ``reconstructed``, OA, mIoU and mAcc in percent by each of ``critics``.
     """

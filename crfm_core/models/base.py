@@ -140,7 +140,8 @@ def train_autoencoder(
 
 
 def _crops(pixels: torch.Tensor, is_mask: int, count: int, rng: np.random.Generator) -> torch.Tensor:
-    """``count`` half-size crops, flipped and turned; one in eight is a mask."""
+    """``count`` half-size crops, flipped and turned; one in eight is a mask, the others change their light and tint (the training
+    tiles come from few scenes, and the autoencoder has to keep the colours of others too)."""
     side = pixels.shape[-1] // 2
     chosen = []
     for index in range(count):
@@ -148,6 +149,9 @@ def _crops(pixels: torch.Tensor, is_mask: int, count: int, rng: np.random.Genera
         top, left = rng.integers(pixels.shape[-2] - side + 1), rng.integers(pixels.shape[-1] - side + 1)
         crop = pixels[source, :, top : top + side, left : left + side]
         crop = torch.rot90(crop, int(rng.integers(4)), (1, 2))
+        if source < is_mask:
+            gain = torch.from_numpy(rng.uniform(0.75, 1.25, (3, 1, 1)).astype(np.float32))
+            crop = ((crop + 1) * gain - 1).clamp(-1, 1)
         chosen.append(crop.flip(-1) if rng.integers(2) else crop)
     return torch.stack(chosen).contiguous(memory_format=torch.channels_last)
 

@@ -230,9 +230,9 @@ def _dataset_section(
 
 
 def _agreement(material: Material, settings: Settings, colours: dict, show: Pictures) -> dict:
-    """Images against their masks: real test tiles, the same through the autoencoder, and every sampler's images."""
+    """Images against their masks: real training tiles, the same through the autoencoder, and every sampler's images."""
     rows, bars = [], []
-    for kind, label in (("real", "real test tiles"), ("reconstructed", "the same through the autoencoder")):
+    for kind, label in (("real", "real training tiles"), ("reconstructed", "the same through the autoencoder")):
         scores = material.reconstruction[kind]
         rows.append(
             {"label": label, "tiles": material.reconstruction["tiles"], "copies": None, **{who: scores[who] for who in ("judge", "critic")}}
