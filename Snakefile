@@ -28,3 +28,4 @@ rule all:
     input:
         tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.tables),
         report=f"{RESULTS}/report.html",
+        stages=stage_files(),

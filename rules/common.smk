@@ -111,6 +111,21 @@ def filtered():
     return list(dict.fromkeys((r.control, r.sampler, r.filter) for r in recipes if r.filter))
 
 
+def stage_files():
+    """What every stage hands over. `all` asks for them too, because an input that is gone but not asked for would not be made again."""
+    shards = [f"shard-{shard}-of-{settings.shards}" for shard in range(1, settings.shards + 1)]
+    files = []
+    for name in datasets:
+        folder = f"{RESULTS}/{name}"
+        recipes = list(dict.fromkeys(recipe for table in settings.tables.values() for recipe in table.recipes))
+        files += [f"{folder}/scenes.parquet", f"{folder}/captions/{datasets[name].train}.parquet"]
+        files += [f"{folder}/generators/{control}" for control in dict.fromkeys(control for control, _ in generated())]
+        files += [f"{folder}/synthetic/{c}/{s}/{part}.parquet" for c, s in generated() for part in (*shards, "all")]
+        files += [f"{folder}/mixes/{recipe}.parquet" for recipe in recipes]
+    scores = [path for table in settings.tables.values() for path in scores_of(table)]
+    return list(dict.fromkeys(files + [path.replace("scores.json", "checkpoint.pth") for path in scores]))
+
+
 def used_splits(wildcards):
     """The splits that anything trains on or is scored on."""
     dataset = dataset_of(wildcards)

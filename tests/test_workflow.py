@@ -260,8 +260,7 @@ def test_without_one_shard_only_that_shard_and_what_follows_is_made_again(finish
     shard = folder / "shard-1-of-2.parquet"
     before, table = shard.read_bytes(), tables(finished)
     shard.unlink()
-    # named, because a run asks for its ends: what only led to finished files it does not miss
-    jobs = planned(succeed(finished, str(shard.relative_to(finished)), "all", *SMALLEST))
+    jobs = planned(succeed(finished, *SMALLEST))
     assert jobs["synthesise_shard"] == jobs["gather_shards"] == jobs["filter_pixels"] == jobs["mix_tiles"] == 1
     assert jobs["train_segmentor"] == jobs["evaluate_segmentor"] == 2, "both seeds of the one recipe with synthetic tiles"
     assert not {"train_generator", "build_base_model", "encode_latents", "tile_scenes"} & set(jobs)
