@@ -103,7 +103,7 @@ class EmbeddedVAE(Section):
 
     channels: list[Positive] = Field([24, 48], description="channels per level; n levels shrink the image by 2^(n-1)")
     latent_channels: Positive = 4
-    steps: Positive = Field(1000, description="training steps")
+    steps: Positive = Field(800, description="training steps")
     batch_size: Positive = 8
     learning_rate: float = Field(6e-3, gt=0)
 

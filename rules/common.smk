@@ -52,6 +52,11 @@ def dataset_of(wildcards):
     return datasets[wildcards.dataset]
 
 
+def dataset_section(wildcards):
+    """The dataset for `params:`, without the words about it: rewording them reruns nothing."""
+    return dataset_of(wildcards).model_dump(mode="json", exclude={"about"})
+
+
 def recipe_of(wildcards):
     return settings.recipes[wildcards.recipe]
 

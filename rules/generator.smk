@@ -40,7 +40,7 @@ else:
             mem_mb=3000,
             runtime=60,
         params:
-            dataset=lambda wildcards: dump(dataset_of(wildcards)),
+            dataset=dataset_section,
             captions=dump(settings.captions),
             base=dump(settings.base_model),
         message:
@@ -67,7 +67,7 @@ rule encode_latents:
         runtime=600,
         gpu=GPU,
     params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        dataset=dataset_section,
         device=settings.device,
     message:
         "Encoding the training tiles of {wildcards.dataset}"
@@ -97,7 +97,7 @@ rule train_generator:
         runtime=10000,
         gpu=GPU,
     params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        dataset=dataset_section,
         control=lambda wildcards: dump(settings.controls[wildcards.control]),
         device=settings.device,
     message:

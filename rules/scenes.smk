@@ -14,7 +14,7 @@ rule list_scenes:
         mem_mb=2000,
         runtime=60,
     params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        dataset=dataset_section,
     message:
         "Listing the scenes of {wildcards.dataset}"
     script:

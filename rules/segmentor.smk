@@ -19,7 +19,7 @@ rule train_segmentor:
         runtime=2880,
         gpu=GPU,
     params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        dataset=dataset_section,
         segmentor=lambda wildcards: dump(settings.segmentors[wildcards.segmentor]),
         iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
         device=settings.device,

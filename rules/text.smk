@@ -16,7 +16,7 @@ rule caption_tiles:
         mem_mb=2000,
         runtime=60,
     params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        dataset=dataset_section,
         captions=dump(settings.captions),
     message:
         "Captioning the {wildcards.split} tiles of {wildcards.dataset}"

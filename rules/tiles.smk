@@ -16,7 +16,7 @@ rule tile_scenes:
         mem_mb=2000,
         runtime=120,
     params:
-        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+        dataset=dataset_section,
     message:
         "Cutting the {wildcards.split} scenes of {wildcards.dataset} into tiles"
     script:

@@ -19,7 +19,8 @@ from crfm_core.files import sha256_of
 from crfm_core.generator.training import train_generator
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.sampling import shards as shards_module
-from crfm_core.sampling.shards import gather_shards, synthesise_shard, tasks_of
+from crfm_core.sampling.gathering import gather_shards
+from crfm_core.sampling.shards import synthesise_shard, tasks_of
 from crfm_core.segmentor.training import train_segmentor
 from crfm_core.settings import Control, Sampler, Segmentor
 

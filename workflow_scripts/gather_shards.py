@@ -5,7 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
-    from crfm_core.sampling.shards import gather_shards
+    from crfm_core.sampling.gathering import gather_shards
 
     gather_shards(
         [Path(path) for path in snakemake.input.shards],

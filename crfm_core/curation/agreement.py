@@ -10,7 +10,6 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from crfm_core.manifest import read_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
@@ -46,6 +45,8 @@ def reconstruction_agreement(base: Path, critics: dict[str, Critic], manifest: P
 
     Returns ``tiles`` and, for ``real`` and ``reconstructed``, OA, mIoU and mAcc in percent by each of ``critics``.
     """
+    from diffusers import AutoencoderKL  # slow to import, and only this function needs it
+
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae").to(device).eval()
     matrices = {
         kind: {name: ConfusionMatrix(len(critic.classes)) for name, critic in critics.items()} for kind in ("real", "reconstructed")

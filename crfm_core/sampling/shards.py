@@ -116,16 +116,6 @@ def synthesise_shard(
         return write_manifest(out, [_row(table.iloc[task.row], task, paths[task], labels[task.row], sampler_name, out) for task in tasks])
 
 
-def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) -> pd.DataFrame:
-    """Join the shards' manifests, which lie beside ``out``, into one; DataError unless every tile has all its copies once."""
-    table = pd.concat([read_manifest(path) for path in shards], ignore_index=True)
-    wanted = {(tile, copy) for tile in read_manifest(captions).tile_id for copy in range(copies)}
-    found = list(zip(table.mask_of, table["copy"], strict=True))
-    if set(found) != wanted or len(found) != len(wanted):
-        raise DataError(f"{out}: the shards hold {len(found)} images, {len(wanted)} were asked for; delete the shards' manifests and rerun")
-    return write_manifest(out, table.sort_values(["mask_of", "copy"]))
-
-
 def _seed_of(row: pd.Series, sampler_name: str, copy: int, seed: int) -> int:
     return seed_of(row.dataset, row.tile_id, sampler_name, copy, seed)
 
