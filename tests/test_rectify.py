@@ -84,7 +84,9 @@ def test_the_gradient_images_and_critics_input_are_the_reference_ones(reference,
     assert torch.allclose(alone, reference.numbers[f"out/{tag}/noclamp_bigstep_first_sample_alone"], rtol=0, atol=wide)
     velocity, latents, sigma = (reference.numbers[f"in/{name}"].to(dtype) for name in ("v", "z_t", "sigma"))
     images = decode_latents(latents - sigma[:, None, None, None] * velocity, reference.vae)
-    assert torch.allclose(images, reference.numbers[f"mid/{tag}/image"], rtol=0, atol=tolerance)
+    wanted = reference.numbers[f"mid/{tag}/image"]
+    # this random decoder's images reach 22; how many threads sum a convolution moves their last bits
+    assert torch.allclose(images, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
 
 
 class Case:
