@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -148,10 +148,3 @@ def require_disk(folder: Path | str, needed_bytes: int) -> None:
         raise ResourceError(
             f"{folder}: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; free some space or set `results` to another disk"
         )
-
-
-def check_readable(paths: Iterable[Path | str]) -> None:
-    """Raise DataError naming every path that is missing or unreadable."""
-    bad = [str(path) for path in paths if not os.access(path, os.R_OK)]
-    if bad:
-        raise DataError(f"missing or unreadable: {', '.join(bad)}")

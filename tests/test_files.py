@@ -16,7 +16,6 @@ from segmentor_tiles import write_tiles
 from crfm_core import DataError, ResourceError
 from crfm_core.files import (
     atomic_path,
-    check_readable,
     exclusive,
     hash_of,
     inside,
@@ -109,12 +108,6 @@ def test_a_path_that_leaves_its_root_is_refused(tmp_path, path):
 
 def test_a_path_below_its_root_is_resolved(tmp_path):
     assert inside(tmp_path, "a/../b/c.png") == tmp_path.resolve() / "b" / "c.png"
-
-
-def test_unreadable_files_are_all_named(tmp_path):
-    (tmp_path / "there").touch()
-    with pytest.raises(DataError, match=r"missing or unreadable: .*gone1, .*gone2"):
-        check_readable([tmp_path / "there", tmp_path / "gone1", tmp_path / "gone2"])
 
 
 def test_too_little_disk_is_refused_with_both_numbers(tmp_path):

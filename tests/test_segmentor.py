@@ -11,7 +11,7 @@ from segmentor_tiles import CLASSES, PALETTE, write_tiles
 
 from crfm_core import ConfigError, DataError, WeightsError
 from crfm_core.segmentor import openmmlab, training
-from crfm_core.segmentor.critic import check_classes, load_critic
+from crfm_core.segmentor.critic import load_critic
 from crfm_core.segmentor.evaluation import evaluate, predict
 from crfm_core.settings import Segmentor
 
@@ -180,10 +180,3 @@ def test_missing_damaged_and_foreign_checkpoints_are_refused(checkpoint, tmp_pat
     torch.save({**stored, "meta": {**stored["meta"], "classes": CLASSES[:2]}}, tmp_path / "unfit.pth")
     with pytest.raises(WeightsError, match="do not fit"):
         load_critic(tmp_path / "unfit.pth")
-
-
-def test_a_critic_of_other_classes_is_refused(checkpoint):
-    critic = load_critic(checkpoint)
-    check_classes(critic, CLASSES)
-    with pytest.raises(ConfigError, match="soil, water, wood"):
-        check_classes(critic, CLASSES[::-1])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crfm_core import ConfigError, WeightsError
+from crfm_core import WeightsError
 from crfm_core.segmentor.openmmlab import ARCHITECTURES, DIVISOR, MEAN, STD, build_model, read_checkpoint
 
 
@@ -58,12 +58,3 @@ def load_critic(checkpoint: Path | str, device: str = "cpu") -> Critic:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise WeightsError(f"{checkpoint}: the weights do not fit its own architecture ({reason}); train it again") from None
     return Critic(network, list(meta["classes"])).to(device)
-
-
-def check_classes(critic: Critic, classes: list[str]) -> None:
-    """Raise ConfigError unless the critic tells exactly these classes, in this order of ids, apart."""
-    if list(critic.classes) != list(classes):
-        raise ConfigError(
-            f"the critic was trained on the classes {', '.join(critic.classes)}; the dataset has {', '.join(classes)}: "
-            "name a critic trained on this dataset"
-        )
