@@ -11,6 +11,7 @@ ROOMS = (
     "manifest",
     "devices",
     "checkpoints",
+    "hub",
     "data",
     "metrics",
     "text",

@@ -2,27 +2,105 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from crfm_core import WeightsError
 from crfm_core.files import read_json
 
-COMPONENTS = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+# Parts of an SD3 pipeline in the diffusers layout, each with the file that configures it; those with a config.json have weights.
+COMPONENTS = {
+    "transformer": "config.json",
+    "scheduler": "scheduler_config.json",
+    "vae": "config.json",
+    **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"), "config.json"),
+    **dict.fromkeys(("tokenizer", "tokenizer_2", "tokenizer_3"), "tokenizer_config.json"),
+}
+TRANSFORMER = "SD3Transformer2DModel"
+LARGEST_HEADER = 100_000_000  # bytes, the format's own bound
 
 
 def check_base_model(folder: Path | str) -> Path:
-    """Return ``folder`` if it is a diffusers folder of an SD3 pipeline. Raises WeightsError naming what is missing."""
+    """Return ``folder`` if it is a whole diffusers folder of an SD3 pipeline, by names and lengths; nothing is hashed.
+
+    Raises WeightsError naming what is missing, not readable, cut off or of another architecture.
+    """
     folder = Path(folder)
-    missing = [name for name in ("model_index.json", *COMPONENTS) if not (folder / name).exists()]
-    if missing:
+    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.exists()]
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    if lacking := lacking_parts(names):
         raise WeightsError(
-            f"base_model.path: {folder} lacks {', '.join(missing)}; it must be a diffusers folder of Stable Diffusion 3.5, as "
-            "`hf download stabilityai/stable-diffusion-3.5-medium --local-dir ...` makes it"
+            f"base_model.path: {folder} lacks {', '.join(lacking)}; it must be a diffusers folder of Stable Diffusion 3.5 with weights "
+            "in safetensors (others can run code), as `hf download OWNER/NAME --local-dir ...` makes it and `kind: hub` fetches it"
         )
+    names = {name for name in names if name.split("/")[0] in (*COMPONENTS, "model_index.json")}
+    configs = {name: _read_config(folder / name) for name in sorted(names) if name.endswith(".json")}
+    classes = {
+        "model_index.json": configs["model_index.json"].get("transformer"),
+        "transformer/config.json": configs["transformer/config.json"].get("_class_name"),
+    }
+    for name, found in classes.items():
+        if found not in (TRANSFORMER, ["diffusers", TRANSFORMER]):
+            raise WeightsError(f"base_model.path: {folder / name} names the transformer {found}, not {TRANSFORMER}; give a model of SD3")
+    for name in sorted(names):
+        if name.endswith(".safetensors"):
+            _check_length(folder / name)
+        elif name.endswith(".safetensors.index.json"):
+            shards = {f"{name.split('/')[0]}/{shard}" for shard in configs[name].get("weight_map", {}).values()}
+            if missing := sorted(shards - names):
+                raise WeightsError(f"base_model.path: {folder} lacks {', '.join(missing)}, named in {name}; fetch or copy the model again")
     return folder
 
 
 def base_folder(path: Path | str) -> Path:
     """The base model's folder: ``path`` itself, or the folder that the JSON file ``path`` names."""
     path = Path(path)
-    return path if path.is_dir() else check_base_model(read_json(path)["folder"])
+    if path.is_dir():
+        return path
+    where = read_json(path)
+    try:
+        return check_base_model(where["folder"])
+    except WeightsError as error:
+        if "repo" not in where:
+            raise
+        raise WeightsError(f"{error}; delete {path} to have {where['repo']} fetched again") from None
+
+
+def lacking_parts(names: set[str]) -> list[str]:
+    """What a pipeline needs and ``names`` (files and folders, relative to it) do not hold."""
+
+    def weights(part: str) -> bool:
+        return any(name.startswith(f"{part}/") and name.endswith(".safetensors") and ".fp16" not in name for name in names)
+
+    return (
+        [name for name in ("model_index.json", *COMPONENTS) if name not in names]
+        or [f"{part}/{config}" for part, config in COMPONENTS.items() if f"{part}/{config}" not in names]
+        or [f"{part}/*.safetensors" for part, config in COMPONENTS.items() if config == "config.json" and not weights(part)]
+    )
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"base_model.path: {path} cannot be read as JSON ({error}); fetch or copy the model again") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"base_model.path: {path} holds no JSON object; fetch or copy the model again")
+    return content
+
+
+def _check_length(path: Path) -> None:
+    """Compare a safetensors file's length with what its header (8 bytes: length of the JSON that follows) says of its tensors."""
+    found = path.stat().st_size
+    with path.open("rb") as file:
+        needed = 8 + int.from_bytes(file.read(8), "little")
+        if needed > LARGEST_HEADER:
+            raise WeightsError(f"base_model.path: {path} is no safetensors file (a Git LFS pointer?); fetch or copy the model again")
+        if found >= needed:
+            try:
+                header = json.loads(file.read(needed - 8))
+                needed += max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise WeightsError(f"base_model.path: the header of {path} is damaged; fetch or copy the model again") from None
+    if found != needed:
+        raise WeightsError(f"base_model.path: {path} has {found} bytes and its header needs {needed}; fetch or copy the model again")

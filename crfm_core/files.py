@@ -138,13 +138,11 @@ def work_folder(folder: Path | str, fingerprint: str) -> Iterator[Path]:
         shutil.rmtree(held)
 
 
-def require_disk(folder: Path | str, needed_bytes: int) -> None:
-    """Raise ResourceError unless the file system of ``folder`` has ``needed_bytes`` free."""
+def require_disk(folder: Path | str, needed_bytes: int, remedy: str = "set `results` to another disk") -> None:
+    """Raise ResourceError unless the file system of ``folder`` has ``needed_bytes`` free; ``remedy`` is what helps beside freeing space."""
     probe = Path(folder).resolve()
     while not probe.exists():
         probe = probe.parent
     free = shutil.disk_usage(probe).free
     if free < needed_bytes:
-        raise ResourceError(
-            f"{folder}: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; free some space or set `results` to another disk"
-        )
+        raise ResourceError(f"{folder}: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; free some space or {remedy}")

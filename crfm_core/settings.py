@@ -134,6 +134,17 @@ class FolderBase(Section):
     path: str = Field(description="the folder that holds model_index.json")
 
 
+class HubBase(Section):
+    """SD3.5 from the model hub, downloaded once into a diffusers pipeline folder; HF_TOKEN gives access to gated models."""
+
+    kind: Literal["hub"]
+    repo: str = Field("stabilityai/stable-diffusion-3.5-medium", pattern=r"^[\w.-]+/[\w.-]+$", description="OWNER/NAME on the hub")
+    revision: str = Field(
+        "b940f670f0eda2d07fbb75229e779da1ad11eb80", pattern=r"^[0-9a-f]{40}$", description="commit, so that every run gets the same files"
+    )
+    path: str = Field("models/stable-diffusion-3.5-medium", description="folder to download to")
+
+
 class Captions(Section):
     """Text that goes with a tile."""
 
@@ -146,17 +157,43 @@ class Captions(Section):
         return self
 
 
+class LoRA(Section):
+    """Low-rank updates of linear layers instead of training them whole; the saved generator has them added in."""
+
+    rank: Positive = 64
+    alpha: float = Field(64, gt=0, description="the update is scaled by alpha / rank")
+    branches: list[Literal["image", "mask"]] = Field(["image"], min_length=1, description="trained branches that get low-rank updates")
+
+
 class Control(Section):
     """How the mask steers the generator, and how that is trained."""
 
-    scheme: Literal["triattention"] = "triattention"
-    mask_init: Literal["random", "copy"] = Field("random", description="mask branch at the start: random, or the image branch's weights")
-    mask_mlp_modulation: Literal["own", "image"] = Field("own", description="own (paper) or the image branch's vectors (released code)")
+    scheme: Literal["triattention", "siamese", "adapter", "controlnet"] = "triattention"
+    mask_init: Literal["random", "copy"] | None = Field(
+        None, description="mask weights at the start: random, or those of the image branch; null: copy for controlnet, else random"
+    )
+    mask_mlp_modulation: Literal["own", "image"] = Field(
+        "own", description="own (paper) or the image branch's vectors (released code); triattention and siamese"
+    )
+    controlnet_layers: Positive | None = Field(
+        None, description="blocks of the control network; null, and at most: half of the base model's"
+    )
     mask_code: Literal["grey", "grey_compat"] = Field("grey", description="grey_compat: as the released code, ignored pixels wrap around")
-    trainable: list[Literal["image", "mask", "text"]] = Field(["image", "mask"], description="branches that train; the others are frozen")
-    steps: Positive = Field(description="optimiser updates")
+    trainable: list[Literal["image", "mask", "text"]] | None = Field(
+        None, min_length=1, description="branches that train; null: image and mask, for adapter and controlnet the mask alone"
+    )
+    lora: LoRA | None = None
+    start_from: str | None = Field(
+        None, description="weights to start from: a generator folder of the same scheme, or a file with the released code's names"
+    )
+    steps: int = Field(ge=0, description="optimiser updates; 0: the weights of start_from as they are")
     batch_size: Positive = Field(description="samples per process and micro-step")
     accumulate: Positive = Field(1, description="micro-steps per update")
+    processes: Positive = Field(1, description="training processes, each with a GPU of its own (with device: cpu, over gloo)")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: ddp (weights in each) | fsdp (weights and state shared out)"
+    )
+    optimiser: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit: state in 8 bits (needs bitsandbytes)")
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: int = Field(0, ge=0, description="updates of linear warm-up")
@@ -165,10 +202,37 @@ class Control(Section):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; null: none")
     density: Literal["uniform", "logit_normal"] = Field("uniform", description="density of training noise levels before the shift")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a joint horizontal flip")
-    precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass; weights stay float32")
+    precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass; the weights that train stay float32")
     gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile of the transformer's blocks")
     checkpoint_every: Positive = Field(500, description="updates between checkpoints to resume from")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept while training")
     seed: int = 0
+
+    @property
+    def initialisation(self) -> str:
+        """How the mask weights start, "random" or "copy"."""
+        return self.mask_init or ("copy" if self.scheme == "controlnet" else "random")
+
+    @property
+    def trained(self) -> list[str]:
+        """The branches that train."""
+        return list(self.trainable or (["mask"] if self.scheme in ("adapter", "controlnet") else ["image", "mask"]))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Control:
+        idle = [branch for branch in (self.lora.branches if self.lora else []) if branch not in self.trained]
+        if idle:
+            raise ValueError(f"lora.branches: {idle[0]!r} is not trained at all; allowed: {', '.join(self.trained)}")
+        if self.lora and "mask" in self.lora.branches and self.initialisation == "random":
+            raise ValueError("lora.branches: a random mask branch cannot be learned by low-rank updates; set mask_init: copy")
+        if self.parallel == "fsdp" and self.optimiser == "adamw_8bit":
+            raise ValueError("optimiser: adamw_8bit does not work with parallel: fsdp; set one of them back")
+        if not self.steps and not self.start_from:
+            raise ValueError("steps: 0 trains nothing; set start_from to weights that are trained already, or more steps")
+        if self.controlnet_layers and self.scheme != "controlnet":
+            raise ValueError(f"controlnet_layers: the scheme {self.scheme} has no control network; leave it out")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -346,7 +410,7 @@ class Settings(Section):
     disk_gb: float = Field(1.0, gt=0, description="refuse to start with less free disk than this")
     shards: Positive = Field(description="jobs that share the synthesis of one sampler")
     datasets: list[str] = Field(min_length=1, description="names of configs/datasets/NAME.yaml, or paths of such files")
-    base_model: EmbeddedBase | FolderBase = Field(discriminator="kind")
+    base_model: EmbeddedBase | FolderBase | HubBase = Field(discriminator="kind")
     captions: Captions = Captions()
     controls: dict[Name, Control]
     samplers: dict[Name, Sampler]
@@ -394,8 +458,8 @@ class Settings(Section):
         return round(self.segmentors[segmentor].iterations * schedule)
 
     def copies(self, control: str, sampler: str) -> int:
-        """Synthetic tiles made per real one: as many as the most demanding recipe takes."""
-        return max(r.synthetic_per_real for r in self.recipes.values() if (r.control, r.sampler) == (control, sampler))
+        """Synthetic tiles made per real one: as many as the most demanding recipe takes, 1 where none takes any."""
+        return max((r.synthetic_per_real for r in self.recipes.values() if (r.control, r.sampler) == (control, sampler)), default=1)
 
 
 def _explain(source: str, error: ValidationError) -> ConfigError:
@@ -417,7 +481,7 @@ def _explain(source: str, error: ValidationError) -> ConfigError:
 def _keys_of(location: tuple) -> Iterator[str]:
     """The keys of a fault's location, without the kinds and types that pydantic puts between them."""
     for before, part in zip(("", *location), location, strict=False):
-        is_kind = before in ("base_model", "source") and part in ("embedded", "folder")
+        is_kind = before in ("base_model", "source") and part in ("embedded", "folder", "hub")
         if not is_kind and not re.match(r"constrained-|literal\[", str(part)):
             yield str(part)
 
