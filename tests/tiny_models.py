@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import nn
 
+from crfm_core.models.controls import Network, build_network
 from crfm_core.models.mmdit import MaskMMDiT
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 
@@ -24,6 +25,15 @@ def tiny_sd3(**changes) -> SD3Transformer2DModel:
 
 def tiny_transformer(mask_mlp_modulation: str = "own", mask_init: str = "random", **changes) -> MaskMMDiT:
     return MaskMMDiT.from_sd3(tiny_sd3(**changes), mask_mlp_modulation, mask_init)
+
+
+#: The control schemes, whose networks share their interface.
+SCHEMES = ("triattention", "siamese", "adapter", "controlnet")
+
+
+def tiny_network(scheme: str, mask_init: str = "random", mask_mlp_modulation: str = "own", **changes) -> Network:
+    """A scheme's network over four blocks; half of them make a control network of two."""
+    return build_network(tiny_sd3(**({"num_layers": 4} | changes)), scheme, mask_init, mask_mlp_modulation)
 
 
 def tiny_vae(channels: tuple[int, ...] = (8, 16), **changes) -> AutoencoderKL:

@@ -1,16 +1,18 @@
-"""Stable Diffusion 3.5's transformer with a third branch: image, text and mask tokens attend to each other in every block.
+"""Stable Diffusion 3.5's transformer with mask tokens beside the image and text tokens of every block.
 
-Source: TODSynth (arXiv 2512.16740) for the mask branch; the image and text branches compute what diffusers'
-``SD3Transformer2DModel`` computes. Shapes: B samples, C latent channels, HxW latent, T tokens, D width.
+How the mask's tokens meet the others is the control scheme: :class:`TriAttentionBlock` (TODSynth, arXiv 2512.16740),
+:class:`SiameseBlock` and :class:`AdapterBlock`. The image and text branches compute what diffusers' ``SD3Transformer2DModel``
+computes. Shapes: B samples, C latent channels, HxW latent, T tokens, D width.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from diffusers import SD3Transformer2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -34,34 +36,51 @@ class Modulation(NamedTuple):
 
 def modulate(tokens: Tensor, by: Modulation) -> Tensor:
     """LayerNorm without weights, then the sample's own scale and shift."""
-    return F.layer_norm(tokens, tokens.shape[-1:], eps=EPS) * (1 + by.scale) + by.shift
+    return _normalise(tokens) * (1 + by.scale) + by.shift
 
 
-def attend(queries: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Full attention over the tokens of all branches, [B, heads, T, d] each; the answers [B, T, D] of those that ask."""
-    joint = F.scaled_dot_product_attention(torch.cat(queries, 2), torch.cat(keys, 2), torch.cat(values, 2))
+def _normalise(tokens: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
+
+
+class Stream(NamedTuple):
+    """One branch's tokens in an attention, [B, heads, T, d] each; without queries they are only read."""
+
+    query: Tensor | None
+    key: Tensor
+    value: Tensor
+
+
+def attend(*streams: Stream) -> tuple[Tensor, ...]:
+    """Full attention over the tokens of all streams; the answers [B, T, D] of those that ask, in their order."""
+    queries = [stream.query for stream in streams if stream.query is not None]
+    keys, values = [stream.key for stream in streams], [stream.value for stream in streams]
+    joint = F.scaled_dot_product_attention(_join(queries), _join(keys), _join(values))
     return joint.transpose(1, 2).flatten(2).split([query.shape[2] for query in queries], dim=1)
+
+
+def _join(tokens: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tokens, 2) if len(tokens) > 1 else tokens[0]  # ``cat`` copies even a single tensor
 
 
 class Attention(nn.Module):
     """One branch's query, key, value and output maps, with RMSNorm of each head's queries and keys."""
 
-    def __init__(self, dim: int, heads: int, qk_norm: str | None, answers: bool = True) -> None:
+    def __init__(self, dim: int, heads: int, qk_norm: str | None, asks: bool = True, answers: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
-        self.norm_q, self.norm_k = (RMSNorm(dim // heads, eps=EPS) if qk_norm else nn.Identity() for _ in range(2))
+        if asks:
+            self.to_q = nn.Linear(dim, dim)
+        self.to_k, self.to_v = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        for name in ("norm_q", "norm_k") if asks else ("norm_k",):
+            setattr(self, name, RMSNorm(dim // heads, eps=EPS) if qk_norm else nn.Identity())
         if answers:
             self.to_out = nn.Linear(dim, dim)
 
-    def query(self, tokens: Tensor) -> Tensor:
-        return self.norm_q(self._split(self.to_q(tokens)))
-
-    def key(self, tokens: Tensor) -> Tensor:
-        return self.norm_k(self._split(self.to_k(tokens)))
-
-    def value(self, tokens: Tensor) -> Tensor:
-        return self._split(self.to_v(tokens))
+    def stream(self, tokens: Tensor, asks: bool = True) -> Stream:
+        """Queries (if it asks), keys and values of tokens [B, T, D]."""
+        query = self.norm_q(self._split(self.to_q(tokens))) if asks else None
+        return Stream(query, self.norm_k(self._split(self.to_k(tokens))), self._split(self.to_v(tokens)))
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -88,83 +107,154 @@ class Branch(nn.Module):
             return [Modulation(shift, scale)]
         return [Modulation(*vectors[i : i + 3]) for i in range(0, self.vectors, 3)]
 
+    def update(self, tokens: Tensor, seen: Tensor, by: Sequence[Modulation]) -> Tensor:
+        """The branch's next tokens [B, T, D] from these and from what they saw in the attention (after its output map)."""
+        attention, mlp, *second = by
+        updated = tokens + attention.gate * seen
+        if second:
+            (alone,) = attend(self.second_attention.stream(modulate(tokens, second[0])))
+            updated = updated + second[0].gate * self.second_attention.to_out(alone)
+        return updated + mlp.gate * self.feed_forward(modulate(updated, mlp))
 
-class TriAttentionBlock(nn.Module):
-    """Three branches with their own weights, joined by one attention over [image; text; mask].
 
-    The last block computes only the image: nothing reads its text and mask tokens. The mask's query, output and
-    feed-forward maps and the text's query map exist there all the same, so that names and counts are those of SD3.5 and of
-    released checkpoints, but they are frozen: trainable parameters without gradients are an error under DDP.
+class JointBlock(nn.Module):
+    """The image and the text branch of one block of SD3.5; a scheme's subclass adds the mask and says how they meet.
+
+    ``forward`` takes the tokens of image, text and mask (or None), [B, T, D] each, and the conditioning [B, D], and returns the
+    three next ones. The last block computes only the image: nothing reads its text and mask tokens. Maps that nothing would read
+    exist there all the same, so that names and counts are those of SD3.5 and of released checkpoints, but they are idle.
     """
 
-    def __init__(self, dim: int, heads: int, qk_norm: str | None, dual: bool, last: bool, mask_mlp_modulation: str) -> None:
+    def __init__(self, dim: int, heads: int, qk_norm: str | None, dual: bool, last: bool) -> None:
         super().__init__()
-        self.dual, self.last, self.mask_mlp_modulation = dual, last, mask_mlp_modulation
+        self.last = last
         self.image = Branch(dim, heads, qk_norm, dual=dual)
         self.text = Branch(dim, heads, qk_norm, read=last)
-        self.mask = Branch(dim, heads, qk_norm)
-        for module in self.idle_modules():
-            module.requires_grad_(False)
 
     def idle_modules(self) -> list[nn.Module]:
         """Modules whose weights cannot change the model's output."""
-        if not self.last:
-            return []
-        text, mask = self.text.attention, self.mask.attention
-        return [text.to_q, text.norm_q, mask.to_q, mask.norm_q, mask.to_out, self.mask.feed_forward]
+        return [self.text.attention.to_q, self.text.attention.norm_q] if self.last else []
+
+
+class TriAttentionBlock(JointBlock):
+    """Three branches with their own weights, joined by one attention over [image; text; mask] (TODSynth, arXiv 2512.16740)."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: str | None, dual: bool, last: bool, mask_mlp_modulation: str) -> None:
+        super().__init__(dim, heads, qk_norm, dual, last)
+        self.mask_mlp_modulation = mask_mlp_modulation
+        self.mask = Branch(dim, heads, qk_norm)
+
+    def idle_modules(self) -> list[nn.Module]:
+        mask = self.mask.attention
+        return [*super().idle_modules(), mask.to_q, mask.norm_q, mask.to_out, self.mask.feed_forward] if self.last else []
+
+    def copy_image_to_mask(self) -> None:
+        self.mask.attention.load_state_dict(self.image.attention.state_dict())
+        self.mask.feed_forward.load_state_dict(self.image.feed_forward.state_dict())
+        for ours, theirs in zip(self.mask.modulation.parameters(), self.image.modulation.parameters(), strict=True):
+            ours.copy_(theirs[: len(ours)])  # a dual block's vectors for its second attention come last
 
     def forward(
         self, image: Tensor, text: Tensor, mask: Tensor | None, conditioning: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        image_attention, image_mlp, *image_second = self.image.modulations(conditioning)
-        text_attention, *text_mlp = self.text.modulations(conditioning)
+        by_image, by_text = self.image.modulations(conditioning), self.text.modulations(conditioning)
         streams = [
-            (self.image.attention, modulate(image, image_attention)),
-            (self.text.attention, modulate(text, text_attention)),
+            self.image.attention.stream(modulate(image, by_image[0])),
+            self.text.attention.stream(modulate(text, by_text[0]), asks=not self.last),
         ]
         if mask is not None:
-            mask_attention, mask_mlp = self.mask.modulations(conditioning)
-            streams.append((self.mask.attention, modulate(mask, mask_attention)))
+            by_mask = self.mask.modulations(conditioning)
+            streams.append(self.mask.attention.stream(modulate(mask, by_mask[0]), asks=not self.last))
+        seen = self.meet(*streams)
 
-        attended = attend(
-            [own.query(tokens) for own, tokens in (streams[:1] if self.last else streams)],
-            [own.key(tokens) for own, tokens in streams],
-            [own.value(tokens) for own, tokens in streams],
-        )
-
-        block_input = image
-        image = image + image_attention.gate * self.image.attention.to_out(attended[0])
-        if self.dual:
-            own, tokens = self.image.second_attention, modulate(block_input, image_second[0])
-            (alone,) = attend([own.query(tokens)], [own.key(tokens)], [own.value(tokens)])
-            image = image + image_second[0].gate * own.to_out(alone)
-        image = image + image_mlp.gate * self.image.feed_forward(modulate(image, image_mlp))
+        image = self.image.update(image, self.image.attention.to_out(seen[0]), by_image)
         if self.last:
             return image, None, None
-
-        text = text + text_attention.gate * self.text.attention.to_out(attended[1])
-        text = text + text_mlp[0].gate * self.text.feed_forward(modulate(text, text_mlp[0]))
-
+        text = self.text.update(text, self.text.attention.to_out(seen[1]), by_text)
         if mask is not None:
-            mask = mask + mask_attention.gate * self.mask.attention.to_out(attended[2])
             if self.mask_mlp_modulation == "image":  # as released; it leaves half of the mask's own vectors unused
-                mask_mlp = image_mlp
-            mask = mask + mask_mlp.gate * self.mask.feed_forward(modulate(mask, mask_mlp))
+                by_mask = [by_mask[0], by_image[1]]
+            mask = self.mask.update(mask, self.mask.attention.to_out(seen[2]), by_mask)
         return image, text, mask
+
+    def meet(self, image: Stream, text: Stream, mask: Stream | None = None) -> Sequence[Tensor]:
+        """What image, text and mask see of each other, before their output maps."""
+        return attend(image, text) if mask is None else attend(image, text, mask)
+
+
+class SiameseBlock(TriAttentionBlock):
+    """Two attentions side by side, [image; text] and [image; mask], whose image answers are added; mask and text never meet.
+
+    The idea is SiamLayout's (arXiv 2412.03859); TODSynth, which compares against it, leaves open with which maps the image
+    asks in the second attention. Here with its own of the first, so that weights, names and counts are those of
+    :class:`TriAttentionBlock` and a comparison is one of the attention's pattern alone. The answers are added before the
+    image's output map: its bias counts once.
+    """
+
+    def meet(self, image: Stream, text: Stream, mask: Stream | None = None) -> Sequence[Tensor]:
+        of_text, *to_text = attend(image, text)
+        if mask is None:
+            return of_text, *to_text
+        of_mask, *to_mask = attend(image, mask)
+        return of_text + of_mask, *to_text, *to_mask
+
+
+class AdapterBlock(JointBlock):
+    """SD3.5's block, whose image tokens also look at the mask's by a cross-attention of their own (TODSynth's "adapter").
+
+    The mask's tokens are no branch: every block reads the same ones, none changes them, and neither the time nor the text
+    enters them. The paper leaves the rest open. Here the image asks with its branch's own normalised queries; the block
+    has key, value and output maps for the mask, and what the image saw of it is added under the gate of its attention. The
+    output map starts at zero: at the start the network is the base.
+    """
+
+    def __init__(self, dim: int, heads: int, qk_norm: str | None, dual: bool, last: bool) -> None:
+        super().__init__(dim, heads, qk_norm, dual, last)
+        self.mask = Attention(dim, heads, qk_norm, asks=False)
+        for parameter in self.mask.to_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def copy_image_to_mask(self) -> None:
+        own = self.image.attention.state_dict()
+        self.mask.load_state_dict({name: own[name] for name in self.mask.state_dict() if not name.startswith("to_out.")}, strict=False)
+
+    def forward(
+        self, image: Tensor, text: Tensor, mask: Tensor | None, conditioning: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        by_image, by_text = self.image.modulations(conditioning), self.text.modulations(conditioning)
+        asking = self.image.attention.stream(modulate(image, by_image[0]))
+        of_text, *to_text = attend(asking, self.text.attention.stream(modulate(text, by_text[0]), asks=not self.last))
+        seen = self.image.attention.to_out(of_text)
+        if mask is not None:
+            read = self.mask.stream(mask, asks=False)
+            (of_mask,) = attend(Stream(asking.query, read.key, read.value))
+            seen = seen + self.mask.to_out(of_mask)
+
+        image = self.image.update(image, seen, by_image)
+        if self.last:
+            return image, None, None
+        return image, self.text.update(text, self.text.attention.to_out(to_text[0]), by_text), mask
+
+
+#: The block of each control scheme that :class:`MaskMMDiT` knows.
+BLOCKS = {"triattention": TriAttentionBlock, "siamese": SiameseBlock, "adapter": AdapterBlock}
 
 
 class MaskMMDiT(ModelMixin, ConfigMixin):
-    """A velocity network v(z, σ, text, mask): SD3.5's MM-DiT with a mask branch; without a mask it is plain SD3.5.
+    """A velocity network v(z, σ, text, mask): SD3.5's MM-DiT with mask tokens; without a mask it is plain SD3.5.
 
-    Arguments are those of diffusers' ``SD3Transformer2DModel``, and ``mask_mlp_modulation``: whether the mask's MLP is
-    modulated by its "own" vectors (the paper) or by those of the "image" branch (the released code).
+    Arguments are those of diffusers' ``SD3Transformer2DModel``, and
 
-    At SD3.5-medium's size it has 3.263 B parameters: 2.243 B of the base and 1.020 B of the mask branch. 26 M of them, in
-    the last block, cannot affect the output and are frozen (see :class:`TriAttentionBlock`).
+    - ``scheme``: how the mask's tokens meet the others, a key of :data:`BLOCKS`;
+    - ``mask_mlp_modulation``: whether the mask's MLP is modulated by its "own" vectors (the paper) or by those of the
+      "image" branch (the released code); "adapter" has no such MLP and takes no notice.
+
+    At SD3.5-medium's size the base's 2.243 B parameters are joined by 1.020 B of the mask with triattention and siamese
+    (3.263 B together) and by 0.170 B with adapter (2.413 B together). 26 M of the former and 2 M of the latter, in the last
+    block, cannot affect the output and are frozen (see :class:`JointBlock`).
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["TriAttentionBlock"]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["pos_embed", "norm"]
 
     @register_to_config
@@ -184,9 +274,12 @@ class MaskMMDiT(ModelMixin, ConfigMixin):
         dual_attention_layers: tuple[int, ...] = tuple(range(13)),
         qk_norm: str | None = "rms_norm",
         mask_mlp_modulation: str = "own",
+        scheme: str = "triattention",
     ) -> None:
         super().__init__()
         dim = num_attention_heads * attention_head_dim
+        if scheme not in BLOCKS:
+            raise ConfigError(f"scheme={scheme!r}: must be one of {', '.join(BLOCKS)}")
         if mask_mlp_modulation not in ("own", "image"):
             raise ConfigError(f"mask_mlp_modulation={mask_mlp_modulation!r}: must be 'own' or 'image'")
         if qk_norm not in (None, "rms_norm"):
@@ -198,20 +291,17 @@ class MaskMMDiT(ModelMixin, ConfigMixin):
         self.mask_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.time_text_embed = CombinedTimestepTextProjEmbeddings(dim, pooled_projection_dim)
         self.context_embedder = nn.Linear(joint_attention_dim, dim)
+        self._no_split_modules = [BLOCKS[scheme].__name__]  # a class that the model does not have is an error to FSDP
+        own = {} if scheme == "adapter" else {"mask_mlp_modulation": mask_mlp_modulation}
         self.blocks = nn.ModuleList(
-            TriAttentionBlock(
-                dim,
-                num_attention_heads,
-                qk_norm,
-                dual=index in dual_attention_layers,
-                last=index == num_layers - 1,
-                mask_mlp_modulation=mask_mlp_modulation,
-            )
+            BLOCKS[scheme](dim, num_attention_heads, qk_norm, dual=index in dual_attention_layers, last=index == num_layers - 1, **own)
             for index in range(num_layers)
         )
         self.norm_out = nn.Linear(dim, 2 * dim)
         self.proj_out = nn.Linear(dim, patch_size**2 * (out_channels or in_channels))
         self.gradient_checkpointing = False
+        for parameter in self._idle_parameters():
+            parameter.requires_grad_(False)  # trainable parameters without gradients are an error under DDP
 
     def forward(
         self,
@@ -234,15 +324,12 @@ class MaskMMDiT(ModelMixin, ConfigMixin):
         Returns: ``sample`` [B, C, H, W], the velocity ε - x₀.
         Raises: ValueError when the latents or the mask have another shape than the model takes.
         """
-        self._check_shapes(hidden_states, mask_latents)
+        check_shapes(self.config, hidden_states, mask_latents)
         height, width = hidden_states.shape[-2:]
         conditioning = F.silu(self.time_text_embed(timestep, pooled_projections))
         image = self.pos_embed(hidden_states)
         text = self.context_embedder(encoder_hidden_states)
-        mask = None
-        if mask_latents is not None:  # the same positions: mask token (i, j) lies on image token (i, j)
-            patches = self.mask_embed(mask_latents).flatten(2).transpose(1, 2)
-            mask = (patches + self.pos_embed.cropped_pos_embed(height, width)).to(patches.dtype)
+        mask = None if mask_latents is None else self._mask_tokens(mask_latents)
 
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -254,64 +341,67 @@ class MaskMMDiT(ModelMixin, ConfigMixin):
         velocity = self._unpatch(self.proj_out(modulate(image, Modulation(shift, scale))), height, width)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
-    def _check_shapes(self, latents: Tensor, mask_latents: Tensor | None) -> None:
-        patch, largest = self.config.patch_size, self.config.pos_embed_max_size * self.config.patch_size
-        shape = tuple(latents.shape)
-        if len(shape) != 4 or shape[1] != self.config.in_channels or shape[2] % patch or shape[3] % patch:
-            raise ValueError(
-                f"hidden_states has shape {shape}: needs [B, {self.config.in_channels}, H, W] with H and W divisible by {patch}"
-            )
-        if max(shape[2:]) > largest:
-            raise ValueError(f"hidden_states has shape {shape}: the position table ends at {largest}x{largest}")
-        if mask_latents is not None and tuple(mask_latents.shape) != shape:
-            raise ValueError(f"mask_latents has shape {tuple(mask_latents.shape)}, hidden_states {shape}: they must be equal")
+    def _mask_tokens(self, mask_latents: Tensor) -> Tensor:
+        patches = self.mask_embed(mask_latents).flatten(2).transpose(1, 2)
+        # The same positions: mask token (i, j) lies on image token (i, j).
+        tokens = (patches + self.pos_embed.cropped_pos_embed(*mask_latents.shape[-2:])).to(patches.dtype)
+        return _normalise(tokens) if self.config.scheme == "adapter" else tokens  # once: there no block changes them
 
     def _unpatch(self, tokens: Tensor, height: int, width: int) -> Tensor:
         patch = self.config.patch_size
         grid = tokens.unflatten(1, (height // patch, width // patch)).unflatten(-1, (patch, patch, -1))
         return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # b h w p q c -> b c (h p) (w q)
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The blocks that the network is made of, in their order."""
+        return list(self.blocks)
+
+    def _idle_parameters(self) -> list[nn.Parameter]:
+        return [parameter for block in self.blocks for module in block.idle_modules() for parameter in module.parameters()]
+
     def branch_parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parameters of the branches "image", "mask" and "text", without those that cannot affect the output.
 
         "text" holds what fine-tuning leaves alone: the context, time and pooled embedders and the text branch of every block.
         """
-        idle = {id(parameter) for block in self.blocks for module in block.idle_modules() for parameter in module.parameters()}
-        branches: dict[str, list[tuple[str, nn.Parameter]]] = {"image": [], "mask": [], "text": []}
-        for name, parameter in self.named_parameters():
-            if id(parameter) not in idle:
-                branches[_branch_of(name)].append((name, parameter))
-        return branches
+        return by_branch(self.named_parameters(), self._idle_parameters(), _branch_of)
 
     @classmethod
-    def from_sd3(cls, transformer: ModelMixin, mask_mlp_modulation: str = "own", mask_init: str = "random") -> MaskMMDiT:
+    def from_sd3(
+        cls,
+        transformer: SD3Transformer2DModel,
+        mask_mlp_modulation: str = "own",
+        mask_init: str = "random",
+        scheme: str = "triattention",
+    ) -> MaskMMDiT:
         """A model whose image and text weights are copies of a diffusers ``SD3Transformer2DModel``'s, in its dtype and place.
 
-        ``mask_init``: "random" draws the mask branch from torch's global generator, AdaLN included (as released);
-        "copy" starts it as a copy of the image branch (the ControlNet way). Without a mask the result is the same network.
+        ``mask_init``: "random" draws the mask's weights from torch's global generator, AdaLN included (as released);
+        "copy" starts them as copies of the image branch's (the ControlNet way). The output maps of ``scheme`` "adapter" start
+        at zero either way. Without a mask the result is the same network.
         Raises WeightsError when the transformer has weights this model has no place for.
         """
-        if mask_init not in ("random", "copy"):
-            raise ConfigError(f"mask_init={mask_init!r}: must be 'random' or 'copy'")
-        model = cls(**{name: transformer.config[name] for name in _SD3_SETTINGS}, mask_mlp_modulation=mask_mlp_modulation)
+        check_mask_init(mask_init)
+        settings = {name: transformer.config[name] for name in SD3_SETTINGS}
+        model = cls(**settings, mask_mlp_modulation=mask_mlp_modulation, scheme=scheme)
         nn.Module.to(model, transformer.device, transformer.dtype)  # diffusers' own ``to`` warns of casts that lose nothing here
         weights = {_sd3_name(key): value for key, value in transformer.state_dict().items()}
         missing, unexpected = model.load_state_dict(weights, strict=False)
-        missing = [name for name in missing if _branch_of(name) != "mask"]
-        if missing or unexpected:
-            raise WeightsError(f"not the weights of an SD3.5 transformer: missing {_some(missing)}; unexpected {_some(unexpected)}")
+        check_sd3_names([name for name in missing if _branch_of(name) != "mask"], unexpected)
         if mask_init == "copy":
-            model._copy_image_branch_to_mask()
+            model._copy_image_to_mask()
         return model
 
+    def to_sd3(self) -> SD3Transformer2DModel:
+        """The image and text part, which is the network without a mask, as diffusers' class with copies of the weights."""
+        own = self.state_dict()
+        return sd3_transformer(self.config, lambda key: own[_sd3_name(key)])
+
     @torch.no_grad()
-    def _copy_image_branch_to_mask(self) -> None:
+    def _copy_image_to_mask(self) -> None:
         self.mask_embed.load_state_dict(self.pos_embed.proj.state_dict())
         for block in self.blocks:
-            block.mask.attention.load_state_dict(block.image.attention.state_dict())
-            block.mask.feed_forward.load_state_dict(block.image.feed_forward.state_dict())
-            for ours, theirs in zip(block.mask.modulation.parameters(), block.image.modulation.parameters(), strict=True):
-                ours.copy_(theirs[: len(ours)])  # a dual block's vectors for its second attention come last
+            block.copy_image_to_mask()
 
     def load_released(self, state_dict: dict[str, Tensor]) -> None:
         """Load a checkpoint of the authors' released code over this model, by that code's names.
@@ -320,6 +410,8 @@ class MaskMMDiT(ModelMixin, ConfigMixin):
         missing and are then kept as they are. Raises WeightsError, with the model unchanged, when any other key is missing,
         unknown or of another shape, or when a position table is that of another ``sample_size``.
         """
+        if self.config.scheme != "triattention":
+            raise WeightsError(f"a released checkpoint holds a network of the scheme triattention, this one is of {self.config.scheme}")
         own, weights, unexpected = self.state_dict(), {}, []
         for key, value in state_dict.items():
             name = _released_name(key)
@@ -339,7 +431,7 @@ class MaskMMDiT(ModelMixin, ConfigMixin):
         ]
         faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
         if any(faults.values()):
-            listed = "; ".join(f"{fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
+            listed = "; ".join(f"{fault}: {some(keys)}" for fault, keys in faults.items() if keys)
             raise WeightsError(f"the checkpoint does not fit this model: {listed}; use the base model and settings it was trained with")
         self.load_state_dict(weights, strict=False)
 
@@ -350,10 +442,55 @@ class MaskMMDiT(ModelMixin, ConfigMixin):
             raise WeightsError(f"{key} is not this model's position table: sample_size or pos_embed_max_size differ")
 
 
-_SD3_SETTINGS = (
+#: What makes a diffusers ``SD3Transformer2DModel``; every network's config has these names.
+SD3_SETTINGS = (
     "sample_size", "patch_size", "in_channels", "num_layers", "attention_head_dim", "num_attention_heads", "joint_attention_dim",
     "caption_projection_dim", "pooled_projection_dim", "out_channels", "pos_embed_max_size", "dual_attention_layers", "qk_norm",
 )  # fmt: skip
+
+
+def sd3_transformer(config: Mapping[str, Any], weight: Callable[[str], Tensor]) -> SD3Transformer2DModel:
+    """A transformer of the sizes in ``config`` that holds a copy of ``weight(name)`` for each of its weights' names."""
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(**{name: config[name] for name in SD3_SETTINGS})
+    transformer.load_state_dict({name: weight(name).clone() for name in transformer.state_dict()}, assign=True)
+    return transformer
+
+
+def check_sd3_names(missing: list[str], unexpected: list[str]) -> None:
+    """Raise WeightsError when weights that were loaded as an SD3.5 transformer's lacked some or had others."""
+    if missing or unexpected:
+        raise WeightsError(f"not the weights of an SD3.5 transformer: missing {some(missing)}; unexpected {some(unexpected)}")
+
+
+def check_mask_init(mask_init: str) -> None:
+    """Raise ConfigError for a way to start the mask's weights that is not known."""
+    if mask_init not in ("random", "copy"):
+        raise ConfigError(f"mask_init={mask_init!r}: must be 'random' or 'copy'")
+
+
+def check_shapes(config: Any, latents: Tensor, mask_latents: Tensor | None) -> None:
+    """Raise ValueError, naming argument and shapes, for latents or a mask that a network of ``config`` does not take."""
+    patch, largest = config.patch_size, config.pos_embed_max_size * config.patch_size
+    shape = tuple(latents.shape)
+    if len(shape) != 4 or shape[1] != config.in_channels or shape[2] % patch or shape[3] % patch:
+        raise ValueError(f"hidden_states has shape {shape}: needs [B, {config.in_channels}, H, W] with H and W divisible by {patch}")
+    if max(shape[2:]) > largest:
+        raise ValueError(f"hidden_states has shape {shape}: the position table ends at {largest}x{largest}")
+    if mask_latents is not None and tuple(mask_latents.shape) != shape:
+        raise ValueError(f"mask_latents has shape {tuple(mask_latents.shape)}, hidden_states {shape}: they must be equal")
+
+
+def by_branch(
+    named: Iterable[tuple[str, nn.Parameter]], idle: Iterable[nn.Parameter], branch_of: Callable[[str], str]
+) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """The named parameters, without the idle ones, sorted into the branches that ``branch_of`` gives for their names."""
+    skipped = {id(parameter) for parameter in idle}
+    branches: dict[str, list[tuple[str, nn.Parameter]]] = {"image": [], "mask": [], "text": []}
+    for name, parameter in named:
+        if id(parameter) not in skipped:
+            branches[branch_of(name)].append((name, parameter))
+    return branches
 
 
 def _nest(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
@@ -401,6 +538,11 @@ def _sd3_name(key: str) -> str:
     return _block_name(key, "transformer_blocks", _SD3_BLOCK) or f"{_NORM_OUT.get(module, module)}.{parameter}"
 
 
+def sd3_branch(key: str) -> str:
+    """The branch, "image" or "text", of a weight of a diffusers ``SD3Transformer2DModel``."""
+    return _branch_of(_sd3_name(key))
+
+
 def _released_name(key: str) -> str | None:
     if key.startswith("msk_pos_embed."):
         return key.replace("msk_pos_embed.proj", "mask_embed").replace("msk_pos_embed.", "pos_embed.")
@@ -429,6 +571,7 @@ def _branch_of(name: str) -> str:
     return "text" if name.startswith(("context_embedder.", "time_text_embed.")) else "image"
 
 
-def _some(keys: list[str], most: int = 8) -> str:
+def some(keys: list[str], most: int = 8) -> str:
+    """A list of names for a message, cut where it gets long."""
     shown = ", ".join(sorted(keys)[:most]) or "none"
     return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crfm_core import WeightsError
+from crfm_core.models.controls import Network, load_network
 from crfm_core.models.latent_space import decode_latents, downscaling
 from crfm_core.models.mask_encoding import CODES, IGNORE, mask_latents
-from crfm_core.models.mmdit import MaskMMDiT
 from crfm_core.sampling.flow import euler_step, noise_levels
 from crfm_core.sampling.rectify import RectifySettings, critic_loss, rectify_velocity
 from crfm_core.text.encoders import PARTS, TextEncoders
@@ -39,8 +40,8 @@ class MaskToImageOutput(BaseOutput):
 class MaskToImagePipeline(DiffusionPipeline):
     """Images for label maps and prompts, with a mask branch in the transformer and, if wanted, a critic that corrects.
 
-    The components are those of Stable Diffusion 3.5, with a :class:`MaskMMDiT` as transformer; the text encoders and
-    tokenizers may be left out when prompt embeddings are given. ``num_classes`` and ``mask_code`` (see
+    The components are those of Stable Diffusion 3.5, with a network of :mod:`crfm_core.models.controls` as transformer; the
+    text encoders and tokenizers may be left out when prompt embeddings are given. ``num_classes`` and ``mask_code`` (see
     :func:`crfm_core.models.mask_encoding.encode_mask_levels`) are those the transformer was trained with and are kept in
     the folder. The VAE is frozen.
 
@@ -56,7 +57,7 @@ class MaskToImagePipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: MaskMMDiT,
+        transformer: Network,
         scheduler: FlowMatchEulerDiscreteScheduler,
         vae: AutoencoderKL,
         num_classes: int | None = None,  # diffusers takes an argument without a default for a component
@@ -282,3 +283,12 @@ class MaskToImagePipeline(DiffusionPipeline):
             raise ValueError(f"prompt_embeds has shape {shapes[0]}: needs [{batch}, T, {config.joint_attention_dim}]")
         if shapes[1] != (batch, config.pooled_projection_dim):
             raise ValueError(f"pooled_prompt_embeds has shape {shapes[1]}: needs {(batch, config.pooled_projection_dim)}")
+
+
+def open_generator(folder: Path) -> MaskToImagePipeline:
+    """The pipeline in a generator's folder, without its text encoders: for prompt embeddings.
+
+    Raises WeightsError naming what is damaged, or which weights do not fit the network's configuration.
+    """
+    network = load_network(folder / "transformer")
+    return MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(PARTS))

@@ -16,10 +16,10 @@ from crfm_core import DataError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import exclusive, hash_of, inside, require_disk, seed_of, sha256_of
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
-from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.sampling.pipeline import open_generator
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.settings import Sampler
-from crfm_core.text.encoders import PARTS, read_prompts
+from crfm_core.text.encoders import read_prompts
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def synthesise_shard(
         missing = [task for task in tasks if not _finished(paths[task], made_by)]
         print(f"{len(tasks)} images, {len(tasks) - len(missing)} of them already there", flush=True)
         if missing:
-            pipeline = MaskToImagePipeline.from_pretrained(generator, **dict.fromkeys(PARTS))
+            pipeline = open_generator(generator)
             pipeline = pipeline.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
             pipeline.vae.to(memory_format=torch.channels_last)  # its convolutions take most of a correction
             guide = load_critic(critic, device) if settings else None
