@@ -23,7 +23,10 @@ def require_gpus(count: int) -> None:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         listed = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
     if len(listed) < count:
-        raise ResourceError(f"device: cuda needs {count} GPU, this machine shows {len(listed)}; set `device: cpu`, or run where a GPU is")
+        raise ResourceError(
+            f"device: cuda needs {count} GPU for one job, this machine shows {len(listed)}; set `device: cpu` or fewer `processes`, "
+            "or run where the GPUs are"
+        )
 
 
 def resolve(device: str) -> str:

@@ -13,7 +13,7 @@ from crfm_core import CrfmError
 from crfm_core.checkpoints import check_base_model
 from crfm_core.devices import require_gpus
 from crfm_core.files import hash_of, require_disk
-from crfm_core.settings import FolderBase, load_datasets, load_settings
+from crfm_core.settings import EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
 
@@ -34,6 +34,7 @@ wildcard_constraints:
     split="[A-Za-z0-9_-]+",
     control="|".join(settings.controls),
     sampler="|".join(settings.samplers),
+    checkpoint=r"final|step-\d+",
     filter="|".join(settings.filters) or "none",
     recipe="|".join(settings.recipes),
     segmentor="|".join(settings.segmentors),
@@ -62,10 +63,10 @@ def recipe_of(wildcards):
 
 
 def base_model(wildcards):
-    """The folder of the embedded base model, or the file that says where the given one is."""
-    if isinstance(settings.base_model, FolderBase):
-        return f"{RESULTS}/base_model.json"
-    return f"{RESULTS}/{wildcards.dataset}/base_model"
+    """The folder of the embedded base model, or the file that says where the given or fetched one is."""
+    if isinstance(settings.base_model, EmbeddedBase):
+        return f"{RESULTS}/{wildcards.dataset}/base_model"
+    return f"{RESULTS}/base_model.json"
 
 
 def training_tiles(wildcards):
@@ -110,6 +111,11 @@ def generated():
     return list(dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control))
 
 
+def used_controls():
+    """The control schemes that the tables' recipes use."""
+    return list(dict.fromkeys(control for control, _ in generated()))
+
+
 def filtered():
     """The (control, sampler, filter) triples that the tables' recipes use."""
     recipes = [settings.recipes[name] for table in settings.tables.values() for name in table.recipes]
@@ -124,7 +130,7 @@ def stage_files():
         folder = f"{RESULTS}/{name}"
         recipes = list(dict.fromkeys(recipe for table in settings.tables.values() for recipe in table.recipes))
         files += [f"{folder}/scenes.parquet", f"{folder}/captions/{datasets[name].train}.parquet"]
-        files += [f"{folder}/generators/{control}" for control in dict.fromkeys(control for control, _ in generated())]
+        files += [f"{folder}/generators/{control}" for control in used_controls()]
         files += [f"{folder}/synthetic/{c}/{s}/{part}.parquet" for c, s in generated() for part in (*shards, "all")]
         files += [f"{folder}/mixes/{recipe}.parquet" for recipe in recipes]
     scores = [path for table in settings.tables.values() for path in scores_of(table)]
@@ -175,8 +181,8 @@ if workflow.is_main_process and not workflow.dryrun:
 onstart:
     try:
         require_disk(RESULTS, settings.disk_gb * 1e9)
-        if GPU and not workflow.remote_exec and workflow.local_exec:
-            require_gpus(1)
+        if not workflow.remote_exec and workflow.local_exec:
+            require_gpus(max((job.resources.get("gpu") or 0 for job in workflow.dag.needrun_jobs()), default=0))
         if isinstance(settings.base_model, FolderBase):
             check_base_model(settings.base_model.path)
     except CrfmError as error:

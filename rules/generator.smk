@@ -1,7 +1,31 @@
 # Generator: the base model, latents of the training tiles, and the fine-tuned mask-conditioned transformer.
 
 
-if isinstance(settings.base_model, FolderBase):
+if isinstance(settings.base_model, HubBase):
+
+    rule fetch_base_model:
+        output:
+            where=f"{RESULTS}/base_model.json",
+        log:
+            f"{RESULTS}/logs/fetch_base_model.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/fetch_base_model.tsv"
+        retries: 1
+        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
+        localrule: True
+        conda:
+            "../envs/generator.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=600,
+        params:
+            base=dump(settings.base_model),
+        message:
+            "Fetching the base model from the hub"
+        script:
+            "../workflow_scripts/fetch_base_model.py"
+
+elif isinstance(settings.base_model, FolderBase):
 
     rule check_base_model:
         output:
@@ -75,12 +99,17 @@ rule encode_latents:
         "../workflow_scripts/encode_latents.py"
 
 
+def control_of(wildcards):
+    return settings.controls[wildcards.control]
+
+
 rule train_generator:
     input:
         base=base_model,
-        latents=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/latents/{settings.controls[wildcards.control].mask_code}.safetensors",
+        latents=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/latents/{control_of(wildcards).mask_code}.safetensors",
         captions=training_captions,
         prompts=training_prompts,
+        start_from=lambda wildcards: control_of(wildcards).start_from or [],
     output:
         folder=directory(f"{RESULTS}/{{dataset}}/generators/{{control}}"),
     log:
@@ -91,16 +120,75 @@ rule train_generator:
     retries: 1
     conda:
         "../envs/generator.yaml"
-    threads: 8 if GPU else 1
+    threads: lambda wildcards: control_of(wildcards).processes * (8 if GPU else 1)
     resources:
-        mem_mb=96000 if GPU else 3000,
+        mem_mb=lambda wildcards: control_of(wildcards).processes * (64000 if GPU else 3000),
         runtime=10000,
-        gpu=GPU,
+        gpu=lambda wildcards: control_of(wildcards).processes * GPU,
     params:
         dataset=dataset_section,
-        control=lambda wildcards: dump(settings.controls[wildcards.control]),
+        control=lambda wildcards: dump(control_of(wildcards)),
         device=settings.device,
+        sharing=lambda wildcards: str(HERE / "configs" / "accelerate" / f"{control_of(wildcards).parallel}.yaml"),
     message:
         "Training the generator {wildcards.control} on {wildcards.dataset}"
     script:
         "../workflow_scripts/train_generator.py"
+
+
+def weights_to_sample(wildcards):
+    """The finished generator, or a checkpoint that its training has kept so far."""
+    generator = f"{RESULTS}/{wildcards.dataset}/generators/{wildcards.control}"
+    if wildcards.checkpoint == "final":
+        return generator
+    return f"{generator}.unfinished/checkpoint-{wildcards.checkpoint.removeprefix('step-')}.pt"
+
+
+rule sample_validation:
+    input:
+        weights=weights_to_sample,
+        base=base_model,
+        captions=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/captions/{dataset_of(wildcards).test}.parquet",
+        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.safetensors",
+    output:
+        picture=f"{RESULTS}/{{dataset}}/validation/{{control}}/{{checkpoint}}.png",
+        losses=f"{RESULTS}/{{dataset}}/validation/{{control}}/{{checkpoint}}.json",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/sample_validation-{{control}}-{{checkpoint}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/sample_validation-{{control}}-{{checkpoint}}.tsv"
+    conda:
+        "../envs/generator.yaml"
+    threads: 4 if GPU else 1
+    resources:
+        mem_mb=48000 if GPU else 3000,
+        runtime=120,
+        gpu=GPU,
+    params:
+        dataset=dataset_section,
+        control=lambda wildcards: dump(control_of(wildcards)),
+        device=settings.device,
+    message:
+        "Sampling held-out masks with {wildcards.control}, {wildcards.checkpoint}"
+    script:
+        "../workflow_scripts/sample_validation.py"
+
+
+rule export_sd3:
+    input:
+        generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
+    output:
+        folder=directory(f"{RESULTS}/{{dataset}}/exports/{{control}}"),
+    log:
+        f"{RESULTS}/logs/{{dataset}}/export_sd3-{{control}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/export_sd3-{{control}}.tsv"
+    conda:
+        "../envs/generator.yaml"
+    resources:
+        mem_mb=48000 if GPU else 3000,
+        runtime=120,
+    message:
+        "Writing the image and text part of {wildcards.control} as a Stable Diffusion 3 pipeline"
+    script:
+        "../workflow_scripts/export_sd3.py"

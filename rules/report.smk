@@ -37,6 +37,7 @@ rule make_report:
         filtered=[f"{RESULTS}/{name}/filtered/{c}/{s}/{f}.parquet" for name in datasets for c, s, f in filtered()],
         agreement=[f"{RESULTS}/{name}/agreement/{c}/{s}.json" for name in datasets for c, s in generated()],
         reconstruction=[f"{RESULTS}/{name}/agreement/reconstruction.json" for name in datasets],
+        validation=[f"{RESULTS}/{name}/validation/{c}/final.json" for name in datasets for c in used_controls()],
         paper=str(HERE / "configs" / "paper_results.yaml"),
     output:
         page=f"{RESULTS}/report.html",

@@ -210,6 +210,8 @@ def build(folder, miou=MIOU, **changes):
     level = {"OA": 80.0, "mIoU": 70.0, "mAcc": 78.0}
     reconstruction = root / "agreement" / "reconstruction.json"
     write_json(reconstruction, {"tiles": 4, **{kind: {"critic": level, "judge": level} for kind in ("real", "reconstructed")}})
+    validation = root / "validation" / "triattention" / "final.json"
+    write_json(validation, {"loss": 0.4321, "loss_mask_ignored": 0.8769, "tiles": ["a", "b"]})
     for stage, seconds in (("embedded/train_generator-triattention", 400.0), ("embedded/train_segmentor-real-segformer_tiny-0", 40.5)):
         path = results / "benchmarks" / f"{stage}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +227,7 @@ def build(folder, miou=MIOU, **changes):
         )
     paths = {"tiles": [captions], "test": [manifests["test"]], "synthetic": synthetic, "filtered": filtered, "agreement": agreement}
     paths |= {"tables": tables, "reconstruction": [reconstruction], "paper": REPO / "configs" / "paper_results.yaml", "results": results}
-    paths |= {"page": results / "report.html", "figures": results / "figures"}
+    paths |= {"validation": [validation], "page": results / "report.html", "figures": results / "figures"}
     return paths | {"settings": settings, "datasets": [dataset], "configuration": "ab" * 32}
 
 
@@ -293,12 +295,16 @@ def test_published_figures_never_stand_in_the_rows_of_ours(report):
 
 def test_every_number_names_its_file_and_every_figure_lies_in_the_folder(report):
     arguments, page = report
-    for kind in ("tables", "agreement", "reconstruction", "synthetic", "filtered", "tiles", "test"):
+    for kind in ("tables", "agreement", "reconstruction", "validation", "synthetic", "filtered", "tiles", "test"):
         assert all(str(path) in page for path in arguments[kind])
     found = {path.name for path in arguments["figures"].iterdir()}
     names = ["legend", "agreement", "samples", "corrections", "main-classes", "main-differences"]
     assert found == {f"embedded-{name}.{suffix}" for name in names for suffix in ("png", "svg")}
     assert page.count("data:image/") == 5 and "abababababab" in page
+
+
+def test_the_generators_loss_stands_with_and_without_masks(report):
+    assert "triattention triattention 0.432 0.877 2" in text_of(report[1])
 
 
 def test_time_per_stage_is_told_from_the_benchmark_files(report):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 import rasterio
 from PIL import Image
 from segmentor_tiles import CLASSES, PALETTE
-from tiny_world import World
+from tiny_world import World, training_job
 
-from crfm_core import DataError
+from crfm_core import DataError, WeightsError
 from crfm_core.data.rasters import read_rgb, read_tags
-from crfm_core.files import sha256_of
+from crfm_core.files import read_json, sha256_of, write_json
 from crfm_core.generator.training import train_generator
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.sampling import shards as shards_module
@@ -54,7 +55,7 @@ class Studio:
 def studio(world) -> Studio:
     control = Control(steps=6, batch_size=2, learning_rate=1e-3, mask_init="copy")
     work, generator = world.root / "work", world.root / "generators" / "triattention"
-    train_generator(world.base, world.latents, world.prompts, world.captions, len(CLASSES), control, generator, work / "generator")
+    train_generator(training_job(world, work / "generator", control, out=generator))
     segmentor = Segmentor(architecture="segformer_tiny", iterations=4, batch_size=2, learning_rate=2e-3)
     critic = world.root / "segmentors" / "checkpoint.pth"
     train_segmentor(world.tiles, world.root, critic, work / "critic", segmentor, CLASSES, PALETTE, iterations=4, seed=0)
@@ -198,7 +199,7 @@ def test_images_made_otherwise_are_made_again(whole, monkeypatch, tmp_path):
     train_segmentor(w.tiles, w.root, other_critic, tmp_path / "work", segmentor, CLASSES, PALETTE, iterations=2, seed=1)
     other_generator = tmp_path / "generator"
     control = Control(steps=1, batch_size=2, learning_rate=1e-3)
-    train_generator(w.base, w.latents, w.prompts, w.captions, len(CLASSES), control, other_generator, tmp_path / "w")
+    train_generator(training_job(w, tmp_path, control, out=other_generator))
     changes = {"sampler": shorter, "seed": {"seed": 1}, "critic": {"critic": other_critic}, "generator": {"generator": other_generator}}
     for name, change in changes.items():
         whole.shard(f"other-{name}", 1, 6, batch_size=4)
@@ -231,3 +232,12 @@ def test_an_incomplete_set_of_shards_is_refused(whole):
         with pytest.raises(DataError, match=f"all.parquet: the shards hold {count} images, 12 were asked for"):
             gather_shards(parts, whole.world.captions, COPIES, out)
     assert not out.exists()
+
+
+def test_weights_of_another_architecture_are_refused_with_the_shapes(studio, tmp_path):
+    other = tmp_path / "generator"
+    shutil.copytree(studio.generator, other)
+    config = read_json(other / "transformer" / "config.json")
+    write_json(other / "transformer" / "config.json", config | {"num_attention_heads": 4, "caption_projection_dim": 32})
+    with pytest.raises(WeightsError, match=r"blocks\.0\.\S+ \(\d+.*\)"):
+        studio.shard("refused", 1, 1, generator=other)

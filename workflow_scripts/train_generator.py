@@ -1,4 +1,4 @@
-"""Train the mask-conditioned transformer: latents, prompts and the base model in, a MaskToImagePipeline folder out."""
+"""Train a control scheme's network: latents, prompts and the base model in, a MaskToImagePipeline folder out."""
 
 from job import job
 
@@ -7,18 +7,22 @@ with job(snakemake):
 
     from crfm_core.checkpoints import base_folder
     from crfm_core.devices import resolve, use_threads
-    from crfm_core.generator.training import train_generator
+    from crfm_core.generator.launching import launch_training
+    from crfm_core.generator.training import TrainingJob
     from crfm_core.settings import Control
 
     use_threads(snakemake.threads)
-    train_generator(
+    control = Control(**snakemake.params.control)
+    training = TrainingJob(
         base=base_folder(snakemake.input.base),
-        latents=Path(snakemake.input.latents),
-        prompts=Path(snakemake.input.prompts),
-        captions=Path(snakemake.input.captions),
+        latents=snakemake.input.latents,
+        prompts=snakemake.input.prompts,
+        captions=snakemake.input.captions,
         num_classes=len(snakemake.params.dataset["classes"]),
-        control=Control(**snakemake.params.control),
-        out=Path(snakemake.output.folder),
-        work=Path(f"{snakemake.output.folder}.unfinished"),
+        control=control,
+        out=snakemake.output.folder,
+        work=f"{snakemake.output.folder}.unfinished",
+        curves=Path(snakemake.log[0]).with_suffix(""),
         device=resolve(snakemake.params.device),
     )
+    launch_training(training, Path(snakemake.params.sharing), snakemake.threads)

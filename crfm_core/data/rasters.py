@@ -18,6 +18,7 @@ from crfm_core import DataError
 from crfm_core.files import atomic_path
 
 IGNORE = 255
+IGNORED = (64, 68, 74)  #: colour of ignored pixels in pictures; dark, as palettes are light or vivid
 
 
 @contextlib.contextmanager
@@ -142,3 +143,11 @@ def write_raster(
         with rasterio.open(aside, "w", **profile) as target:
             target.write(bands)
             target.update_tags(**tags)
+
+
+def paint(label: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Class ids [H,W] as colours uint8 [H,W,3]."""
+    colours = np.full((256, 3), IGNORED, np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORE] = IGNORED
+    return colours[label]

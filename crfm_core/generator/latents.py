@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from crfm_core import DataError
 from crfm_core.data.rasters import read_label, read_rgb
-from crfm_core.files import atomic_path
+from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models.mask_encoding import mask_latents
 
@@ -27,7 +27,7 @@ def encode_tiles(
 
     A flipped latent is not the latent of the flipped image, so both are kept. Keys, for N tiles, latent [C,h,w] and
     flip f in {0, 1}: ``mean`` and ``logvar`` [2,N,C,h,w] of the posterior, ``mask`` [2,N,C,h,w] normalised; half precision
-    (its rounding is far below the posterior's own spread). The metadata holds the tile ids, in order.
+    (its rounding is far below the posterior's own spread). The metadata says which tiles, autoencoder and mask code they are of.
 
     Args:
         base: pipeline folder whose ``vae`` encodes.
@@ -49,7 +49,12 @@ def encode_tiles(
             parts["mask"][flip].append(masks.half().cpu())
     tensors = {name: torch.stack([torch.cat(side) for side in sides]).contiguous() for name, sides in parts.items()}
     with atomic_path(out) as aside:
-        save_file(tensors, aside, metadata={"tile_ids": json.dumps(list(table.tile_id)), "mask_code": mask_code})
+        save_file(tensors, aside, metadata={"tiles": _hash_of_tiles(table), "mask_code": mask_code, "vae": sha256_of(base / "vae")})
+
+
+def _hash_of_tiles(table: pd.DataFrame) -> str:
+    """Hash of the tiles' ids and contents, in order."""
+    return hash_of(list(table.tile_id), list(table.digest))
 
 
 class CachedLatents:
@@ -57,18 +62,28 @@ class CachedLatents:
 
     Args:
         path: the file.
-        tile_ids: ids that it must hold, in this order; DataError otherwise.
+        table: manifest of the tiles it must hold, in this order; DataError otherwise.
     """
 
-    def __init__(self, path: Path, tile_ids: list[str]):
+    def __init__(self, path: Path, table: pd.DataFrame):
+        self._path = path
         try:
             opened = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: not a readable file of latents ({error}); delete it and run the workflow again") from None
         with opened:
-            if json.loads(opened.metadata()["tile_ids"]) != tile_ids:
-                raise DataError(f"{path}: holds other tiles than the manifest; delete it and run the workflow again")
+            self._made_of = opened.metadata() or {}
+            self._require("tiles", _hash_of_tiles(table), "other tiles than the manifest")
             self._mean, self._logvar, self._mask = (opened.get_tensor(name) for name in ("mean", "logvar", "mask"))
+
+    def check(self, base: Path, mask_code: str) -> None:
+        """Raise DataError unless the autoencoder of ``base`` made these latents, and the masks' with this code."""
+        self._require("vae", sha256_of(base / "vae"), f"latents of another autoencoder than {base / 'vae'}")
+        self._require("mask_code", mask_code, f"masks of another code than {mask_code}")
+
+    def _require(self, key: str, expected: str, otherwise: str) -> None:
+        if self._made_of.get(key) != expected:
+            raise DataError(f"{self._path}: holds {otherwise}; delete it and run the workflow again")
 
     def __len__(self) -> int:
         return self._mean.shape[1]

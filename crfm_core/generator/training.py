@@ -2,222 +2,331 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from torch.nn import functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from crfm_core import WeightsError
-from crfm_core.files import atomic_path, hash_of, read_json, seed_of, sha256_of, work_folder, write_json
+from crfm_core import ResourceError, WeightsError
+from crfm_core.files import atomic_path, hash_of, read_json, require_disk, sha256_of, work_folder, write_json
+from crfm_core.generator.batches import draw_batch
 from crfm_core.generator.latents import CachedLatents
+from crfm_core.generator.memory import LEAN, explain_out_of_memory, meta_network, require_memory, training_memory
+from crfm_core.generator.resuming import TrainingState, checkpoints_in, newest_readable, write_checkpoint
+from crfm_core.generator.starting import start_from
+from crfm_core.generator.trainable import choose_trainable, make_optimiser, merge_low_rank
 from crfm_core.manifest import read_manifest
-from crfm_core.models.flow_schedule import training_sigmas
-from crfm_core.models.latent_space import normalise
-from crfm_core.models.mmdit import MaskMMDiT
+from crfm_core.models.controls import build_network
+from crfm_core.models.mmdit import SD3_SETTINGS
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
-from crfm_core.text.encoders import PARTS, read_prompts
+from crfm_core.text.encoders import PARTS, PromptCache, read_prompts
+
+#: Updates between two lines of the log and points of the curves.
+LOG_EVERY = 100
+#: Bins of the noise level whose losses are shown apart.
+SIGMA_BINS = 10
+#: What the weights in a generator's folder follow from.
+RECORD = "training.json"
 
 
-def train_generator(
-    base: Path,
-    latents: Path,
-    prompts: Path,
-    captions: Path,
-    num_classes: int,
-    control: Control,
-    out: Path,
-    work: Path,
-    device: str = "cpu",
-) -> None:
-    """Train the control scheme on the tiles of ``captions`` and write it as a MaskToImagePipeline folder.
+class TrainingJob(BaseModel):
+    """One training: what it reads, what it writes, and how.
 
-    Objective: flow matching, ||net(z_sigma) - (noise - x0)||^2 (TODSynth, arXiv 2512.16740, and SD3). A step's samples, noise and
-    noise levels follow from the seed and the sample's running number alone, so a stopped run that continues from ``work``
-    ends with the weights of one that was not stopped.
-
-    Args:
+    Attributes:
         base: pipeline folder of the base model.
         latents: file of :func:`crfm_core.generator.latents.encode_tiles` for the same tiles.
         prompts: prompt cache.
         captions: manifest with the column ``prompt``.
-        out: folder to write.
+        num_classes: K, kept with the generator.
+        out: the MaskToImagePipeline folder to write.
         work: folder of resumable state.
+        curves: folder of TensorBoard scalars.
+        device: "cpu" or "cuda".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: Path
+    latents: Path
+    prompts: Path
+    captions: Path
+    num_classes: int
+    control: Control
+    out: Path
+    work: Path
+    curves: Path
+    device: str = "cpu"
+
+    def fingerprint(self) -> str:
+        """What the resulting weights depend on: continuing or keeping a training of another fingerprint would be wrong."""
+        inputs = [self.base / "transformer", self.latents, self.prompts, self.captions]
+        if self.control.start_from:
+            inputs.append(Path(self.control.start_from))
+        settings = self.control.model_dump(exclude={"checkpoint_every", "keep_checkpoints"})
+        return hash_of(settings, self.num_classes, sha256_of(*inputs))
+
+
+def train_generator(job: TrainingJob) -> None:
+    """Train the control scheme on the job's tiles and write it as a MaskToImagePipeline folder.
+
+    Objective: flow matching, ||net(z_sigma) - (noise - x0)||^2 (TODSynth, arXiv 2512.16740, and SD3). An update's samples, noise and
+    noise levels follow from the seed and the samples' running numbers alone, so a stopped training that continues from ``work``
+    ends with the weights of one that was not stopped. Every process of an ``accelerate launch`` calls this.
 
     Raises:
+        DataError: latents or prompts of other tiles, another autoencoder or other text encoders.
         WeightsError: the loss became infinite or NaN; the message names the last good checkpoint.
+        ResourceError: no room for the next checkpoint, or a batch that does not fit into memory.
     """
-    table = read_manifest(captions)
-    cached = CachedLatents(latents, list(table.tile_id))
-    embeddings = read_prompts(prompts)
-    accelerator = Accelerator(mixed_precision=control.precision, cpu=device == "cpu")
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")  # read for its scale and shift; saved with the pipeline
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler")  # likewise
-    torch.manual_seed(control.seed)
-    model = MaskMMDiT.from_sd3(
-        SD3Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32),
-        mask_mlp_modulation=control.mask_mlp_modulation,
-        mask_init=control.mask_init,
+    control = job.control
+    if control.start_from and not Path(control.start_from).exists():
+        raise WeightsError(f"start_from: no file or folder {control.start_from}")
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier training in this process may have had another precision
+    accelerator = Accelerator(
+        mixed_precision=control.precision,
+        cpu=job.device == "cpu",
+        log_with="tensorboard",
+        project_dir=job.curves,
+        # the other processes wait while the first writes a checkpoint of tens of gigabytes
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1)), *LEAN],
     )
-    parameters = _choose_trainable(model, control)
-    if control.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    optimiser = torch.optim.AdamW(parameters, lr=control.learning_rate, weight_decay=control.weight_decay, fused=True)
-    schedule = get_scheduler(control.schedule, optimiser, num_warmup_steps=control.warmup, num_training_steps=control.steps)
-    model, optimiser = accelerator.prepare(model, optimiser)
-    ema = EMAModel(parameters, decay=control.ema, foreach=True) if control.ema else None
-    bare = accelerator.unwrap_model(model)
-
-    fingerprint = hash_of(control.model_dump(exclude={"checkpoint_every"}), sha256_of(base / "transformer", latents, prompts))
-    with work_folder(work, fingerprint) as state:
-        checkpoint = state / "checkpoint.pt"
+    table = read_manifest(job.captions)
+    cached = CachedLatents(job.latents, table)
+    embeddings = read_prompts(job.prompts)
+    with _held(accelerator, job) as held:
+        if held is None:
+            accelerator.print(f"{job.out} is already trained by these settings")
+            return
+        vae = AutoencoderKL.from_pretrained(job.base, subfolder="vae")  # read for its scale and shift; saved with the pipeline
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(job.base, subfolder="scheduler")  # likewise
+        if accelerator.is_main_process:
+            cached.check(job.base, control.mask_code)
+            embeddings.check(job.base)
+        network = initial_network(job.base, control, job.num_classes)
+        if accelerator.device.type == "cuda":
+            sizes = {name: network.config[name] for name in SD3_SETTINGS}
+            needed = training_memory(meta_network(sizes, control), control, cached.shape, embeddings.tokens)
+            require_memory(needed, torch.cuda.mem_get_info()[1], f"controls.{job.out.name}")
+        names = choose_trainable(network, control)
+        if control.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if control.compile:
+            for block in network.repeated_blocks():
+                block.compile()
+        optimiser = make_optimiser([network.get_parameter(name) for name in names], control)
+        schedule = get_scheduler(control.schedule, optimiser, num_warmup_steps=control.warmup, num_training_steps=control.steps)
+        network, optimiser = accelerator.prepare(network, optimiser)
+        state = TrainingState(network, accelerator.unwrap_model(network), names, optimiser.optimizer, schedule, control.ema)
+        require_disk(held, (control.keep_checkpoints + 1) * state.size())
         start = 0
-        if checkpoint.is_file():
-            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            bare.load_state_dict(saved["model"], strict=False)
-            optimiser.load_state_dict(saved["optimiser"])
-            schedule.load_state_dict(saved["schedule"])
-            if ema:
-                ema.load_state_dict(saved["ema"])
+        if saved := newest_readable(held):
+            state.restore(saved)
             start = saved["step"]
             accelerator.print(f"continuing from step {start} of {control.steps}")
+        curves = _Curves(accelerator, job.curves, start)
 
-        model.train()
-        running = 0.0
+        network.train()
         progress = tqdm(total=control.steps, initial=start, desc="generator", disable=None if accelerator.is_main_process else True)
-        for step in range(start, control.steps):
-            for micro in range(control.accumulate):
-                turn = (step * control.accumulate + micro) * accelerator.num_processes + accelerator.process_index
-                numbers = range(turn * control.batch_size, (turn + 1) * control.batch_size)
-                clean, mask, noise, sigma, rows = _batch(numbers, cached, vae, scheduler.config.shift, control, accelerator.device)
-                text, pooled = embeddings.take(list(table.prompt.iloc[rows]))
-                level = sigma.view(-1, 1, 1, 1)
-                with accelerator.autocast():
-                    velocity = model(
-                        hidden_states=(1 - level) * clean + level * noise,
-                        encoder_hidden_states=text.to(accelerator.device, torch.float32),
-                        pooled_projections=pooled.to(accelerator.device, torch.float32),
-                        timestep=1000 * sigma,
-                        mask_latents=mask,
-                        return_dict=False,
-                    )[0]
-                loss = F.mse_loss(velocity.float(), noise - clean)
-                accelerator.backward(loss / control.accumulate)
-                running += loss.item() / control.accumulate
-            accelerator.clip_grad_norm_(parameters, control.clip_norm)
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
-            if ema:
-                ema.step(parameters)
-            if not math.isfinite(running):
-                held = f"{checkpoint} holds the last good state" if checkpoint.is_file() else "no checkpoint was written yet"
-                raise WeightsError(f"generator: the loss became {running} at step {step + 1}; {held}; lower learning_rate")
-            progress.update()
-            if (step + 1) % 100 == 0:
-                accelerator.print(f"generator step {step + 1}/{control.steps} loss {running / 100:.4f}", flush=True)
-                running = 0.0
-            if (step + 1) % control.checkpoint_every == 0 and accelerator.is_main_process:
-                with atomic_path(checkpoint) as aside:
-                    torch.save(
-                        {
-                            "model": {name: p for name, p in bare.state_dict().items() if name in _names(bare, parameters)},
-                            "optimiser": optimiser.state_dict(),
-                            "schedule": schedule.state_dict(),
-                            "ema": ema.state_dict() if ema else None,
-                            "step": step + 1,
-                        },
-                        aside,
+        with _memory_explained(control):
+            for step in range(start, control.steps):
+                norm = _update(step, accelerator, network, state, control, cached, embeddings, table, vae, scheduler.config.shift, curves)
+                if not math.isfinite(norm):
+                    good = checkpoints_in(held)
+                    kept = f"{good[-1]} holds the last good state" if good else "no checkpoint was written yet"
+                    raise WeightsError(
+                        f"generator: at step {step + 1} the loss became {curves.latest():.4g} and its gradient's norm {norm}; {kept}; "
+                        "lower learning_rate or raise warmup"
                     )
+                optimiser.step()
+                optimiser.zero_grad()
+                schedule.step()
+                if state.ema:
+                    state.ema.step(state.parameters)
+                progress.update()
+                last = step + 1 == control.steps
+                if last or (step + 1) % LOG_EVERY == 0:
+                    curves.log(step + 1, control.steps, schedule.get_last_lr()[0], norm)
+                if last or (step + 1) % control.checkpoint_every == 0:
+                    gathered = state.gathered(step + 1)
+                    if accelerator.is_main_process:
+                        write_checkpoint(held, gathered, state.size(), control.keep_checkpoints)
         progress.close()
-        if ema:
-            ema.copy_to(parameters)
+        trained = state.result()
+        accelerator.end_training()
         if accelerator.is_main_process:
-            save_generator(bare, vae, scheduler, base, num_classes, control.mask_code, out)
+            save_generator(finished_network(job.base, control, job.num_classes, trained), vae, scheduler, job)
+
+
+@contextlib.contextmanager
+def _held(accelerator: Accelerator, job: TrainingJob) -> Iterator[Path | None]:
+    """The work folder, held by the first process for all; None when another run has meanwhile finished this very training."""
+    if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
+        yield None if _is_done(job) else job.work
+        return
+    fingerprint = job.fingerprint()
+    with work_folder(job.work, fingerprint) as held:
+        accelerator.wait_for_everyone()
+        yield None if _is_done(job, fingerprint) else held
 
 
-def _choose_trainable(model: MaskMMDiT, control: Control) -> list[torch.nn.Parameter]:
-    """Freeze all but the branches that train and return their parameters, in a fixed order."""
-    model.requires_grad_(False)
-    chosen = []
-    for branch, members in model.branch_parameters().items():
-        if branch in control.trainable:
-            chosen += [parameter for _, parameter in members]
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    return chosen
+@contextlib.contextmanager
+def _memory_explained(control: Control) -> Iterator[None]:
+    """Turn an out-of-memory error of the device or the machine into one that says which settings lower the need."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise ResourceError(explain_out_of_memory(control)) from error
 
 
-def _names(model: MaskMMDiT, parameters: list[torch.nn.Parameter]) -> set[str]:
-    wanted = {id(parameter) for parameter in parameters}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
+def _is_done(job: TrainingJob, fingerprint: str | None = None) -> bool:
+    record = job.out / RECORD
+    return record.is_file() and read_json(record)["fingerprint"] == (fingerprint or job.fingerprint())
 
 
-def _batch(
-    numbers: range, cached: CachedLatents, vae: AutoencoderKL, shift: float, control: Control, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
-    """The samples with these running numbers: clean, mask, noise [B,C,h,w], sigma [B] and the tiles' rows."""
-    clean, masks, noises, sigmas, rows = [], [], [], [], []
-    for number, row in zip(numbers, _rows(numbers, len(cached), control.seed), strict=True):
-        generator = torch.Generator().manual_seed(seed_of("generator", control.seed, number))
-        flip = int(torch.rand((), generator=generator) < control.flip)
-        latent, mask = cached.sample(row, flip, torch.randn(cached.shape, generator=generator))
-        clean.append(normalise(latent, vae))
-        masks.append(mask)
-        noises.append(torch.randn(cached.shape, generator=generator))
-        sigmas.append(training_sigmas(1, generator, control.density, shift)[0])
-        rows.append(row)
-    stack = [torch.stack(items).to(device) for items in (clean, masks, noises, sigmas)]
-    return *stack, rows
-
-
-def _rows(numbers: range, tiles: int, seed: int) -> Iterator[int]:
-    """Tile of each running number: every tile once per pass, each pass in an order of its own."""
-    order, current = None, -1
-    for number in numbers:
-        if number // tiles != current:
-            current = number // tiles
-            order = torch.randperm(tiles, generator=torch.Generator().manual_seed(seed_of("pass", seed, current)))
-        yield int(order[number % tiles])
-
-
-def save_generator(
-    model: MaskMMDiT,
+def _update(
+    step: int,
+    accelerator: Accelerator,
+    network: nn.Module,
+    state: TrainingState,
+    control: Control,
+    cached: CachedLatents,
+    embeddings: PromptCache,
+    table,
     vae: AutoencoderKL,
-    scheduler: FlowMatchEulerDiscreteScheduler,
-    base: Path,
-    num_classes: int,
-    mask_code: str,
-    out: Path,
-) -> None:
+    shift: float,
+    curves: _Curves,
+) -> float:
+    """Accumulate the gradient of update ``step`` and clip it; returns its norm before clipping."""
+    for micro in range(control.accumulate):
+        turn = (step * control.accumulate + micro) * accelerator.num_processes + accelerator.process_index
+        batch = draw_batch(range(turn * control.batch_size, (turn + 1) * control.batch_size), cached, vae, shift, control)
+        text, pooled = embeddings.take(list(table.prompt.iloc[batch.rows]))
+        clean, mask, noise, sigma = (part.to(accelerator.device) for part in batch[:4])
+        last = micro + 1 == control.accumulate
+        with contextlib.nullcontext() if last else accelerator.no_sync(network):
+            losses = flow_losses(
+                network, clean, noise, sigma, text.to(accelerator.device, torch.float32), pooled.to(accelerator.device, torch.float32), mask
+            )
+            accelerator.backward(losses.mean() / control.accumulate)
+        curves.add(sigma, losses.detach())
+    norm = accelerator.clip_grad_norm_(state.parameters, control.clip_norm)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def flow_losses(
+    network: nn.Module, clean: Tensor, noise: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Each sample's flow-matching loss, [B]: the mean over its elements of (net(z_sigma) - (noise - clean))^2.
+
+    Args:
+        clean, noise: normalised latents, [B,C,h,w].
+        sigma: noise levels, [B].
+        text, pooled: prompt embeddings [B,T,D] and [B,P].
+        mask: mask latents [B,C,h,w]; None ignores the mask.
+    """
+    level = sigma.view(-1, 1, 1, 1)
+    velocity = network(
+        hidden_states=(1 - level) * clean + level * noise,
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=1000 * sigma,
+        mask_latents=mask,
+        return_dict=False,
+    )[0]
+    return (velocity.float() - (noise - clean)).square().mean(dim=(1, 2, 3))
+
+
+class _Curves:
+    """Losses between two points of the log: overall and by noise level."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, start: int) -> None:
+        self.accelerator = accelerator
+        if accelerator.is_main_process and start == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # the curves of another training
+        accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": start + 1 if start else None}})
+        self.sums = torch.zeros(2, SIGMA_BINS, device=accelerator.device)
+
+    def add(self, sigma: Tensor, losses: Tensor) -> None:
+        bins = (sigma * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1)
+        self.sums[0].index_add_(0, bins, losses)
+        self.sums[1].index_add_(0, bins, torch.ones_like(losses))
+
+    def latest(self) -> float:
+        """The mean loss since the last point."""
+        return float(self.sums[0].sum() / self.sums[1].sum())
+
+    def log(self, step: int, steps: int, learning_rate: float, norm: float) -> None:
+        """Write a point of every curve, over the samples of all processes, and start the next."""
+        sums, counts = self.accelerator.reduce(self.sums).tolist()
+        self.sums.zero_()
+        loss = sum(sums) / sum(counts)
+        values = {"loss": loss, "learning_rate": learning_rate, "gradient_norm": norm}
+        for index, (total, count) in enumerate(zip(sums, counts, strict=True)):
+            if count:
+                values[f"loss_by_sigma/{index / SIGMA_BINS:.1f}-{(index + 1) / SIGMA_BINS:.1f}"] = total / count
+        self.accelerator.log(values, step=step)
+        self.accelerator.print(f"generator step {step}/{steps} loss {loss:.4f}", flush=True)
+
+
+def initial_network(base: Path, control: Control, num_classes: int) -> nn.Module:
+    """The control scheme's network before training, in float32 on the CPU: the same for the same settings, whoever builds it."""
+    transformer = SD3Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    torch.manual_seed(control.seed)
+    network = build_network(transformer, control.scheme, control.initialisation, control.mask_mlp_modulation, control.controlnet_layers)
+    if control.start_from:
+        start_from(network, Path(control.start_from), num_classes, control.mask_code)
+    return network
+
+
+def finished_network(base: Path, control: Control, num_classes: int, trained: dict[str, Tensor]) -> nn.Module:
+    """The network with ``trained`` weights (by the names of :func:`choose_trainable`), low-rank updates added in, in float32.
+
+    The weights that did not train are those of the base model, to the bit, whatever type they had in training.
+    """
+    network = initial_network(base, control, num_classes)
+    names = choose_trainable(network, control.model_copy(update={"precision": "no"}))
+    if set(names) != set(trained):
+        raise WeightsError(f"the checkpoint holds other weights than scheme {control.scheme} trains; delete it and train again")
+    network.load_state_dict(trained, strict=False)
+    if control.lora:
+        merge_low_rank(network)
+    return network.requires_grad_(False)
+
+
+def save_generator(network: nn.Module, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler, job: TrainingJob) -> None:
     """Write a MaskToImagePipeline folder; the base model's text encoders are linked, not copied, where the disk allows."""
     pipeline = MaskToImagePipeline(
-        transformer=model,
-        scheduler=scheduler,
-        vae=vae,
-        num_classes=num_classes,
-        mask_code=mask_code,
+        transformer=network, scheduler=scheduler, vae=vae, num_classes=job.num_classes, mask_code=job.control.mask_code
     )
-    with atomic_path(out) as aside:
+    with atomic_path(job.out) as aside:
         pipeline.save_pretrained(aside)
-        index, base_index = read_json(aside / "model_index.json"), read_json(base / "model_index.json")
+        index, base_index = read_json(aside / "model_index.json"), read_json(job.base / "model_index.json")
         for part in PARTS:
-            shutil.copytree(base / part, aside / part, copy_function=_link_or_copy)
+            shutil.copytree(job.base / part, aside / part, copy_function=link_or_copy)
             index[part] = base_index[part]
         write_json(aside / "model_index.json", index)
+        write_json(aside / RECORD, {"fingerprint": job.fingerprint(), "control": job.control.model_dump(mode="json")})
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
+    """A copy of the file that takes no room where the file system can link."""
     try:
         os.link(source, target)
     except OSError:

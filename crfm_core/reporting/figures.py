@@ -14,13 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from crfm_core.data.rasters import IGNORE
+from crfm_core.data.rasters import IGNORED
 from crfm_core.reporting.tables import mean_sd
 
 INK, FAINT, GRID = "#26313b", "#6b7783", "#dde2e7"
 GREYS = ("#aab4bd", "#66727e", "#878f97")  #: recipes of real tiles only
 COLOURS = ("#4a86b5", "#d98c3f", "#4f9a7b", "#9a6fb0", "#bf5b5b", "#8a8b3a", "#5fb0c4", "#b07a5a")  #: recipes with synthetic tiles
-IGNORED = (64, 68, 74)  #: colour of ignored pixels; dark, as palettes are light or vivid
 
 STYLE = {
     "font.family": "sans-serif",
@@ -153,14 +152,6 @@ def class_legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
 def _swatches(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> list[Patch]:
     named = [*zip(classes, palette, strict=True), ("ignored", IGNORED)]
     return [Patch(facecolor=np.array(rgb) / 255, edgecolor=FAINT, linewidth=0.5, label=label) for label, rgb in named]
-
-
-def paint(label: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Class ids [H,W] as colours uint8 [H,W,3]."""
-    colours = np.full((256, 3), IGNORED, np.uint8)
-    colours[: len(palette)] = palette
-    colours[IGNORE] = IGNORED
-    return colours[label]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import crfm_core
 from crfm_core import DataError
-from crfm_core.data.rasters import read_label, read_rgb
+from crfm_core.data.rasters import paint, read_label, read_rgb
 from crfm_core.files import atomic_path, read_json, write_text
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import figures as draw
@@ -38,6 +38,7 @@ def make_report(
     filtered: list[Path],
     agreement: list[Path],
     reconstruction: list[Path],
+    validation: list[Path],
     paper: Path,
     settings: Settings,
     datasets: list[Dataset],
@@ -55,6 +56,7 @@ def make_report(
         synthetic: {results}/{dataset}/synthetic/{control}/{sampler}/all.parquet.
         filtered: {results}/{dataset}/filtered/{control}/{sampler}/{filter}.parquet.
         agreement: {results}/{dataset}/agreement/{control}/{sampler}.json.
+        validation: {results}/{dataset}/validation/{control}/final.json.
         paper: YAML of published figures, shown in tables of their own.
         results: folder of all results; benchmark files below it tell the time each stage took.
 
@@ -78,6 +80,7 @@ def make_report(
                 filtered={(*_key(path), path.stem): path for path in filtered if path.parts[-5] == dataset.name},
                 agreement={(path.parts[-2], path.stem): path for path in agreement if path.parts[-4] == dataset.name},
                 reconstruction=reconstruction[index],
+                validation={path.parts[-2]: path for path in validation if path.parts[-4] == dataset.name},
             )
             sections.append(_dataset_section(material, frames, sources, settings, colours, show))
         comparisons = sum(len(table.recipes) - 1 for table in settings.tables.values() if table.baseline) * len(datasets)
@@ -144,15 +147,17 @@ class Material:
         filtered: dict,
         agreement: dict,
         reconstruction: Path,
+        validation: dict[str, Path],
     ):
         self.dataset, self.root = dataset, Path(results) / dataset.name
         self.files = {"tiles": tiles, "test": test, "synthetic": synthetic, "filtered": filtered}
-        self.files |= {"agreement": agreement, "reconstruction": reconstruction}
+        self.files |= {"agreement": agreement, "reconstruction": reconstruction, "validation": validation}
         self.tiles, self.test = read_manifest(tiles), read_manifest(test)
         self.synthetic: dict[Key, pd.DataFrame] = {key: read_manifest(path) for key, path in synthetic.items()}
         self.filtered: dict[tuple, pd.DataFrame] = {key: read_manifest(path) for key, path in filtered.items()}
         self.agreement: dict[Key, dict] = {key: _read(path, "critic", "judge") for key, path in agreement.items()}
         self.reconstruction = _read(reconstruction, "tiles", "real", "reconstructed")
+        self.validation = {control: _read(path, "loss", "loss_mask_ignored", "tiles") for control, path in validation.items()}
 
     def name_of(self, key: Key) -> str:
         """The sampler, with the control only where several are compared."""
@@ -220,6 +225,7 @@ def _dataset_section(
         "answers": answers or [Finding(next(iter(frames)), "No comparison was asked for", "open")],
         "comparisons": comparisons,
         "agreement": _agreement(material, settings, colours, show),
+        "validation": material.validation,
         "sheet": _sheet(material, show),
         "corrections": _corrections(material, colours, show),
         "data": _data_sheet(material),
@@ -272,12 +278,12 @@ def _sheet(material: Material, show: Pictures) -> dict:
     for key, table in material.filtered.items():
         columns.append(f"{material.name_of(key[:2])}, filtered")
         lookups.append(
-            (_firsts(material.files["filtered"][key], table, "label", root), lambda path: draw.paint(read_label(path), dataset.palette))
+            (_firsts(material.files["filtered"][key], table, "label", root), lambda path: paint(read_label(path), dataset.palette))
         )
     rows = []
     for row in draw.choose_tiles(tiles, SHEET_ROWS):
         tile_id = tiles.tile_id.iloc[row]
-        pictures = [draw.paint(read_label(labels[row]), dataset.palette), read_rgb(images[row])]
+        pictures = [paint(read_label(labels[row]), dataset.palette), read_rgb(images[row])]
         pictures += [read(found[tile_id]) if tile_id in found else None for found, read in lookups]
         rows.append((tile_id, pictures))
     name = draw.sample_sheet(draw.Sheet(columns, rows), dataset.classes, dataset.palette, show.folder, f"{dataset.name}-samples")

@@ -2,11 +2,12 @@
 
 Each distinct prompt is encoded once, by itself, so that an embedding never depends on what else was encoded with it. The
 cache is one safetensors file: ``{key}.embeds`` [T, D] and ``{key}.pooled`` [P] per prompt, with ``key`` = :func:`prompt_key`
-of its text and the text itself in the file's metadata.
+of its text; the file's metadata holds the texts and the hash of the encoders.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import DataError, WeightsError
-from crfm_core.files import atomic_path, hash_of
+from crfm_core.files import atomic_path, hash_of, sha256_of
 
 T5_LENGTH = 256
 PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3")
@@ -95,7 +96,13 @@ def encode_prompts_file(
         key = prompt_key(prompt)
         tensors[f"{key}.embeds"], tensors[f"{key}.pooled"] = embeds[0].cpu().contiguous(), pooled[0].cpu().contiguous()
     with atomic_path(out) as aside:
-        save_file(tensors, aside, metadata={prompt_key(prompt): prompt for prompt in distinct})
+        texts = {prompt_key(prompt): prompt for prompt in distinct}
+        save_file(tensors, aside, metadata={"prompts": json.dumps(texts), "encoders": hash_of_encoders(base_folder)})
+
+
+def hash_of_encoders(folder: Path | str) -> str:
+    """Hash of the text encoders and tokenizers of a pipeline folder: equal ones give equal embeddings."""
+    return sha256_of(*(Path(folder) / name for name in PARTS))
 
 
 class PromptCache:
@@ -104,7 +111,19 @@ class PromptCache:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         with self._opened() as file:
-            self.prompts = dict(file.metadata() or {})
+            metadata = file.metadata() or {}
+        self.prompts, self._encoders = json.loads(metadata.get("prompts", "{}")), metadata.get("encoders")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens T of an embedding."""
+        with self._opened() as file:
+            return file.get_slice(f"{next(iter(self.prompts))}.embeds").get_shape()[0]
+
+    def check(self, base: Path | str) -> None:
+        """Raise DataError unless the text encoders of the pipeline folder ``base`` made these embeddings."""
+        if self._encoders != hash_of_encoders(base):
+            raise DataError(f"{self.path}: embeddings of other text encoders than those of {base}; delete it and run the workflow again")
 
     def take(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embeddings [B, T, D] and pooled embeddings [B, P] of the prompts with these keys. Raises DataError naming unknown keys."""

@@ -1,0 +1,123 @@
+"""The state a stopped training continues from: written aside and renamed, the newest few kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from crfm_core import WeightsError
+from crfm_core.files import atomic_path, require_disk
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step}.pt"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(re.search(r"-(\d+)\.pt$", checkpoint.name)[1])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, mapped into memory and without executing anything. Raises WeightsError when it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError) as error:
+        raise WeightsError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it") from None
+
+
+def newest_readable(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; damaged ones are reported and passed over."""
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            return read_checkpoint(path)
+        except WeightsError as error:
+            print(f"{error}; trying the one before it", flush=True)
+    return None
+
+
+class TrainingState:
+    """Everything that training changes: the network's trained weights, the optimiser, its schedule and the averaged weights.
+
+    It is gathered into whole tensors and spread out again however the processes share them (one process, DDP, FSDP).
+
+    Args:
+        names: parameters of the unwrapped network that train.
+        ema: decay of the averaged weights, None for none.
+    """
+
+    def __init__(
+        self, network: nn.Module, bare: nn.Module, names: list[str], optimiser: torch.optim.Optimizer, schedule: Any, ema: float | None
+    ):
+        self.network, self.names, self.optimiser, self.schedule = network, names, optimiser, schedule
+        self.parameters = [bare.get_parameter(name) for name in names]
+        self.ema = EMAModel(self.parameters, decay=ema, foreach=True) if ema else None
+
+    def gathered(self, step: int) -> dict[str, Any]:
+        """The state after ``step`` updates. All processes must call it; only the first gets the tensors of others."""
+        return {
+            "step": step,
+            "model": self._weights(),
+            "optimiser": get_optimizer_state_dict(self.network, self.optimiser, options=_WHOLE),
+            "schedule": self.schedule.state_dict(),
+            "ema": {"step": self.ema.optimization_step, "model": self._averages()} if self.ema else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state that :meth:`gathered` gave."""
+        set_model_state_dict(self.network, dict(state["model"]), options=_WHOLE)
+        set_optimizer_state_dict(self.network, self.optimiser, state["optimiser"], options=_WHOLE)
+        self.schedule.load_state_dict(state["schedule"])
+        if self.ema:
+            self.ema.optimization_step = state["ema"]["step"]
+            for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
+                value = state["ema"]["model"][name].to(shadow.device)
+                shadow.copy_(distribute_tensor(value, shadow.device_mesh, shadow.placements) if isinstance(shadow, DTensor) else value)
+
+    def result(self) -> dict[str, Tensor]:
+        """The trained weights: averaged where that was asked for. All processes must call it; the first gets them."""
+        return self._averages() if self.ema else self._weights()
+
+    def size(self) -> int:
+        """Bytes of a checkpoint, at most."""
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+        return weights * (4 if self.ema else 3)
+
+    def _weights(self) -> dict[str, Tensor]:
+        whole = get_model_state_dict(self.network, options=_WHOLE)
+        return {name: whole[name] for name in self.names if name in whole}
+
+    def _averages(self) -> dict[str, Tensor]:
+        return {name: _whole(shadow).cpu() for name, shadow in zip(self.names, self.ema.shadow_params, strict=True)}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any], size: int, keep: int) -> None:
+    """Write ``state`` and remove all but the newest ``keep`` checkpoints. Raises ResourceError before writing when the disk is too full."""
+    require_disk(folder, size)
+    with atomic_path(checkpoint_path(folder, state["step"])) as aside:
+        torch.save(state, aside)
+    for old in checkpoints_in(folder)[:-keep]:
+        old.unlink()

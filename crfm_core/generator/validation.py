@@ -1,0 +1,105 @@
+"""What a generator, finished or in training, makes of masks it was not trained on: pictures, and its loss with and without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+from crfm_core.data.rasters import paint, read_label, read_rgb, write_raster
+from crfm_core.files import seed_of, write_json
+from crfm_core.generator.resuming import read_checkpoint
+from crfm_core.generator.training import finished_network, flow_losses
+from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.models.flow_schedule import sigma_of_uniform
+from crfm_core.models.latent_space import encode_images
+from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.settings import Control
+from crfm_core.text.encoders import read_prompts
+
+#: Tiles whose masks are sampled, and noise levels at which each one's loss is taken.
+TILES, LEVELS = 8, 8
+
+
+def open_checkpoint(checkpoint: Path, base: Path, control: Control, num_classes: int) -> MaskToImagePipeline:
+    """The pipeline that training would save if it ended at this checkpoint, without text encoders."""
+    state = read_checkpoint(checkpoint)
+    weights = (state["ema"] or state)["model"]
+    return MaskToImagePipeline(
+        transformer=finished_network(base, control, num_classes, weights),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler"),
+        vae=AutoencoderKL.from_pretrained(base, subfolder="vae"),
+        num_classes=num_classes,
+        mask_code=control.mask_code,
+    )
+
+
+@torch.no_grad()
+def sample_validation(
+    pipeline: MaskToImagePipeline,
+    captions: Path,
+    prompts: Path,
+    root: Path,
+    palette: Sequence[tuple[int, int, int]],
+    picture: Path,
+    losses: Path,
+    num_steps: int = 23,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Sample a fixed set of masks and write a picture (a row per mask: mask, real tile, sample) and a JSON file of losses.
+
+    The tiles and their noise follow from ``seed`` alone, so generators and checkpoints can be laid side by side. The losses are the
+    flow-matching loss (:func:`crfm_core.generator.training.flow_losses`) on these tiles at evenly spread training noise levels: with
+    the masks, and by the same network with the masks left out. A mask that is of use lowers the loss.
+
+    Args:
+        captions: captioned manifest of tiles that nothing trained on.
+        root: folder that the manifest's paths must stay in.
+        palette: a colour per class.
+    """
+    table = read_manifest(captions)
+    chosen = sorted(range(len(table)), key=lambda row: seed_of("validation", seed, table.tile_id.iloc[row]))[:TILES]
+    table = table.iloc[chosen]
+    images = np.stack([read_rgb(path) for path in paths_of(captions, table, "image", root)])
+    labels = np.stack([read_label(path) for path in paths_of(captions, table, "label", root)])
+    embeds, pooled = read_prompts(prompts).take(list(table.prompt))
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    pipeline = pipeline.to(device, dtype)
+
+    drawn = [
+        pipeline(
+            labels[[index]],
+            prompt_embeds=embeds[[index]],
+            pooled_prompt_embeds=pooled[[index]],
+            num_inference_steps=num_steps,
+            generator=torch.Generator().manual_seed(seed_of("validation", seed, tile)),
+            output_type="np",
+            progress=False,
+        ).images[0]
+        for index, tile in enumerate(table.tile_id)
+    ]
+    rows = [
+        np.concatenate([paint(label, palette), image, (sample * 255).round().astype(np.uint8)], axis=1)
+        for label, image, sample in zip(labels, images, drawn, strict=True)
+    ]
+    write_raster(picture, np.concatenate(rows))
+
+    config = pipeline.config
+    clean = encode_images((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device), pipeline.vae)
+    mask = mask_latents(torch.from_numpy(labels).long().to(device), pipeline.vae, config.num_classes, config.mask_code)
+    levels = sigma_of_uniform((torch.arange(LEVELS) + 0.5) / LEVELS, pipeline.scheduler.config.shift)
+    found = []
+    for index, level in enumerate(levels):
+        generator = torch.Generator().manual_seed(seed_of("validation noise", seed, index))
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        inputs = [part.to(device, torch.float32) for part in (clean, noise, level.expand(len(table)), embeds, pooled)]
+        with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            with_mask, without = (flow_losses(pipeline.transformer, *inputs, given).mean().item() for given in (mask, None))
+        found.append({"sigma": level.item(), "loss": with_mask, "loss_mask_ignored": without})
+    means = {key: float(np.mean([entry[key] for entry in found])) for key in ("loss", "loss_mask_ignored")}
+    write_json(losses, means | {"by_sigma": found, "tiles": list(table.tile_id)})
