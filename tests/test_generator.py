@@ -284,7 +284,6 @@ def test_bfloat16_keeps_the_trained_weights_in_float32_and_the_frozen_ones_to_th
     assert all(torch.allclose(after[name], exact[name], rtol=0, atol=0.02) for name in exact)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_train_to_the_same_weights(world, tmp_path):
     plain, compiled = (train(world, tmp_path / str(flag), control(compile=flag, ema=None)) for flag in (False, True))

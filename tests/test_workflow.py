@@ -111,6 +111,13 @@ def test_the_papers_scale_is_planned_in_seconds(tmp_path):
     assert set(jobs) == rules() - {"build_base_model", "check_base_model", "export_sd3"} and jobs["synthesise_shard"] == 2 * 7 * 32
 
 
+def test_training_asks_for_as_many_gpus_as_it_has_processes(small):
+    training = {"steps": 5, "batch_size": 1, "learning_rate": 1e-3, "processes": 4}
+    rewrite(small / "smallest.yaml", device="cuda", controls={"triattention": training})
+    status, said = run(small, "results/small/generators/triattention", *SMALLEST)
+    assert status and "device: cuda needs 4 GPU for one job, this machine shows 0" in said
+
+
 def test_naming_a_file_plans_its_stage_and_what_it_needs(tmp_path):
     said = succeed(tmp_path, "--dry-run", "results/embedded/tiles/train.parquet")
     assert planned(said) == {"list_scenes": 1, "tile_scenes": 1}
@@ -255,6 +262,19 @@ def test_the_whole_chain_ends_in_tables_and_a_report(finished):
 
 
 @pytest.mark.slow
+def test_a_generator_is_trained_in_two_processes_sampled_and_exported_by_naming_its_files(finished):
+    pair, results = ("--configfile", "smallest.yaml", "pair.yaml"), finished / "results" / "small"
+    scheme = {"scheme": "siamese", "steps": 20, "batch_size": 1, "learning_rate": 1e-3, "processes": 2, "checkpoint_every": 5}
+    (finished / "pair.yaml").write_text(yaml.safe_dump({"controls": {"pair": scheme}}))
+    targets = ["results/small/validation/pair/final.png", "results/small/exports/pair"]
+    jobs = planned(succeed(finished, "--cores", "2", *targets, *pair))
+    assert jobs == {"train_generator": 1, "sample_validation": 1, "export_sd3": 1}
+    assert "generator step 20/20" in (finished / "results" / "logs" / "small" / "train_generator-pair.log").read_text()
+    assert (results / "exports" / "pair" / "model_index.json").is_file()
+    assert not list(results.rglob("*.unfinished"))
+
+
+@pytest.mark.slow
 def test_without_one_shard_only_that_shard_and_what_follows_is_made_again(finished):
     folder = finished / "results" / "small" / "synthetic" / "triattention" / "crfm"
     shard = folder / "shard-1-of-2.parquet"
@@ -273,7 +293,7 @@ def test_without_one_shard_only_that_shard_and_what_follows_is_made_again(finish
 def test_a_run_that_was_killed_twice_ends_with_the_same_tables(finished, small):
     results = small / "results" / "small"
     steps = [
-        lambda: (results / "generators" / "triattention.unfinished" / "checkpoint.pt").exists(),
+        lambda: any((results / "generators" / "triattention.unfinished").glob("checkpoint-*.pt")),
         lambda: any((results / "synthetic" / "triattention" / "crfm" / "images").glob("*.tif")),
     ]
     for reached in steps:

@@ -110,15 +110,17 @@ class PromptCache:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        with self._opened() as file:
-            metadata = file.metadata() or {}
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: not a readable prompt cache ({error}); delete it and run the workflow again") from None
+        metadata = self._file.metadata() or {}
         self.prompts, self._encoders = json.loads(metadata.get("prompts", "{}")), metadata.get("encoders")
 
     @property
     def tokens(self) -> int:
         """Tokens T of an embedding."""
-        with self._opened() as file:
-            return file.get_slice(f"{next(iter(self.prompts))}.embeds").get_shape()[0]
+        return self._file.get_slice(f"{next(iter(self.prompts))}.embeds").get_shape()[0]
 
     def check(self, base: Path | str) -> None:
         """Raise DataError unless the text encoders of the pipeline folder ``base`` made these embeddings."""
@@ -130,14 +132,7 @@ class PromptCache:
         unknown = [key for key in keys if key not in self.prompts]
         if unknown:
             raise DataError(f"{self.path}: no embedding of prompt {', '.join(unknown[:5])}; delete the file and run the workflow again")
-        with self._opened() as file:
-            return tuple(torch.stack([file.get_tensor(f"{key}.{part}") for key in keys]) for part in ("embeds", "pooled"))
-
-    def _opened(self):
-        try:
-            return safe_open(self.path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{self.path}: not a readable prompt cache ({error}); delete it and run the workflow again") from None
+        return tuple(torch.stack([self._file.get_tensor(f"{key}.{part}") for key in keys]) for part in ("embeds", "pooled"))
 
 
 def read_prompts(path: Path | str) -> PromptCache:
