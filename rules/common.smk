@@ -62,6 +62,10 @@ def recipe_of(wildcards):
     return settings.recipes[wildcards.recipe]
 
 
+def control_of(wildcards):
+    return settings.controls[wildcards.control]
+
+
 def base_model(wildcards):
     """The folder of the embedded base model, or the file that says where the given or fetched one is."""
     if isinstance(settings.base_model, EmbeddedBase):
@@ -79,6 +83,14 @@ def training_captions(wildcards):
 
 def training_prompts(wildcards):
     return f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).train}.safetensors"
+
+
+def weights_to_sample(wildcards):
+    """The finished generator, or a checkpoint that its training has kept so far."""
+    generator = f"{RESULTS}/{wildcards.dataset}/generators/{wildcards.control}"
+    if wildcards.checkpoint == "final":
+        return generator
+    return f"{generator}.unfinished/checkpoint-{wildcards.checkpoint.removeprefix('step-')}.pt"
 
 
 def test_tiles(wildcards):

@@ -99,10 +99,6 @@ rule encode_latents:
         "../workflow_scripts/encode_latents.py"
 
 
-def control_of(wildcards):
-    return settings.controls[wildcards.control]
-
-
 rule train_generator:
     input:
         base=base_model,
@@ -134,14 +130,6 @@ rule train_generator:
         "Training the generator {wildcards.control} on {wildcards.dataset}"
     script:
         "../workflow_scripts/train_generator.py"
-
-
-def weights_to_sample(wildcards):
-    """The finished generator, or a checkpoint that its training has kept so far."""
-    generator = f"{RESULTS}/{wildcards.dataset}/generators/{wildcards.control}"
-    if wildcards.checkpoint == "final":
-        return generator
-    return f"{generator}.unfinished/checkpoint-{wildcards.checkpoint.removeprefix('step-')}.pt"
 
 
 rule sample_validation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -104,6 +105,9 @@ def train_generator(job: TrainingJob) -> None:
         # the other processes wait while the first writes a checkpoint of tens of gigabytes
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1)), *LEAN],
     )
+    if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) and (policy := plugin.mixed_precision_policy):
+        # accelerate's own choice is to add up gradients in bfloat16
+        plugin.mixed_precision_policy = dataclasses.replace(policy, reduce_dtype=torch.float32)
     table = read_manifest(job.captions)
     cached = CachedLatents(job.latents, table)
     embeddings = read_prompts(job.prompts)
@@ -219,8 +223,9 @@ def _update(
         batch = draw_batch(range(turn * control.batch_size, (turn + 1) * control.batch_size), cached, vae, shift, control)
         text, pooled = embeddings.take(list(table.prompt.iloc[batch.rows]))
         clean, mask, noise, sigma = (part.to(accelerator.device) for part in batch[:4])
-        last = micro + 1 == control.accumulate
-        with contextlib.nullcontext() if last else accelerator.no_sync(network):
+        # FSDP would keep whole gradients for as long as they are not shared out
+        together = micro + 1 == control.accumulate or control.parallel == "fsdp"
+        with contextlib.nullcontext() if together else accelerator.no_sync(network):
             losses = flow_losses(
                 network, clean, noise, sigma, text.to(accelerator.device, torch.float32), pooled.to(accelerator.device, torch.float32), mask
             )
