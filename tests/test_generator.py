@@ -382,12 +382,15 @@ def test_training_starts_from_a_file_of_the_released_code(world, trained, tmp_pa
 
 def test_a_start_that_does_not_fit_is_refused_with_what_differs(world, trained, tmp_path):
     def refused(match: str, **changes) -> None:
-        classes = {"num_classes": changes.pop("num_classes", 3)}
         settings = control(steps=0, start_from=changes.pop("start_from", str(trained / "out")), **changes)
         with pytest.raises(WeightsError, match=match):
-            train(world, tmp_path / "out", settings, **classes)
+            train(world, tmp_path / "out", settings)
 
-    refused("was trained with num_classes 3, here it is 4", num_classes=4)
+    other_classes = tmp_path / "classes"
+    shutil.copytree(trained / "out", other_classes)
+    index = read_json(other_classes / "model_index.json")
+    write_json(other_classes / "model_index.json", index | {"num_classes": 4})
+    refused("was trained with num_classes 4, here it is 3", start_from=str(other_classes))
     refused("is of scheme triattention; set `scheme`", scheme="siamese")
     refused("only scheme triattention can load those", scheme="adapter", start_from=__file__)
     refused("no file or folder", start_from=str(tmp_path / "absent.safetensors"))
@@ -411,6 +414,8 @@ def test_latents_and_prompts_of_another_base_model_are_refused(world, tmp_path):
             train(world, tmp_path / "out", control(), base=other)
     with pytest.raises(DataError, match="holds masks of another code than grey_compat"):
         train(world, tmp_path / "out", control(mask_code="grey_compat"))
+    with pytest.raises(DataError, match="holds masks of another number of classes than 4"):
+        train(world, tmp_path / "out", control(), num_classes=4)
 
 
 # ------------------------------------------------------------------------------------------------------- more processes

@@ -27,7 +27,7 @@ def encode_tiles(
 
     A flipped latent is not the latent of the flipped image, so both are kept. Keys, for N tiles, latent [C,h,w] and
     flip f in {0, 1}: ``mean`` and ``logvar`` [2,N,C,h,w] of the posterior, ``mask`` [2,N,C,h,w] normalised; half precision
-    (its rounding is far below the posterior's own spread). The metadata says which tiles, autoencoder and mask code they are of.
+    (its rounding is far below the posterior's own spread). The metadata says which tiles, autoencoder, mask code and classes they are of.
 
     Args:
         base: pipeline folder whose ``vae`` encodes.
@@ -49,7 +49,8 @@ def encode_tiles(
             parts["mask"][flip].append(masks.half().cpu())
     tensors = {name: torch.stack([torch.cat(side) for side in sides]).contiguous() for name, sides in parts.items()}
     with atomic_path(out) as aside:
-        save_file(tensors, aside, metadata={"tiles": _hash_of_tiles(table), "mask_code": mask_code, "vae": sha256_of(base / "vae")})
+        made_of = {"tiles": _hash_of_tiles(table), "vae": sha256_of(base / "vae"), "mask_code": mask_code, "num_classes": str(num_classes)}
+        save_file(tensors, aside, metadata=made_of)
 
 
 def _hash_of_tiles(table: pd.DataFrame) -> str:
@@ -76,10 +77,11 @@ class CachedLatents:
             self._require("tiles", _hash_of_tiles(table), "other tiles than the manifest")
             self._mean, self._logvar, self._mask = (opened.get_tensor(name) for name in ("mean", "logvar", "mask"))
 
-    def check(self, base: Path, mask_code: str) -> None:
-        """Raise DataError unless the autoencoder of ``base`` made these latents, and the masks' with this code."""
+    def check(self, base: Path, mask_code: str, num_classes: int) -> None:
+        """Raise DataError unless the autoencoder of ``base`` made these latents, and the masks' with this code for so many classes."""
         self._require("vae", sha256_of(base / "vae"), f"latents of another autoencoder than {base / 'vae'}")
         self._require("mask_code", mask_code, f"masks of another code than {mask_code}")
+        self._require("num_classes", str(num_classes), f"masks of another number of classes than {num_classes}")
 
     def _require(self, key: str, expected: str, otherwise: str) -> None:
         if self._made_of.get(key) != expected:

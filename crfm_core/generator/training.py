@@ -118,7 +118,7 @@ def train_generator(job: TrainingJob) -> None:
         vae = AutoencoderKL.from_pretrained(job.base, subfolder="vae")  # read for its scale and shift; saved with the pipeline
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(job.base, subfolder="scheduler")  # likewise
         if accelerator.is_main_process:
-            cached.check(job.base, control.mask_code)
+            cached.check(job.base, control.mask_code, job.num_classes)
             embeddings.check(job.base)
         network = initial_network(job.base, control, job.num_classes)
         if accelerator.device.type == "cuda":
