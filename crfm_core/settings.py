@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,6 +202,7 @@ class Control(Section):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; null: none")
     density: Literal["uniform", "logit_normal"] = Field("uniform", description="density of training noise levels before the shift")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a joint horizontal flip")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of samples trained with an empty prompt; guidance_scale needs it")
     precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass; the weights that train stay float32")
     gradient_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile of the transformer's blocks")
@@ -269,16 +270,37 @@ class RectifySettings:
     ] = "relative"
     shrink: Annotated[bool, Field(description="Also shrink the velocity by the factor 1 - alpha.")] = False
     clamp: Annotated[bool, Field(description="Clip the corrected velocity to [-1, 1]; it changes far more than the gradient does.")] = False
+    search: Annotated[
+        Literal["none", "backtracking"],
+        Field(description="backtracking: each sample's step is the first one tried that lowers its loss; the step size is the longest."),
+    ] = "none"
+    trials: Annotated[int, Field(ge=1, description="Backtracking: steps tried at most per corrected step.")] = 2
+    agreement: Annotated[
+        float, Field(gt=0, le=1, description="Backtracking: a sample is done once the critic agrees on this share of its labelled pixels.")
+    ] = 0.99
+    patience: Annotated[int, Field(ge=1, description="Backtracking: it is also done after so many steps running that lowered nothing.")] = 3
+    measure: Annotated[bool, Field(description="Also measure the loss after each correction, which takes a third of its time.")] = True
+
+    def __post_init__(self) -> None:
+        alone = (self.normalise, self.pixels, self.inner_steps, self.shrink, self.clamp) == ("relative", "valid", 1, False, False)
+        if self.search == "backtracking" and not alone:
+            raise ValueError("search: backtracking needs normalise: relative, pixels: valid, one inner step, and neither shrink nor clamp")
 
     @classmethod
-    def paper(cls) -> RectifySettings:
+    def paper(cls, **changes: Any) -> RectifySettings:
         """The formula of the paper: the raw gradient over all valid pixels, a constant step size, nothing clipped."""
-        return cls(step_size=0.1, normalise="none")
+        return cls(**{"step_size": 0.1, "normalise": "none"} | changes)
 
     @classmethod
-    def released(cls) -> RectifySettings:
+    def released(cls, **changes: Any) -> RectifySettings:
         """What the authors' released code does (state of 2026-02-04)."""
-        return cls(step_size=0.1, schedule="linear_decrease", pixels="wrong", reduction="mean", normalise="none", clamp=True)
+        own = {"step_size": 0.1, "schedule": "linear_decrease", "pixels": "wrong", "reduction": "mean", "normalise": "none", "clamp": True}
+        return cls(**own | changes)
+
+    @classmethod
+    def adaptive(cls, **changes: Any) -> RectifySettings:
+        """Each sample is corrected while it helps, by the step that a search finds; the step size bounds the change of the velocity."""
+        return cls(**{"search": "backtracking"} | changes)
 
     def step_sizes(self, num_steps: int) -> list[float]:
         """Step sizes of the corrected steps 0 ... ``steps`` - 1 of a sampling run of ``num_steps`` steps.
@@ -295,26 +317,46 @@ class RectifySettings:
         return [self.step_size * (1 - done) for done in progress]
 
 
+Preset = Literal["paper", "released", "default", "adaptive"]
+
+#: The settings that a preset's name stands for.
+PRESETS = {
+    "paper": RectifySettings.paper,
+    "released": RectifySettings.released,
+    "default": RectifySettings,
+    "adaptive": RectifySettings.adaptive,
+}
+
+
 class Sampler(Section):
     """A named way to draw images from the generator."""
 
     num_steps: Positive = Field(23, description="Euler steps")
-    preset: Literal["paper", "released", "default"] | None = Field(None, description="settings of the correction to start from; null: none")
+    preset: Preset | None = Field(None, description="settings of the correction to start from; null: none")
     rectify: dict[str, Any] = Field({}, description="fields of RectifySettings that differ from the preset")
     batch_size: Positive = Field(8, description="images sampled together")
+    guidance_scale: float = Field(1.0, ge=1, description="classifier-free guidance; above 1 the generator needs caption_dropout")
+    pad: bool = Field(False, description="pad masks that the latent grid does not divide, and crop their images; false: refuse them")
+    compile: Literal["default", "reduce-overhead"] | None = Field(
+        None, description="torch.compile of the networks; reduce-overhead: with CUDA graphs"
+    )
+    critic_decoder: str | None = Field(
+        None, description="folder of a smaller diffusers decoder for the same latents, which the critic looks through; null: the VAE"
+    )
 
     @property
     def rectification(self) -> RectifySettings | None:
         """The correction's settings, None when there is none."""
         if self.preset is None:
             return None
-        base = {"paper": RectifySettings.paper, "released": RectifySettings.released, "default": RectifySettings}[self.preset]()
-        return RectifySettings(**{**asdict(base), **self.rectify})
+        return PRESETS[self.preset](**self.rectify)
 
     @model_validator(mode="after")
     def _consistent(self) -> Sampler:
         if self.preset is None and self.rectify:
-            raise ValueError("rectify: needs a preset to start from; allowed: paper, released, default")
+            raise ValueError(f"rectify: needs a preset to start from; allowed: {', '.join(PRESETS)}")
+        if self.preset is None and self.critic_decoder:
+            raise ValueError("critic_decoder: nothing is corrected without a preset; leave it out")
         known = [field.name for field in fields(RectifySettings)]
         if unknown := [key for key in self.rectify if key not in known]:
             raise ValueError(f"rectify.{unknown[0]}: unknown key; allowed: {', '.join(known)}")
@@ -322,6 +364,8 @@ class Sampler(Section):
             settings = self.rectification
         except ValidationError as error:
             fault = error.errors()[0]
+            if not fault["loc"]:
+                raise ValueError(f"rectify.{fault['msg'].removeprefix('Value error, ')}") from None
             raise ValueError(f"rectify.{fault['loc'][0]}: {fault['msg']} (found {fault['input']!r})") from None
         if settings and settings.steps > self.num_steps:
             raise ValueError(f"rectify.steps: {settings.steps} corrected steps of {self.num_steps}; allowed: at most num_steps")
@@ -347,11 +391,21 @@ class Segmentor(Section):
 
 
 class Judge(Section):
-    """Which trained segmentor judges or guides."""
+    """Which trained segmentor judges or guides: one that the workflow trains, or one from elsewhere."""
 
-    recipe: Name
-    segmentor: Name
+    recipe: Name | None = Field(None, description="recipe it is trained on")
+    segmentor: Name | None = None
     seed: int = 0
+    path: str | None = Field(
+        None, description="instead: a checkpoint of mmsegmentation, or a folder of a transformers model for semantic segmentation"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Judge:
+        trained = [name for name in ("recipe", "segmentor") if getattr(self, name) is not None]
+        if len(trained) != (0 if self.path else 2):
+            raise ValueError("recipe: give recipe and segmentor of one to train, or the path of one from elsewhere")
+        return self
 
 
 class Filter(Section):
@@ -399,6 +453,24 @@ class Table(Section):
         return self
 
 
+class Comparison(Section):
+    """Forms of the correction that the report compares by what they do to the samples, without training segmentors on them."""
+
+    control: Name = Field(description="generator that draws the samples")
+    presets: list[Preset] = Field(["released", "paper", "default", "adaptive"], min_length=1)
+    steps: list[Positive] = Field([2, 4, 6, 23], min_length=1, description="numbers of corrected steps; none is always compared")
+    num_steps: Positive = 23
+    masks: Positive = Field(32, description="masks of the test split, the first ones")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of the noise; all forms start from the same")
+    batch_size: Positive = 8
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Comparison:
+        if max(self.steps) > self.num_steps:
+            raise ValueError(f"steps: {max(self.steps)} corrected steps of {self.num_steps}; allowed: at most num_steps")
+        return self
+
+
 class Settings(Section):
     """The whole configuration of one run."""
 
@@ -419,6 +491,7 @@ class Settings(Section):
     recipes: dict[Name, Recipe]
     critic: Judge = Field(description="the segmentor that guides the sampling and filters pixels")
     judge: Judge = Field(description="an independent segmentor that says whether samples agree with their masks")
+    comparison: Comparison | None = Field(None, description="forms of the correction to compare in the report; null: none")
     tables: dict[Name, Table]
 
     @model_validator(mode="after")
@@ -433,6 +506,10 @@ class Settings(Section):
             known(f"recipes.{name}.control", recipe.control, self.controls)
             known(f"recipes.{name}.sampler", recipe.sampler, self.samplers)
             known(f"recipes.{name}.filter", recipe.filter, self.filters)
+        for name, sampler in self.samplers.items():
+            for control in {r.control for r in self.recipes.values() if r.sampler == name and r.control in self.controls}:
+                if sampler.guidance_scale > 1 and not self.controls[control].caption_dropout:
+                    problems.append(f"samplers.{name}.guidance_scale: needs caption_dropout in controls.{control}; set it, or 1")
         for name, table in self.tables.items():
             for index, recipe in enumerate(table.recipes):
                 known(f"tables.{name}.recipes.{index}", recipe, self.recipes)
@@ -440,9 +517,11 @@ class Settings(Section):
         for key in ("critic", "judge"):
             known(f"{key}.recipe", getattr(self, key).recipe, self.recipes)
             known(f"{key}.segmentor", getattr(self, key).segmentor, self.segmentors)
-            recipe = self.recipes.get(getattr(self, key).recipe)
+            recipe = self.recipes.get(getattr(self, key).recipe or "")
             if recipe and recipe.control:
                 problems.append(f"{key}.recipe: must train on real tiles only; {getattr(self, key).recipe!r} has synthetic ones")
+        if self.comparison:
+            known("comparison.control", self.comparison.control, self.controls)
         if self.critic == self.judge:
             problems.append("judge: is the critic itself; name another recipe, segmentor or seed, or its verdict is no evidence")
         if problems:

@@ -13,7 +13,7 @@ from crfm_core import CrfmError
 from crfm_core.checkpoints import check_base_model
 from crfm_core.devices import require_gpus
 from crfm_core.files import hash_of, require_disk
-from crfm_core.settings import EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
+from crfm_core.settings import PRESETS, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
 
@@ -23,6 +23,13 @@ try:
 except CrfmError as error:
     raise WorkflowError(str(error)) from None
 validate(config, str(HERE / "configs" / "schema.json"), set_default=False)  # the models fill them
+
+for key in ("critic", "judge"):
+    given = getattr(settings, key).path
+    if given and not Path(given).exists():
+        raise WorkflowError(
+            f"{key}.path: there is no {given} (seen from {Path.cwd()}); give a checkpoint of mmsegmentation or a model folder"
+        )
 
 RESULTS = settings.results
 GPU = int(settings.device == "cuda")
@@ -35,6 +42,7 @@ wildcard_constraints:
     control="|".join(settings.controls),
     sampler="|".join(settings.samplers),
     checkpoint=r"final|step-\d+",
+    preset="|".join(("plain", *PRESETS)),
     filter="|".join(settings.filters) or "none",
     recipe="|".join(settings.recipes),
     segmentor="|".join(settings.segmentors),
@@ -102,7 +110,9 @@ def segmentor_folder(dataset, recipe, segmentor, seed):
 
 
 def checkpoint_of(judge):
-    """Input function: the checkpoint of the configured critic or judge."""
+    """The checkpoint of the configured critic or judge: the given one, or the function that names the trained one for a rule's input."""
+    if judge.path:
+        return judge.path
     return lambda wildcards: f"{segmentor_folder(wildcards.dataset, judge.recipe, judge.segmentor, judge.seed)}/checkpoint.pth"
 
 
@@ -153,6 +163,12 @@ def used_splits(wildcards):
     """The splits that anything trains on or is scored on."""
     dataset = dataset_of(wildcards)
     return list(dict.fromkeys([dataset.train, dataset.test, *(r.split for r in settings.recipes.values() if r.split)]))
+
+
+def compared_corrections():
+    """What each form of the correction does to samples, and what sampling without any does."""
+    presets = ["plain", *settings.comparison.presets] if settings.comparison else []
+    return [f"{RESULTS}/{name}/comparison/{preset}.json" for name in datasets for preset in presets]
 
 
 def scores_of(table):

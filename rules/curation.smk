@@ -18,6 +18,7 @@ rule measure_class_losses:
         runtime=240,
         gpu=GPU,
     params:
+        classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,
     message:
         "Measuring the critic's loss per class on the real tiles of {wildcards.dataset}"
@@ -45,6 +46,7 @@ rule filter_pixels:
         gpu=GPU,
     params:
         filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
+        classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,
     message:
         "Filtering the pixels of {wildcards.control}, {wildcards.sampler}"
@@ -96,6 +98,7 @@ rule measure_agreement:
     params:
         critic=dump(settings.critic),
         judge=dump(settings.judge),
+        classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,
     message:
         "Measuring whether the samples of {wildcards.control}, {wildcards.sampler} agree with their masks"
@@ -115,6 +118,7 @@ rule measure_reconstruction:
         f"{RESULTS}/logs/{{dataset}}/measure_reconstruction.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/measure_reconstruction.tsv"
+    priority: 1  # before the generator is trained: a critic or judge from elsewhere that does not fit stops the run here
     conda:
         "../envs/synthesis.yaml"
     resources:
@@ -122,6 +126,7 @@ rule measure_reconstruction:
         runtime=240,
         gpu=GPU,
     params:
+        classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,
     message:
         "Measuring what the autoencoder keeps of the training tiles of {wildcards.dataset}"

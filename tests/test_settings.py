@@ -68,6 +68,10 @@ def changed(content: dict, key: str, value: object) -> dict:
         ("tables.main.baseline", "reference", "tables.main.baseline: 'reference' is not among the recipes; allowed: real, real-equal,"),
         ("critic.recipe", "crfm", "critic.recipe: must train on real tiles only; 'crfm' has synthetic ones"),
         ("judge", {"recipe": "real", "segmentor": "segformer_tiny", "seed": 0}, "judge: is the critic itself"),
+        # from elsewhere
+        ("critic.path", "critic.pth", "critic.recipe: give recipe and segmentor of one to train, or the path of one from elsewhere"),
+        ("critic", {"path": ""}, "critic.recipe: give recipe and segmentor of one to train, or the path of one from elsewhere"),
+        ("judge", {"recipe": "real"}, "judge.recipe: give recipe and segmentor of one to train, or the path of one from elsewhere"),
     ],
 )  # fmt: skip
 def test_a_wrong_configuration_is_refused_with_its_key_and_what_is_allowed(key, value, message):
@@ -78,6 +82,13 @@ def test_a_wrong_configuration_is_refused_with_its_key_and_what_is_allowed(key, 
         content = changed(content, key, value)
     with pytest.raises(ConfigError, match=f"(?m)^  {re.escape(message)}"):
         load_settings(content)
+
+
+def test_critic_and_judge_from_elsewhere_differ():
+    content = changed(read(ROOT / "config.yaml"), "critic", {"path": "one.pth"})
+    assert load_settings(changed(content, "judge", {"path": "other"})).judge.recipe is None
+    with pytest.raises(ConfigError, match="judge: is the critic itself"):
+        load_settings(changed(content, "judge", {"path": "one.pth"}))
 
 
 def test_every_fault_is_listed_at_once():

@@ -14,7 +14,7 @@ with job(snakemake):
     filter_manifest(
         manifest=Path(snakemake.input.synthetic),
         root=Path(snakemake.input.losses).parent,
-        critic=load_critic(snakemake.input.critic, resolve(snakemake.params.device)),
+        critic=load_critic(snakemake.input.critic, resolve(snakemake.params.device), snakemake.params.classes),
         class_losses=read_json(snakemake.input.losses)["losses"],
         margin=snakemake.params.filter["margin"],
         out=Path(snakemake.output.manifest),

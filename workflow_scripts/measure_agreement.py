@@ -15,7 +15,7 @@ with job(snakemake):
     device, manifest = resolve(snakemake.params.device), Path(snakemake.input.synthetic)
     root = Path(snakemake.output.scores).parents[2]
     scores = {
-        who: snakemake.params[who] | agreement_by_copy(load_critic(snakemake.input[who], device), manifest, root)
+        who: snakemake.params[who] | agreement_by_copy(load_critic(snakemake.input[who], device, snakemake.params.classes), manifest, root)
         for who in ("critic", "judge")
     }
     write_json(snakemake.output.scores, {"tiles": len(read_manifest(manifest)), **scores})

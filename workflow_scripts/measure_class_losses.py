@@ -12,5 +12,5 @@ with job(snakemake):
 
     use_threads(snakemake.threads)
     tiles = Path(snakemake.input.tiles)
-    critic = load_critic(snakemake.input.critic, resolve(snakemake.params.device))
+    critic = load_critic(snakemake.input.critic, resolve(snakemake.params.device), snakemake.params.classes)
     write_json(snakemake.output.losses, class_losses(critic, tiles, root=tiles.parent.parent))

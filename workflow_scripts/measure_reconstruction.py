@@ -13,7 +13,7 @@ with job(snakemake):
 
     use_threads(snakemake.threads)
     device, tiles = resolve(snakemake.params.device), Path(snakemake.input.tiles)
-    critics = {who: load_critic(snakemake.input[who], device) for who in ("critic", "judge")}
+    critics = {who: load_critic(snakemake.input[who], device, snakemake.params.classes) for who in ("critic", "judge")}
     write_json(
         snakemake.output.scores,
         reconstruction_agreement(base_folder(snakemake.input.base), critics, tiles, tiles.parent.parent, device),

@@ -16,6 +16,7 @@ from crfm_core import ConfigError, WeightsError
 if TYPE_CHECKING:
     from mmengine.config import ConfigDict
     from mmseg.models import BaseSegmentor
+    from torch import nn
 
 #: Normalisation of every segmentor: ImageNet, for RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -175,13 +176,18 @@ def model_config(architecture: str, num_classes: int) -> ConfigDict:
 
 def build_model(architecture: str, num_classes: int) -> BaseSegmentor:
     """The network with random weights (from torch's generator), in training mode."""
+    return build_network(model_config(architecture, num_classes))
+
+
+def build_network(config: ConfigDict) -> BaseSegmentor:
+    """The network of a configuration that is trusted: building it calls whatever ``type`` names."""
     load_mmseg()
     from mmengine.registry import DefaultScope
     from mmseg.registry import MODELS
 
     with warnings.catch_warnings(), DefaultScope.overwrite_default_scope("mmseg"):
         warnings.simplefilter("ignore")  # mmsegmentation warns about its own deprecated builders
-        return MODELS.build(model_config(architecture, num_classes))
+        return MODELS.build(config)
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
@@ -192,8 +198,17 @@ def _mmengine_types() -> list:
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
+    makers = [np._core.multiarray._reconstruct, np._core.multiarray.scalar]
+    before_numpy_2 = [(maker, f"numpy.core.multiarray.{maker.__name__}") for maker in makers]
     numbers = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    return [HistoryBuffer, np._core.multiarray._reconstruct, np._core.multiarray.scalar, np.ndarray, np.dtype, *numbers]
+
+    def method(owner: type, name: str):
+        # Histories name their own statistics through getattr, which would lead anywhere.
+        if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+            raise TypeError(f"GLOBAL getattr({name})")
+        return getattr(HistoryBuffer, name)
+
+    return [HistoryBuffer, (method, "builtins.getattr"), *makers, *before_numpy_2, np.ndarray, np.dtype, *numbers]
 
 
 def read_checkpoint(path: Path | str) -> dict:
@@ -217,6 +232,15 @@ def read_checkpoint(path: Path | str) -> dict:
     if not isinstance(checkpoint, dict):
         raise WeightsError(f"{path}: holds a {type(checkpoint).__name__} where a checkpoint's dictionary is expected")
     return checkpoint
+
+
+def load_weights(network: nn.Module, weights: dict, source: Path | str) -> None:
+    """Load a whole state dict. Raises WeightsError, naming ``source``, when anything is missing, left over or of another shape."""
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise WeightsError(f"{source}: the weights do not fit its own architecture ({reason}); train or fetch it again") from None
 
 
 def load_backbone(model: BaseSegmentor, path: Path | str) -> None:
