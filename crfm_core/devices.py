@@ -1,12 +1,30 @@
-"""Where models run: threads, the device asked for, and whether the machine has it."""
+"""Where models run: threads, the device asked for, and which of the machine's GPUs are a job's own.
+
+Jobs that run side by side on one machine are told how many GPUs they may have but not which. :func:`lease` settles it among them by
+file locks, which the kernel drops when their holder dies, however it dies. The locks lie in a folder of the user's in the machine's
+temporary folder, or in the one that CRFM_LEASES names; only jobs that use the same folder see each other.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import re
 import shutil
+import stat
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import IO
 
 from crfm_core import ResourceError
+
+#: Seconds between two looks at GPUs that are taken.
+PATIENCE = 0.25
 
 
 def use_threads(count: int) -> None:
@@ -16,17 +34,140 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def visible_gpus() -> dict[str, str]:
+    """The GPUs this process may use: a name for each, equal in all processes of the machine, and its entry for CUDA_VISIBLE_DEVICES.
+
+    They are those of CUDA_VISIBLE_DEVICES as far as CUDA reads it (up to the first entry, like -1, that names no device), or all
+    that ``nvidia-smi -L`` lists, a partitioned GPU by its parts. Where there is an nvidia-smi, indices are named by the UUID behind
+    them, so that a job that was given "0" and one that was given nothing know the same card as one; indices count in PCI order,
+    unless CUDA_DEVICE_ORDER says otherwise: then they keep their own names. Inside a SLURM job the names hold its id, because there
+    every job may call its GPU 0.
+    """
+    cards = _listed()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        entries = [part for card in cards for part in card[1:] or card]
+    else:
+        entries = list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, (entry.strip() for entry in given.split(","))))
+    job = os.environ.get("SLURM_JOB_ID")
+    gpus: dict[str, str] = {}
+    for entry in entries:
+        name = f"slurm-{job}-{_uuid_of(entry, cards)}" if job else _uuid_of(entry, cards)
+        gpus.setdefault(re.sub(r"[^\w-]", "_", name), entry)
+    return gpus
+
+
 def require_gpus(count: int) -> None:
-    """Raise ResourceError unless ``nvidia-smi`` lists ``count`` GPUs; needs no torch, so it is cheap at the start of a run."""
-    listed = []
+    """Raise ResourceError unless this process may use ``count`` GPUs; needs no torch, so it is cheap at the start of a run."""
+    if count and (found := len(visible_gpus())) < count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise ResourceError(
+            f"device: cuda needs {count} GPU for one job, this machine shows {found}; set `device: cpu` or fewer `processes`, "
+            "or run where the GPUs are" + (f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else "")
+        )
+
+
+@contextlib.contextmanager
+def lease(count: int) -> Iterator[list[str]]:
+    """Give this process ``count`` GPUs that no other lease holds; wait until there are so many, and take all of them or none.
+
+    Inside the block CUDA_VISIBLE_DEVICES names them, for this process and those it starts. Enter it before torch first uses CUDA,
+    which reads the variable once, and never inside another lease. Programs that are started in the block do not hold the lease;
+    forked children do until it ends, or, should this process be killed, until they die too, as they may still use the GPUs.
+
+    Yields: the GPUs' entries of CUDA_VISIBLE_DEVICES, [] for ``count`` 0, which changes nothing.
+    Raises: ResourceError when there are fewer than ``count`` GPUs at all, or the folder of the locks is not this user's.
+    """
+    require_gpus(count)
+    if not count:
+        yield []
+        return
+    gpus, folder = visible_gpus(), _lease_folder()
+    held = _take(gpus, count, folder)
+    if not held:
+        print(f"waiting for {count} of GPU {', '.join(gpus.values())}: other jobs hold too many of them", flush=True)
+    while not held:
+        time.sleep(PATIENCE)
+        held = _take(gpus, count, folder)
+    try:
+        # CUDA counts the fastest GPU first unless told otherwise; indices must mean the same to every job.
+        order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        with _environment(CUDA_VISIBLE_DEVICES=",".join(held), CUDA_DEVICE_ORDER=order):
+            yield list(held)
+    finally:
+        for handle in held.values():
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing it would leave the lock with forked children
+            handle.close()
+
+
+def _listed() -> list[list[str]]:
+    """UUIDs of what ``nvidia-smi -L`` lists, in PCI order: for each GPU its own, then those of the parts it is divided into."""
+    cards: list[list[str]] = []
     if shutil.which("nvidia-smi"):
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        listed = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
-    if len(listed) < count:
-        raise ResourceError(
-            f"device: cuda needs {count} GPU for one job, this machine shows {len(listed)}; set `device: cpu` or fewer `processes`, "
-            "or run where the GPUs are"
-        )
+        for kind, uuid in re.findall(r"^\s*(GPU|MIG) .*\(UUID: (\S+)\)", answer.stdout, re.MULTILINE):
+            if kind == "GPU":
+                cards.append([uuid])
+            else:
+                cards[-1].append(uuid)
+    return cards
+
+
+def _uuid_of(entry: str, cards: list[list[str]]) -> str:
+    """The UUID that an entry of CUDA_VISIBLE_DEVICES stands for, an index or the beginning of one; the entry itself where unknown."""
+    if entry.isdigit():
+        in_pci_order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") == "PCI_BUS_ID"
+        return cards[int(entry)][0] if in_pci_order and int(entry) < len(cards) else entry
+    found = [uuid for card in cards for uuid in card if uuid.startswith(entry)]
+    return found[0] if len(found) == 1 else entry
+
+
+def _lease_folder() -> Path:
+    """The folder of the locks, made if missing. Raises ResourceError when it cannot be, or is another user's."""
+    folder = Path(os.environ.get("CRFM_LEASES") or Path(tempfile.gettempdir()) / f"crfm-leases-{os.geteuid()}")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot hold the locks of GPUs ({error}); set CRFM_LEASES to a folder of yours") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise ResourceError(f"{folder}: the folder of the locks of GPUs is not yours; set CRFM_LEASES to one that is")
+    return folder
+
+
+def _take(gpus: dict[str, str], count: int, folder: Path) -> dict[str, IO]:
+    """The open locks of ``count`` free GPUs by their entries, or none. One process takes at a time, so that no two wait for each other."""
+    taken: dict[str, IO] = {}
+    with (folder / "taking.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for name, entry in gpus.items():
+            handle = (folder / f"{name}.lock").open("w")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.close()
+                continue
+            taken[entry] = handle
+            if len(taken) == count:
+                return taken
+        for handle in taken.values():
+            handle.close()
+    return {}
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables for as long as the block lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def resolve(device: str) -> str:

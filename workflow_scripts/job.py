@@ -1,4 +1,4 @@
-"""What every script of this folder does around its one call: log to the rule's log, take the rule's threads, report faults."""
+"""What every script of this folder does around its one call: log to the rule's log, take the rule's threads and GPUs, report faults."""
 
 import contextlib
 import os
@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from crfm_core import CrfmError
+from crfm_core.devices import lease
 
 
 @contextlib.contextmanager
 def job(snakemake: Any) -> Iterator[None]:
-    """Send all output, that of libraries too, to the rule's log; end with exit status 1 when the work fails."""
+    """Send all output, that of libraries too, to the rule's log; end with exit status 1 when the work fails.
+
+    Before the script imports anything that looks for GPUs, the job gets as many of the machine's as the rule asks for.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(snakemake.threads)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -21,7 +25,8 @@ def job(snakemake: Any) -> Iterator[None]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
-        yield
+        with lease(snakemake.resources.get("gpu", 0)):
+            yield
     except CrfmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
