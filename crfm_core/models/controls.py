@@ -7,7 +7,7 @@ arguments, have the same methods and are, without a mask, plain SD3.5. Shapes: B
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers import SD3ControlNetModel, SD3Transformer2DModel
@@ -31,6 +31,15 @@ from crfm_core.models.mmdit import (
     sd3_transformer,
     some,
 )
+
+
+class Inputs(NamedTuple):
+    """What of a :class:`ControlNetMMDiT`'s inputs does not depend on the noisy latents."""
+
+    encoder_hidden_states: Tensor
+    pooled_projections: Tensor
+    timesteps: Tensor
+    mask_latents: Tensor | None
 
 
 class ControlNetMMDiT(ModelMixin, ConfigMixin):
@@ -105,6 +114,18 @@ class ControlNetMMDiT(ModelMixin, ConfigMixin):
             tokens = self.base.pos_embed(hidden_states)
             (residuals,) = self.controlnet(tokens, controlnet_cond=mask_latents, return_dict=False, **shared)
         return self.base(hidden_states, block_controlnet_hidden_states=residuals, return_dict=return_dict, **shared)
+
+    def prepare(
+        self, encoder_hidden_states: Tensor, pooled_projections: Tensor, timesteps: Tensor, mask_latents: Tensor | None = None
+    ) -> Inputs:
+        """The inputs of N steps of sampling, for :meth:`velocity`; arguments as of :meth:`MaskMMDiT.prepare`. Nothing is computed ahead:
+        diffusers' networks, which this one is made of, take nothing computed."""
+        return Inputs(encoder_hidden_states, pooled_projections, timesteps, mask_latents)
+
+    def velocity(self, hidden_states: Tensor, prepared: Inputs, step: int) -> Tensor:
+        """The velocity [B, C, H, W] of noisy latents [B, C, H, W] at a step, 0 ... N - 1, of those that were prepared."""
+        text, pooled, timesteps, mask = prepared
+        return self(hidden_states, text, pooled, timesteps[step].expand(len(hidden_states)), mask).sample
 
     def repeated_blocks(self) -> list[nn.Module]:
         """The blocks that the network is made of, the base's first."""
