@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -234,3 +237,21 @@ def test_splits_that_share_a_tile_are_refused_with_both_names(manifests, columns
     name = read_manifest(manifests[1]).tile_id[0]
     with pytest.raises(DataError, match=rf"train.parquet: tile {train.tile_id} and .*test.parquet: tile {name} are {how}"):
         check_disjoint(manifests)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+@pytest.mark.parametrize("room", [300, 3000])
+def test_a_raster_that_the_disk_does_not_take_whole_is_an_error_and_leaves_nothing(tmp_path, suffix, room):
+    program = f"""
+import resource, signal, numpy
+from crfm_core.data.rasters import write_raster
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))  # as a full disk: what is beyond is not written
+image = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), numpy.uint8)
+write_raster("image{suffix}", image, tags={{"seed": "1"}})
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (
+        done.returncode == 1 and ("ResourceError: image.tif: could not be written whole" if suffix == ".tif" else "OSError") in done.stderr
+    )
+    assert list(tmp_path.iterdir()) == []

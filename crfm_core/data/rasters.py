@@ -14,7 +14,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from crfm_core import DataError
+from crfm_core import DataError, ResourceError
 from crfm_core.files import atomic_path
 
 IGNORE = 255
@@ -109,6 +109,7 @@ def write_raster(
     """Write uint8 [H,W] or [H,W,3] atomically: a GeoTIFF (deflate) for .tif, a PNG for .png, ``tags`` as its text entries.
 
     ``crs`` is WKT (or any text rasterio understands) and ``transform`` six affine numbers; a PNG has room for neither.
+    Raises DataError for what cannot be written so, ResourceError or OSError when the disk does not take it all.
     """
     path, array = Path(path), np.asarray(array)
     if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
@@ -133,6 +134,7 @@ def write_raster(
         "width": bands.shape[2],
         "dtype": "uint8",
         "compress": "deflate",
+        "bigtiff": "if_safer",
         "crs": crs or None,
         "transform": Affine(*transform) if transform is not None and len(transform) else None,
     }
@@ -143,6 +145,12 @@ def write_raster(
         with rasterio.open(aside, "w", **profile) as target:
             target.write(bands)
             target.update_tags(**tags)
+        # On a full disk GDAL ends small files early when it closes them, and says nothing.
+        try:
+            with rasterio.open(aside) as written:
+                written.read()
+        except RasterioError as error:
+            raise ResourceError(f"{path}: could not be written whole ({error}); see that the disk has room") from None
 
 
 def paint(label: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:

@@ -136,6 +136,16 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     return write_manifest(out_manifest, rows)
 
 
+def read_mask(label: Path | str, label_map: Mapping[int, int] | None, num_classes: int) -> np.ndarray:
+    """A whole label raster as training ids, uint8 [H, W] with 255 for ignored pixels; ``label_map`` and errors as in :func:`tile_scene`."""
+    lookup = _lookup(label_map, num_classes)
+    with open_raster(label) as ids:
+        mapped = lookup[label_of(ids)]
+        if (mapped < 0).any():
+            raise DataError(_unknown_ids(ids, lookup, label_map, num_classes))
+    return mapped.astype(np.uint8)
+
+
 def _lookup(label_map: Mapping[int, int] | None, num_classes: int | None) -> np.ndarray:
     """Training id per raw id as int16 [256]; -1 where a raw id is unknown."""
     lookup = np.full(256, -1, np.int16)
