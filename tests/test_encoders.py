@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from tiny_models import tiny_sd3, tiny_text_parts, tiny_vae
 
 from crfm_core import DataError, WeightsError
-from crfm_core.text.encoders import TextEncoders, encode_prompts_file, prompt_key, read_prompts
+from crfm_core.text.encoders import NO_PROMPT, TextEncoders, encode_prompts_file, prompt_key, read_prompts
 
 PROMPTS = ["a satellite image of road, water", "forest", "a satellite image of " + "barren, " * 12]
 
@@ -59,12 +59,12 @@ def test_the_t5_length_is_at_most_256(encoders):
     assert longer.encode(["road"])[0].shape == (1, 40 + 256, 32)
 
 
-def test_the_cache_holds_each_distinct_prompt_as_encoded_alone(base, encoders, tmp_path):
+def test_the_cache_holds_each_distinct_prompt_and_the_empty_one_as_encoded_alone(base, encoders, tmp_path):
     encode_prompts_file(base.folder, [*PROMPTS, *PROMPTS[::-1]], tmp_path / "prompts.safetensors")
     cache = read_prompts(tmp_path / "prompts.safetensors")
-    assert cache.prompts == {prompt_key(prompt): prompt for prompt in PROMPTS}
-    embeds, pooled = cache.take([prompt_key(PROMPTS[1]), prompt_key(PROMPTS[1]), prompt_key(PROMPTS[0])])
-    for row, prompt in enumerate((PROMPTS[1], PROMPTS[1], PROMPTS[0])):
+    assert cache.prompts == {prompt_key(prompt): prompt for prompt in (*PROMPTS, "")}
+    embeds, pooled = cache.take([prompt_key(PROMPTS[1]), prompt_key(PROMPTS[1]), prompt_key(PROMPTS[0]), NO_PROMPT])
+    for row, prompt in enumerate((PROMPTS[1], PROMPTS[1], PROMPTS[0], "")):
         alone = encoders.encode([prompt])
         assert torch.equal(embeds[row], alone[0][0]) and torch.equal(pooled[row], alone[1][0])
 

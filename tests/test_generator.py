@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from segmentor_tiles import CLASSES, PALETTE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -37,6 +38,7 @@ from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.models.mmdit import MaskMMDiT, _released_key
 from crfm_core.sampling.pipeline import MaskToImagePipeline, open_generator
 from crfm_core.settings import Control
+from crfm_core.text.encoders import NO_PROMPT
 
 STEPS = 7
 
@@ -132,6 +134,25 @@ def test_a_batch_is_made_of_its_running_numbers_whoever_draws_it(world):
     assert whole[4] == halves[0][4] + halves[1][4]
     assert whole[3].shape == (8,) and len(set(whole[3].tolist())) > 4
     assert not torch.equal(batch(range(2))[2], draw_batch(range(2), cached, vae, 3.0, control(seed=6))[2])
+
+
+def test_the_configured_share_of_prompts_is_empty_and_nothing_else_of_the_batch_changes(world):
+    cached = CachedLatents(world.latents, read_manifest(world.captions))
+    vae = AutoencoderKL.from_pretrained(world.base, subfolder="vae")
+    with_all, without = (draw_batch(range(400), cached, vae, 3.0, control(caption_dropout=share)) for share in (0, 0.1))
+    assert not any(with_all.unprompted) and 20 <= sum(without.unprompted) <= 60
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(with_all[:4], without[:4], strict=True))
+
+
+def test_a_generator_trained_with_empty_prompts_says_so_and_learns_from_them(world, tmp_path):
+    without = train(world, tmp_path / "without", control(caption_dropout=0.9999))
+    assert MaskToImagePipeline.load_config(tmp_path / "without" / "out")["caption_dropout"] == 0.9999
+    # the same as with the empty prompt's embedding under every prompt's name
+    tensors, emptied = load_file(world.prompts), tmp_path / "prompts.safetensors"
+    with safe_open(world.prompts, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensors[f"{NO_PROMPT}.{name.partition('.')[2]}"].clone() for name in tensors}, emptied, metadata=metadata)
+    assert same(without, train(world, tmp_path / "emptied", control(), prompts=emptied))
 
 
 def test_every_pass_shows_every_tile_once_in_an_order_of_its_own():

@@ -17,18 +17,19 @@ from crfm_core.settings import Control
 
 
 class Batch(NamedTuple):
-    """B samples: normalised latents, masks and noise [B,C,h,w], noise levels [B], and the rows of their tiles."""
+    """B samples: normalised latents, masks and noise [B,C,h,w], noise levels [B], the rows of their tiles, and whose prompt is empty."""
 
     clean: Tensor
     mask: Tensor
     noise: Tensor
     sigma: Tensor
     rows: list[int]
+    unprompted: list[bool]
 
 
 def draw_batch(numbers: range, cached: CachedLatents, vae: AutoencoderKL, shift: float, control: Control) -> Batch:
     """The samples with these running numbers, on the CPU. ``vae`` gives the latents' scale, ``shift`` is the scheduler's."""
-    clean, masks, noises, sigmas, rows = [], [], [], [], []
+    clean, masks, noises, sigmas, rows, unprompted = [], [], [], [], [], []
     for number, row in zip(numbers, tiles_of(numbers, len(cached), control.seed), strict=True):
         generator = torch.Generator().manual_seed(seed_of("generator", control.seed, number))
         flip = int(torch.rand((), generator=generator) < control.flip)
@@ -38,7 +39,8 @@ def draw_batch(numbers: range, cached: CachedLatents, vae: AutoencoderKL, shift:
         noises.append(torch.randn(cached.shape, generator=generator))
         sigmas.append(training_sigmas(1, generator, control.density, shift)[0])
         rows.append(row)
-    return Batch(*(torch.stack(items) for items in (clean, masks, noises, sigmas)), rows)
+        unprompted.append(bool(torch.rand((), generator=generator) < control.caption_dropout))
+    return Batch(*(torch.stack(items) for items in (clean, masks, noises, sigmas)), rows, unprompted)
 
 
 def tiles_of(numbers: range, tiles: int, seed: int) -> Iterator[int]:

@@ -34,7 +34,7 @@ from crfm_core.models.controls import build_network
 from crfm_core.models.mmdit import SD3_SETTINGS
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
-from crfm_core.text.encoders import PARTS, PromptCache, read_prompts
+from crfm_core.text.encoders import NO_PROMPT, PARTS, PromptCache, read_prompts
 
 #: Updates between two lines of the log and points of the curves.
 LOG_EVERY = 100
@@ -221,7 +221,8 @@ def _update(
     for micro in range(control.accumulate):
         turn = (step * control.accumulate + micro) * accelerator.num_processes + accelerator.process_index
         batch = draw_batch(range(turn * control.batch_size, (turn + 1) * control.batch_size), cached, vae, shift, control)
-        text, pooled = embeddings.take(list(table.prompt.iloc[batch.rows]))
+        prompts = zip(table.prompt.iloc[batch.rows], batch.unprompted, strict=True)
+        text, pooled = embeddings.take([NO_PROMPT if empty else prompt for prompt, empty in prompts])
         clean, mask, noise, sigma = (part.to(accelerator.device) for part in batch[:4])
         # FSDP would keep whole gradients for as long as they are not shared out
         together = micro + 1 == control.accumulate or control.parallel == "fsdp"
@@ -318,7 +319,12 @@ def finished_network(base: Path, control: Control, num_classes: int, trained: di
 def save_generator(network: nn.Module, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler, job: TrainingJob) -> None:
     """Write a MaskToImagePipeline folder; the base model's text encoders are linked, not copied, where the disk allows."""
     pipeline = MaskToImagePipeline(
-        transformer=network, scheduler=scheduler, vae=vae, num_classes=job.num_classes, mask_code=job.control.mask_code
+        transformer=network,
+        scheduler=scheduler,
+        vae=vae,
+        num_classes=job.num_classes,
+        mask_code=job.control.mask_code,
+        caption_dropout=job.control.caption_dropout,
     )
     with atomic_path(job.out) as aside:
         pipeline.save_pretrained(aside)

@@ -82,13 +82,18 @@ def prompt_key(prompt: str) -> str:
     return hash_of(prompt)[:16]
 
 
+#: The empty prompt's name in every cache: what generators are trained with caption dropout on, and guidance leads away from.
+NO_PROMPT = prompt_key("")
+
+
 def encode_prompts_file(
     base_folder: Path | str, prompts: Iterable[str], out: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> None:
-    """Encode the distinct prompts among ``prompts`` with the text encoders of a pipeline folder and write the cache ``out``."""
-    distinct = sorted(set(prompts))
+    """Encode the distinct prompts among ``prompts``, and the empty one, by the encoders of a pipeline folder; write the cache ``out``."""
+    distinct = set(prompts)
     if not distinct:
         raise DataError(f"{out}: no prompts to encode; the captions stage before it wrote none")
+    distinct = sorted(distinct | {""})
     encoders = TextEncoders.from_folder(base_folder, device, dtype)
     tensors = {}
     for prompt in tqdm(distinct, desc="prompts", disable=None):
