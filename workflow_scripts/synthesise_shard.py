@@ -15,6 +15,7 @@ with job(snakemake):
         captions=Path(snakemake.input.captions),
         prompts=Path(snakemake.input.prompts),
         critic=Path(snakemake.input.critic),
+        classes=snakemake.params.classes,
         sampler_name=snakemake.wildcards.sampler,
         sampler=Sampler(**snakemake.params.sampler),
         copies=snakemake.params.copies,

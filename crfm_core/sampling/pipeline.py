@@ -10,18 +10,22 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import WeightsError
-from crfm_core.models.controls import Network, load_network
+from crfm_core.files import read_json
+from crfm_core.models.controls import Network, check_weights, load_network
+from crfm_core.models.decoder import choose_checkpointing, speed_up
 from crfm_core.models.latent_space import decode_latents, downscaling
 from crfm_core.models.mask_encoding import CODES, IGNORE, mask_latents
+from crfm_core.sampling.correction import Corrector
 from crfm_core.sampling.flow import euler_step, noise_levels
-from crfm_core.sampling.rectify import RectifySettings, critic_loss, rectify_velocity
+from crfm_core.sampling.rectify import RectifySettings
 from crfm_core.text.encoders import PARTS, TextEncoders
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -29,21 +33,29 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass
 class MaskToImageOutput(BaseOutput):
-    """Images, and per sample one record for each corrected step: ``step`` (index), ``sigma``, ``step_size``, the critic's
-    ``loss_before`` and ``loss_after``, and the lengths of the gradient's and the clamp's change of the velocity relative to
-    the velocity's (``gradient_ratio``, ``clamp_ratio``)."""
+    """Images and what the critic's correction did.
+
+    Attributes:
+        images: as ``output_type`` says.
+        records: per sample one dict for each step it was corrected in: ``step`` (index), ``sigma``, ``step_size`` (0 where a search
+            found none that helps), the critic's ``loss_before`` and ``loss_after`` (None where it was not measured), the share of
+            labelled pixels it gave the right class before (``agreement``), and the lengths of the gradient's and the clamp's
+            change of the velocity relative to the velocity's (``gradient_ratio``, ``clamp_ratio``).
+        notes: per sample what its user should know, e.g. that it could not be corrected; "" for nothing.
+    """
 
     images: list[PIL.Image.Image] | np.ndarray | Tensor
-    records: list[list[dict[str, float]]]
+    records: list[list[dict[str, float | None]]]
+    notes: list[str]
 
 
 class MaskToImagePipeline(DiffusionPipeline):
     """Images for label maps and prompts, with a mask branch in the transformer and, if wanted, a critic that corrects.
 
     The components are those of Stable Diffusion 3.5, with a network of :mod:`crfm_core.models.controls` as transformer; the
-    text encoders and tokenizers may be left out when prompt embeddings are given. ``num_classes`` and ``mask_code`` (see
-    :func:`crfm_core.models.mask_encoding.encode_mask_levels`) are those the transformer was trained with and are kept in
-    the folder. The VAE is frozen.
+    text encoders and tokenizers may be left out when prompt embeddings are given. ``num_classes``, ``mask_code`` (see
+    :func:`crfm_core.models.mask_encoding.encode_mask_levels`) and ``caption_dropout`` (the share of empty prompts) are those the
+    transformer was trained with and are kept in the folder. The VAE is frozen.
 
     Example:
         >>> pipe = MaskToImagePipeline.from_pretrained("results/embedded/generators/triattention")
@@ -62,6 +74,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         num_classes: int | None = None,  # diffusers takes an argument without a default for a component
         mask_code: str = "grey",
+        caption_dropout: float = 0.0,
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
         text_encoder_2: torch.nn.Module | None = None,
@@ -85,7 +98,7 @@ class MaskToImagePipeline(DiffusionPipeline):
             text_encoder_3=text_encoder_3,
             tokenizer_3=tokenizer_3,
         )
-        self.register_to_config(num_classes=num_classes, mask_code=mask_code)
+        self.register_to_config(num_classes=num_classes, mask_code=mask_code, caption_dropout=caption_dropout)
         self.image_processor = VaeImageProcessor(vae_scale_factor=downscaling(vae))
 
     @torch.no_grad()
@@ -95,9 +108,14 @@ class MaskToImagePipeline(DiffusionPipeline):
         prompts: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        guidance_scale: float = 1.0,
         critic: Callable[[Tensor], Tensor] | None = None,
+        critic_decoder: torch.nn.Module | None = None,
         rectify: RectifySettings | None = None,
         num_inference_steps: int = 23,
+        pad: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -111,8 +129,16 @@ class MaskToImagePipeline(DiffusionPipeline):
         Args:
             masks: class ids, [B, H, W] integers; 255 is ignored, and a mask of nothing else is sampled without correction.
             prompts: one for all or one per mask; or ``prompt_embeds`` [B, T, D] and ``pooled_prompt_embeds`` [B, P].
-            critic: images [B, 3, H, W] in [0, 1] -> logits [B, K, H, W], frozen and in eval mode; needed by ``rectify``.
+            negative_prompt_embeds: with ``negative_pooled_prompt_embeds`` what guidance leads away from, [1 or B, T, D] and
+                [1 or B, P]; with ``prompts`` the empty prompt is encoded.
+            guidance_scale: s > 1 follows v₀ + s (v - v₀), v₀ being the velocity of the empty prompt (classifier-free guidance, Ho
+                and Salimans, 2022), at twice the cost; for generators trained with ``caption_dropout``.
+            critic: images [B, 3, H, W] in [0, 1] -> logits [B, K, H, W], frozen and in eval mode: a function, or anything with such
+                a method ``logits``; needed by ``rectify``.
+            critic_decoder: a smaller diffusers decoder for the same latents, through which the critic looks; None: the VAE.
             rectify: settings of the correction; None samples plainly.
+            pad: enlarge masks that the latent grid does not divide by repeating their edge, which the critic does not judge, and
+                crop their images (but not latents); False refuses them.
             generator: for the noise, which is drawn sample by sample on the CPU in float32: one for all, or one per mask, which
                 makes a sample independent of its batch.
             latents: noise to start from, [B, C, h, w], instead of drawing it.
@@ -124,25 +150,23 @@ class MaskToImagePipeline(DiffusionPipeline):
         Returns: :class:`MaskToImageOutput`, or the tuple of its fields.
         Raises: ValueError naming the argument and its value; WeightsError when the networks give numbers that are not finite.
         """
-        self.check_inputs(
-            masks,
-            prompts,
-            prompt_embeds,
-            pooled_prompt_embeds,
-            critic,
-            rectify,
-            num_inference_steps,
-            generator,
-            latents,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+        labels = torch.as_tensor(masks)
+        self.check_masks(labels, pad)
+        height, width = labels.shape[1:]
+        wanted, labels = self.padded(labels.long())
+        self._check_prompts(len(labels), prompts, prompt_embeds, pooled_prompt_embeds)
+        self._check_guidance(len(labels), guidance_scale, prompts, negative_prompt_embeds, negative_pooled_prompt_embeds)
+        self._check_correction(labels, critic, rectify, num_inference_steps)
+        self._check_drawing(labels, generator, latents, output_type, callback_on_step_end_tensor_inputs)
+
         device, dtype = self._execution_device, self.transformer.dtype
-        labels = torch.as_tensor(masks).to(device=device, dtype=torch.long)
+        wanted, labels = wanted.to(device), labels.to(device)
+        embeds = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
+        negative = negative_prompt_embeds, negative_pooled_prompt_embeds
         if prompts is not None:
             prompts = [prompts] * len(labels) if isinstance(prompts, str) else list(prompts)
-            prompt_embeds, pooled_prompt_embeds = self._text_encoders().encode(prompts)
-        prompt_embeds, pooled_prompt_embeds = prompt_embeds.to(device, dtype), pooled_prompt_embeds.to(device, dtype)
+            embeds = dict(zip(embeds, self._text_encoders().encode(prompts), strict=True))
+            negative = self._text_encoders().encode([""]) if guidance_scale > 1 else negative
         mask = mask_latents(labels, self.vae, self.config.num_classes, self.config.mask_code).to(dtype)
         if latents is None:
             latents = self._noise(mask.shape, generator)
@@ -150,55 +174,59 @@ class MaskToImagePipeline(DiffusionPipeline):
         latents = latents.to(device, torch.float32)
 
         sigmas = noise_levels(num_inference_steps, self.scheduler.config.shift, self.scheduler.config.num_train_timesteps).tolist()
-        step_sizes = rectify.step_sizes(num_inference_steps) if rectify else []
-        records: list[list[dict[str, float]]] = [[] for _ in labels]
+        guide = Guide(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
+        corrector = None
+        if rectify is not None:
+            decoder = critic_decoder or self.vae
+            choose_checkpointing(decoder, latents)
+            corrector = Corrector(wanted, lambda clean: decode_latents(clean, decoder), critic, rectify, num_inference_steps)
+
         bar = {"disable": None if progress else True, **getattr(self, "_progress_bar_config", {})}
         for step in tqdm(range(num_inference_steps), **bar):
-            sigma = sigmas[step]
-            timestep = torch.full((len(labels),), 1000 * sigma, device=device)
-            velocity = self.transformer(latents.to(dtype), prompt_embeds, pooled_prompt_embeds, timestep, mask).sample.float()
-            if step < len(step_sizes):
-                velocity, measured = self._rectified(velocity, latents, sigma, labels, critic, rectify, step_sizes[step])
-                for record, numbers in zip(records, measured, strict=True):
-                    record.append({"step": step, "sigma": sigma, "step_size": step_sizes[step], **numbers})
-            latents = euler_step(latents, velocity, sigma, sigmas[step + 1])
+            velocity = guide.velocity(latents, step)
+            if corrector:
+                velocity = corrector(step, sigmas[step], velocity, latents)
+            latents = euler_step(latents, velocity, sigmas[step], sigmas[step + 1])
             if callback_on_step_end is not None:
-                state = {"latents": latents, "prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
+                state = {"latents": latents, **embeds}
                 given = {name: state[name] for name in callback_on_step_end_tensor_inputs}
-                state |= callback_on_step_end(self, step, 1000 * sigma, given) or {}
-                latents, prompt_embeds, pooled_prompt_embeds = (state[name] for name in self._callback_tensor_inputs)
+                replaced = callback_on_step_end(self, step, 1000 * sigmas[step], given) or {}
+                latents = replaced.pop("latents", latents)
+                if replaced:
+                    embeds |= replaced
+                    guide = Guide(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
 
-        images = latents if output_type == "latent" else decode_latents(latents, self.vae)
+        images = latents
+        if output_type != "latent":
+            images = decode_latents(latents, self.vae)[..., :height, :width]
         if not images.isfinite().all():
             raise WeightsError(f"the images hold numbers that are not finite; damaged weights, or {dtype} is too narrow: use float32")
         images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
-        return MaskToImageOutput(images=images, records=records) if return_dict else (images, records)
+        records, notes = (corrector.records, corrector.notes) if corrector else ([[] for _ in labels], [""] * len(labels))
+        return MaskToImageOutput(images, records, notes) if return_dict else (images, records, notes)
 
-    def _rectified(
-        self,
-        velocity: Tensor,
-        latents: Tensor,
-        sigma: float,
-        labels: Tensor,
-        critic: Callable[[Tensor], Tensor],
-        settings: RectifySettings,
-        step_size: float,
-    ) -> tuple[Tensor, list[dict[str, float]]]:
-        """The corrected velocity, and what the correction did to each sample."""
+    def compile_networks(self, mode: str = "default") -> None:
+        """Compile the transformer's blocks and the decoder with torch.compile; the first batch of each shape then takes minutes.
 
-        def decode(clean: Tensor) -> Tensor:
-            return decode_latents(clean, self.vae)
+        ``mode``: "default", or "reduce-overhead", which replays the blocks as CUDA graphs: for small batches.
+        """
+        for block in self.transformer.repeated_blocks():
+            block.compile(mode=None if mode == "default" else mode)
+        self.vae.decoder.compile()
 
-        done = rectify_velocity(velocity, latents, sigma, labels, decode, critic, settings, step_size)
-        after = critic_loss(latents - sigma * done.velocity, labels, decode, critic, settings.pixels)
-        columns = {
-            "loss_before": done.loss.tolist(),
-            "loss_after": after.tolist(),
-            "gradient_ratio": done.gradient_ratio.tolist(),
-            "clamp_ratio": done.clamp_ratio.tolist(),
-        }
-        return done.velocity, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    def padded(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels enlarged to the latent grid, as the critic judges them (255 there) and as the generator sees them."""
+        height, width = (-side % self.grain for side in labels.shape[1:])
+        if not height and not width:
+            return labels, labels
+        seen = F.pad(labels[:, None].double(), (0, width, 0, height), mode="replicate")[:, 0].long()
+        return F.pad(labels, (0, width, 0, height), value=IGNORE), seen
+
+    @property
+    def grain(self) -> int:
+        """What a mask's sides must be divisible by, in pixels."""
+        return downscaling(self.vae) * self.transformer.config.patch_size
 
     def _noise(self, shape: torch.Size, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
         each = generator if isinstance(generator, Sequence) else [generator] * shape[0]
@@ -207,33 +235,33 @@ class MaskToImagePipeline(DiffusionPipeline):
     def _text_encoders(self) -> TextEncoders:
         return TextEncoders(**{name: getattr(self, name) for name in PARTS})
 
-    def check_inputs(
-        self,
-        masks: np.ndarray | Tensor,
-        prompts: str | Sequence[str] | None,
-        prompt_embeds: Tensor | None,
-        pooled_prompt_embeds: Tensor | None,
-        critic: Callable[[Tensor], Tensor] | None,
-        rectify: RectifySettings | None,
-        num_inference_steps: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Tensor | None,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-    ) -> None:
-        """Raise ValueError, naming argument and value, for what :meth:`__call__` cannot work with."""
-        labels = torch.as_tensor(masks)
+    def check_masks(self, labels: Tensor, pad: bool) -> None:
+        """Raise ValueError for masks that are not ids [B, H, W] known to the generator, or, without ``pad``, off the latent grid."""
         if labels.ndim != 3 or labels.is_floating_point() or not labels.numel():
             raise ValueError(f"masks has shape {tuple(labels.shape)} and type {labels.dtype}: needs class ids, integers [B, H, W]")
-        labels = labels.long()
-        batch, *size = labels.shape
-        self._check_ids(labels, self.config.num_classes, "the pipeline")
-        shrink = downscaling(self.vae)
-        grain = shrink * self.transformer.config.patch_size
-        if size[0] % grain or size[1] % grain:
-            raise ValueError(f"masks has size {size[0]}x{size[1]}: height and width must be divisible by {grain}")
-        self._check_prompts(batch, prompts, prompt_embeds, pooled_prompt_embeds)
+        self._check_ids(labels.long(), self.config.num_classes, "the pipeline")
+        height, width = labels.shape[1:]
+        if not pad and (height % self.grain or width % self.grain):
+            raise ValueError(
+                f"masks has size {height}x{width}: height and width must be divisible by {self.grain}; pad=True enlarges and crops"
+            )
 
+    def _check_guidance(
+        self, batch: int, scale: float, prompts: str | Sequence[str] | None, embeds: Tensor | None, pooled: Tensor | None
+    ) -> None:
+        if scale < 1:
+            raise ValueError(f"guidance_scale={scale}: must be at least 1, which is none")
+        if scale > 1 and not self.config.caption_dropout:
+            raise ValueError(f"guidance_scale={scale}: the generator never saw an empty prompt; train one with caption_dropout")
+        if scale > 1 and prompts is None:
+            if embeds is None or pooled is None:
+                raise ValueError(f"guidance_scale={scale}: needs negative_prompt_embeds and negative_pooled_prompt_embeds, or prompts")
+            if len(embeds) not in (1, batch) or len(pooled) not in (1, batch):
+                raise ValueError(f"negative_prompt_embeds has {len(embeds)} entries: needs one, or one for each of the {batch} masks")
+
+    def _check_correction(
+        self, labels: Tensor, critic: Callable[[Tensor], Tensor] | None, rectify: RectifySettings | None, num_inference_steps: int
+    ) -> None:
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps={num_inference_steps}: must be at least 1")
         if rectify is not None:
@@ -244,12 +272,22 @@ class MaskToImagePipeline(DiffusionPipeline):
             if hasattr(critic, "classes"):
                 self._check_ids(labels, len(critic.classes), "the critic")
 
+    def _check_drawing(
+        self,
+        labels: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        latents: Tensor | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        batch, *size = labels.shape
         each = generator if isinstance(generator, Sequence) else [generator]
         if isinstance(generator, Sequence) and len(each) != batch:
             raise ValueError(f"generator has {len(each)} entries: needs one for all or one for each of the {batch} masks")
         strange = {str(own.device) for own in each if own is not None and own.device.type != "cpu"}
         if strange:
             raise ValueError(f"generator lies on {', '.join(strange)}: noise is drawn on the CPU, so that no device changes it")
+        shrink = downscaling(self.vae)
         expected = (batch, self.transformer.config.in_channels, size[0] // shrink, size[1] // shrink)
         if latents is not None and tuple(latents.shape) != expected:
             raise ValueError(f"latents has shape {tuple(latents.shape)}: needs {expected}")
@@ -285,10 +323,59 @@ class MaskToImagePipeline(DiffusionPipeline):
             raise ValueError(f"pooled_prompt_embeds has shape {shapes[1]}: needs {(batch, config.pooled_projection_dim)}")
 
 
+class Guide:
+    """The velocities of one batch of masks and prompts at every step of a run, with classifier-free guidance if wanted."""
+
+    def __init__(
+        self,
+        network: Network,
+        sigmas: Sequence[float],
+        mask: Tensor,
+        embeds: Tensor,
+        pooled: Tensor,
+        negative_embeds: Tensor | None = None,
+        negative_pooled: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Args: ``sigmas`` the noise levels of the run, the last one (0) not used; ``mask`` [B, C, h, w] in the network's dtype;
+        embeddings as of :meth:`MaskToImagePipeline.__call__`."""
+        self.network, self.scale = network, scale
+        if scale > 1:
+            embeds = torch.cat([negative_embeds.expand(len(mask), -1, -1), embeds])
+            pooled = torch.cat([negative_pooled.expand(len(mask), -1), pooled])
+            mask = torch.cat([mask, mask])
+        times = torch.tensor([1000 * sigma for sigma in sigmas[:-1]], device=mask.device)
+        self.prepared = network.prepare(embeds.to(mask), pooled.to(mask), times, mask)
+
+    def velocity(self, latents: Tensor, step: int) -> Tensor:
+        """The velocity [B, C, h, w], in float32, of latents at the noise level of ``step``."""
+        latents = latents.to(self.network.dtype)
+        if self.scale == 1:
+            return self.network.velocity(latents, self.prepared, step).float()
+        without, conditioned = self.network.velocity(torch.cat([latents, latents]), self.prepared, step).float().chunk(2)
+        return without + self.scale * (conditioned - without)
+
+
 def open_generator(folder: Path) -> MaskToImagePipeline:
     """The pipeline in a generator's folder, without its text encoders: for prompt embeddings.
 
     Raises WeightsError naming what is damaged, or which weights do not fit the network's configuration.
     """
     network = load_network(folder / "transformer")
-    return MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(PARTS))
+    pipeline = MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(PARTS))
+    speed_up(pipeline.vae)
+    return pipeline
+
+
+def open_decoder(folder: Path | str) -> torch.nn.Module:
+    """A smaller decoder for the critic to look through: a diffusers ``AutoencoderTiny`` or ``AutoencoderKL``, frozen.
+
+    Raises WeightsError when the folder holds neither, or its weights are damaged.
+    """
+    kinds = {kind.__name__: kind for kind in (AutoencoderTiny, AutoencoderKL)}
+    name = read_json(Path(folder) / "config.json").get("_class_name")
+    if name not in kinds:
+        raise WeightsError(f"{folder}: holds a {name}; critic_decoder needs one of {', '.join(kinds)}")
+    check_weights(folder, kinds[name])
+    decoder = kinds[name].from_pretrained(str(folder), local_files_only=True).requires_grad_(False).eval()
+    return decoder.to(memory_format=torch.channels_last)
