@@ -1,4 +1,4 @@
-# Synthesis: images for the training masks, in a fixed number of shards, gathered into one manifest.
+# Synthesis: images for the training masks, in a fixed number of shards, gathered into one manifest; and one for a whole scene's mask.
 
 
 rule synthesise_shard:
@@ -23,6 +23,7 @@ rule synthesise_shard:
         gpu=GPU,
     params:
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
+        classes=lambda wildcards: dataset_of(wildcards).classes,
         copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
         seed=settings.seed,
         device=settings.device,
@@ -57,3 +58,65 @@ rule gather_shards:
         "Gathering the shards of {wildcards.control}, {wildcards.sampler}"
     script:
         "../workflow_scripts/gather_shards.py"
+
+
+rule synthesise_scene:
+    input:
+        generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
+        scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+        critic=checkpoint_of(settings.critic),
+    output:
+        image=f"{RESULTS}/{{dataset}}/synthetic_scenes/{{control}}/{{sampler}}/{{scene}}.tif",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.tsv"
+    retries: 1
+    conda:
+        "../envs/synthesis.yaml"
+    threads: 4 if GPU else 1
+    resources:
+        mem_mb=64000 if GPU else 3000,
+        runtime=1440,
+        gpu=GPU,
+    params:
+        dataset=dataset_section,
+        captions=dump(settings.captions),
+        sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
+        seed=settings.seed,
+        device=settings.device,
+    message:
+        "Sampling the whole scene {wildcards.scene} with {wildcards.control}, {wildcards.sampler}"
+    script:
+        "../workflow_scripts/synthesise_scene.py"
+
+
+rule compare_corrections:
+    input:
+        generator=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/generators/{settings.comparison.control}",
+        captions=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/captions/{dataset_of(wildcards).test}.parquet",
+        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.safetensors",
+        critic=checkpoint_of(settings.critic),
+        judge=checkpoint_of(settings.judge),
+    output:
+        scores=f"{RESULTS}/{{dataset}}/comparison/{{preset}}.json",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/compare_corrections-{{preset}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/compare_corrections-{{preset}}.tsv"
+    retries: 1
+    conda:
+        "../envs/synthesis.yaml"
+    threads: 4 if GPU else 1
+    resources:
+        mem_mb=48000 if GPU else 3000,
+        runtime=1440,
+        gpu=GPU,
+    params:
+        comparison=lambda wildcards: dump(settings.comparison),
+        classes=lambda wildcards: dataset_of(wildcards).classes,
+        device=settings.device,
+    message:
+        "Sampling the test masks of {wildcards.dataset} with the correction {wildcards.preset}"
+    script:
+        "../workflow_scripts/compare_corrections.py"
