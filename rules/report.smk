@@ -38,6 +38,7 @@ rule make_report:
         agreement=[f"{RESULTS}/{name}/agreement/{c}/{s}.json" for name in datasets for c, s in generated()],
         reconstruction=[f"{RESULTS}/{name}/agreement/reconstruction.json" for name in datasets],
         validation=[f"{RESULTS}/{name}/validation/{c}/final.json" for name in datasets for c in used_controls()],
+        comparison=compared_corrections(),
         paper=str(HERE / "configs" / "paper_results.yaml"),
     output:
         page=f"{RESULTS}/report.html",

@@ -14,8 +14,9 @@ import yaml
 from crfm_core import DataError
 from crfm_core.data.rasters import write_raster
 from crfm_core.files import write_json
-from crfm_core.manifest import relocate, write_manifest
+from crfm_core.manifest import read_manifest, relocate, write_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
+from crfm_core.reporting.comparison import best_form, read_comparison
 from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.findings import against_baseline
 from crfm_core.reporting.page import make_report
@@ -165,6 +166,7 @@ def synthesise(root, rows, tiles, sampler, corrected, rng):
             made.append(row | losses | {
                 "tile_id": name, "image": f"images/{name}.tif", "label": relocate(row["label"], tiles, out), "mask_of": row["tile_id"],
                 "copy": copy, "seed": 1, "sampler": sampler, "generator": "f" * 64, "source": "synthetic", "corrections": json.dumps(steps),
+                "note": "",
             })  # fmt: skip
     write_manifest(out, made)
     target = root / "filtered" / "triattention" / sampler / "pixel.parquet"
@@ -178,6 +180,35 @@ def synthesise(root, rows, tiles, sampler, corrected, rng):
         )
     write_manifest(target, kept)
     return out, target
+
+
+PLAIN, DEFAULT = ([30, 32, 34], [40, 42, 44]), ([33, 34, 38], [50, 53, 56])  #: mIoU per seed by judge and critic
+
+
+def form(judge, critic, steps=4, **changes):
+    """An entry of a comparison's ``forms``, corrected in ``steps`` steps unless there are none."""
+    seeds = [
+        {"seed": seed, **{who: {"OA": value + 10, "mIoU": value, "mAcc": value + 5} for who, value in (("critic", c), ("judge", j))}}
+        | {"critic_loss": 1 + seed / 10}
+        for seed, (j, c) in enumerate(zip(judge, critic, strict=True))
+    ]
+    means = {"gradient_ratio": 0.3, "clamp_ratio": 0.0}
+    by_step = [
+        {"step": s, "sigma": 1 - s / 23, "samples": 6, "step_size": 0.3, "loss_before": 2.0, "loss_after": 1.9, "agreement": 0.5, **means}
+        for s in range(steps)
+    ]
+    found = {"steps": steps, "seeds": seeds, "seconds_per_image": 0.5 + 0.1 * steps, "notes": {}, "corrections": float(steps)}
+    found |= {"raised": 0.25, **means} if steps else dict.fromkeys(("raised", *means))
+    return found | {"by_step": by_step} | changes
+
+
+def write_comparison(root, forms, plain=PLAIN):
+    """Write the files of a comparison below a dataset's folder; ``forms`` maps a preset to its forms."""
+    paths = []
+    for preset, entries in {"plain": [form(*plain, steps=0)], **forms}.items():
+        paths.append(root / "comparison" / f"{preset}.json")
+        write_json(paths[-1], {"preset": preset, "masks": 8, "num_steps": 23, "forms": entries})
+    return paths
 
 
 def build(folder, miou=MIOU, **changes):
@@ -227,6 +258,11 @@ def build(folder, miou=MIOU, **changes):
         )
     paths = {"tiles": [captions], "test": [manifests["test"]], "synthetic": synthetic, "filtered": filtered, "agreement": agreement}
     paths |= {"tables": tables, "reconstruction": [reconstruction], "paper": REPO / "configs" / "paper_results.yaml", "results": results}
+    forms = {
+        "released": [form([29, 32.5, 33], [39, 42, 44], gradient_ratio=8.3e-5, clamp_ratio=0.483)],
+        "default": [form(*DEFAULT, notes={"the critic gave no number at step 1: not corrected from there on": 2})],
+    }
+    paths |= {"comparison": write_comparison(root, forms) if settings.comparison else []}
     paths |= {"validation": [validation], "page": results / "report.html", "figures": results / "figures"}
     return paths | {"settings": settings, "datasets": [dataset], "configuration": "ab" * 32}
 
@@ -295,12 +331,12 @@ def test_published_figures_never_stand_in_the_rows_of_ours(report):
 
 def test_every_number_names_its_file_and_every_figure_lies_in_the_folder(report):
     arguments, page = report
-    for kind in ("tables", "agreement", "reconstruction", "validation", "synthetic", "filtered", "tiles", "test"):
+    for kind in ("tables", "agreement", "reconstruction", "validation", "synthetic", "filtered", "tiles", "test", "comparison"):
         assert all(str(path) in page for path in arguments[kind])
     found = {path.name for path in arguments["figures"].iterdir()}
-    names = ["legend", "agreement", "samples", "corrections", "main-classes", "main-differences"]
+    names = ["legend", "agreement", "samples", "corrections", "main-classes", "main-differences", "forms", "forms-steps"]
     assert found == {f"embedded-{name}.{suffix}" for name in names for suffix in ("png", "svg")}
-    assert page.count("data:image/") == 5 and "abababababab" in page
+    assert page.count("data:image/") == 7 and "abababababab" in page
 
 
 def test_the_generators_loss_stands_with_and_without_masks(report):
@@ -327,6 +363,173 @@ def test_a_run_of_real_tiles_alone_with_one_seed_still_has_a_page(tmp_path):
     make_report(**arguments | {"synthetic": [], "filtered": [], "agreement": []})
     text = text_of(arguments["page"].read_text())
     assert "too few to judge" in text and "one seed: no interval" in text and not re.search(r"\bnan\b", text)
+
+
+# -------------------------------------------------------------------------------------------------- which correction?
+
+
+def test_the_forms_of_the_correction_stand_with_what_they_scored_and_did(report):
+    text = text_of(report[1])
+    section = text[text.index("Which correction? Each form") : text.index("Samples Tiles are chosen")]
+    assert "the same 8 masks of the split test" in section and "noise seeds 0, 1, 2" in section
+    # Judge: differences 3, 2, 4 to plain, so 3 -+ 4.3027 · 1 / sqrt(3); sd of 33, 34, 38: sqrt(14 / 2).
+    assert "plain 0 42.0 ± 2.0 32.0 ± 2.0 – – baseline 52.0 ± 2.0 42.0 ± 2.0" in section
+    assert "default 4 45.0 ± 2.6 35.0 ± 2.6 +3.00 +0.52 to +5.48 higher 63.0 ± 3.0 53.0 ± 3.0" in section
+    assert "released 4 41.5 ± 2.2 31.5 ± 2.2 −0.50 −2.65 to +1.65 within noise" in section
+    assert "plain 0 1.100 ± 0.100 0.0 – – – 1.00" in section
+    assert "default 4 1.100 ± 0.100 4.0 25.0 % 30.0 % 0 % 1.80" in section
+    assert "released 4 1.100 ± 0.100 4.0 25.0 % 0.0083 % 48.3 % 1.80" in section
+    assert "default with 4 corrected steps: 2 of 24 samples: the critic gave no number at step 1" in section
+
+
+HIGHEST = "default with 4 corrected steps has the highest mIoU by the judge"
+NONE = "No form has a higher mIoU by the judge than plain sampling (32.0): the closest, default with 4 corrected steps,"
+
+
+@pytest.mark.parametrize(
+    ("judge", "headline", "tone"),
+    [
+        ([33, 34, 38], f"{HIGHEST}, 35.0: against plain sampling (32.0) it gains 3.0 points of mIoU (95 % interval +0.5 to +5.5)", "good"),
+        ([32, 31, 35], f"{HIGHEST}, 32.7: against plain sampling (32.0) it differs by +0.7 points of mIoU, which is within noise", "open"),
+        ([30, 32, 34], f"{NONE} differs by +0.0 points of mIoU, which is within noise", "open"),
+        ([31, 31, 33], f"{NONE} differs by −0.3 points of mIoU, which is within noise", "open"),
+        ([27, 28.9, 31.1], f"{NONE} loses 3.0 points of mIoU (95 % interval −3.2 to −2.8)", "bad"),
+        ([None, 40, 40], "Open: no form has a defined mIoU by the judge", "open"),
+    ],
+)
+def test_the_best_form_is_said_as_the_numbers_have_it(tmp_path, judge, headline, tone):
+    entry = form([0, 0, 0], DEFAULT[1])
+    for seed, value in zip(entry["seeds"], judge, strict=True):
+        seed["judge"]["mIoU"] = value
+    finding = best_form(read_comparison(write_comparison(tmp_path, {"default": [entry]})))
+    assert finding.headline.startswith(headline) and finding.tone == tone
+
+
+@pytest.mark.parametrize(
+    ("critic", "words"),
+    [
+        (
+            [50, 53, 56],
+            "change by +11.0 points, 8.0 points more than by the judge (95 % interval +5.5 to +10.5): the samples were optimised",
+        ),
+        ([43, 44, 49], "change by +3.3 points; its distance to the judge's change is within noise"),
+        ([40, 42, 44], "change by +0.0 points."),
+    ],
+)
+def test_the_critics_own_gain_is_called_larger_only_where_it_is(tmp_path, critic, words):
+    (sentence,) = best_form(read_comparison(write_comparison(tmp_path, {"default": [form(DEFAULT[0], critic)]}))).sentences
+    assert words in sentence and ("optimised against" in sentence) == (critic == DEFAULT[1])
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [([33, 34.5, 37], "Within noise of it, by corrected steps: default with 4."), ([23, 24, 28], "Every other form is below it by more")],
+)
+def test_forms_that_the_seeds_cannot_tell_from_the_best_are_named(tmp_path, second, words):
+    forms = {"default": [form(*DEFAULT, steps=2), form(second, DEFAULT[1])], "adaptive": [form([20, 21, 25.1], DEFAULT[1])]}
+    finding = best_form(read_comparison(write_comparison(tmp_path, forms)))
+    assert finding.headline.startswith("default with 2 corrected steps") and finding.sentences[-1].startswith(words)
+
+
+def test_one_seed_of_noise_gives_no_interval(tmp_path):
+    arguments = build(tmp_path)
+    arguments["comparison"] = write_comparison(arguments["results"] / "embedded", {"default": [form([35], [50])]}, plain=([32], [42]))
+    make_report(**arguments)
+    text = text_of(arguments["page"].read_text())
+    assert "it differs by +3.0 points of mIoU, a single run from which no interval follows" in text
+    assert "default 4 45.0 35.0 +3.00 – one seed: no interval 60.0 50.0" in text and not re.search(r"\bnan\b", text)
+
+
+def test_without_a_comparison_there_is_no_section(tmp_path):
+    arguments = build(tmp_path, comparison=None)
+    left = write_comparison(arguments["results"] / "embedded", {"default": [form(*DEFAULT)]})  # by an earlier configuration
+    make_report(**arguments | {"comparison": left})
+    assert "Which correction?" not in arguments["page"].read_text()
+    assert not any("forms" in path.name for path in arguments["figures"].iterdir())
+
+
+def without(key):
+    def remove(path):
+        found = json.loads(path.read_text())
+        entry = found["forms"][0]
+        for part in key[:-1]:
+            entry = entry[part]
+        del entry[key[-1]]
+        write_json(path, found)
+
+    return remove
+
+
+def other_masks(path):
+    write_json(path, json.loads(path.read_text()) | {"masks": 9})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_text('{"preset": "default", "forms": ['), "not valid JSON"),
+        (without(["raised"]), r"forms\.0\.raised: Field required; delete it"),
+        (without(["seeds", 1, "judge", "mIoU"]), r"forms\.0\.seeds\.1\.judge\.mIoU: Field required; delete it"),
+        (other_masks, r"other masks, steps or seeds than .*plain\.json"),
+    ],
+)
+def test_a_damaged_file_of_the_comparison_is_named(tmp_path, damage, words):
+    paths = write_comparison(tmp_path, {"default": [form(*DEFAULT)]})
+    damage(paths[1])
+    with pytest.raises(DataError, match=rf"comparison/default\.json: {words}"):
+        read_comparison(paths)
+
+
+def test_a_comparison_needs_plain_sampling(tmp_path):
+    with pytest.raises(DataError, match=r"comparison/plain\.json: not among the files"):
+        read_comparison(write_comparison(tmp_path, {"default": [form(*DEFAULT)]})[1:])
+
+
+# --------------------------------------------------------------------------------------------- what the correction did
+
+
+@pytest.fixture(scope="module")
+def adaptive(tmp_path_factory):
+    """A page of a run whose sampler searches for its steps, stops early, measures nothing afterwards and left notes."""
+    raw = yaml.safe_load((REPO / "config.yaml").read_text())
+    searching = {"preset": "adaptive", "rectify": {"steps": 9, "trials": 3, "agreement": 0.95}, "critic_decoder": "models/taesd3"}
+    samplers = {"plain": raw["samplers"]["plain"] | {"guidance_scale": 2.5}, "crfm": raw["samplers"]["crfm"] | searching}
+    controls = {"triattention": raw["controls"]["triattention"] | {"caption_dropout": 0.1}}
+    arguments = build(tmp_path_factory.mktemp("adaptive"), samplers=samplers, controls=controls)
+    path = arguments["synthetic"][1]
+    table = read_manifest(path)
+    records = [json.loads(text)[: index % 4] for index, text in enumerate(table.corrections)]  # 0, 1, 2, 3, 0 ... of four
+    table["corrections"] = [json.dumps([entry | {"loss_after": None} for entry in record]) for record in records]
+    table["critic_loss_before"] = [2.0 if record else np.nan for record in records]
+    table["critic_loss_after"] = np.nan
+    table["note"] = ["no labelled pixel: not corrected" if index % 4 == 0 else "" for index in range(len(table))]
+    write_manifest(path, table)
+    make_report(**arguments)
+    return text_of(arguments["page"].read_text())
+
+
+def test_samples_that_were_done_early_and_losses_not_measured_are_told(adaptive):
+    # 12 images with 0, 1, 2 and 3 corrections in turn: 18 of them, in three different steps.
+    assert "crfm 3 1.5 2.000 not measured 30.0 % 0 %" in adaptive and not re.search(r"\bnan\b", adaptive)
+
+
+def test_notes_on_samples_are_counted(adaptive, report):
+    assert "crfm: 3 of 12 samples: no labelled pixel: not corrected" in adaptive
+    assert "of 12 samples:" not in text_of(report[1])
+
+
+def test_the_samplers_are_told_by_what_their_images_depend_on(adaptive, report):
+    assert "plain 23 none (plain) guidance 2.5" in adaptive
+    assert (
+        "first 9 steps, step size searched for, at most 0.3 (constant), 3 trials per step; a sample is done at 95 % agreement or after "
+        "3 steps without gain, the critic looks through models/taesd3"
+    ) in adaptive
+    fixed = "first 23 steps, step size 0.3 (constant), 1 per step, valid pixels, sum, normalise relative, no shrink, no clamp"
+    assert f"plain 23 none (plain) – crfm 23 preset default, changed: steps, step_size {fixed}" in text_of(report[1])
+
+
+# --------------------------------------------------------------------------------------------------------- small parts
 
 
 def test_the_tiles_of_the_sheet_do_not_depend_on_the_order_of_rows(report):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import yaml
 from PIL import Image
 
@@ -89,13 +90,16 @@ def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> P
 
 SMALLEST = ("--configfile", "smallest.yaml")
 
+#: Rules that a run uses only for files that are asked for by name.
+ON_DEMAND = {"export_sd3", "synthesise_scene"}
+
 
 # ------------------------------------------------------------------------------------------------------------- planning
 
 
 def test_the_default_run_uses_every_rule_but_the_one_for_a_given_base_model(tmp_path):
     jobs = planned(succeed(tmp_path, "--dry-run"))
-    assert set(jobs) == rules() - {"check_base_model", "fetch_base_model", "export_sd3"}
+    assert set(jobs) == rules() - ON_DEMAND - {"check_base_model", "fetch_base_model"}
     assert jobs["synthesise_shard"] == 4 and jobs["train_segmentor"] == 13
     assert not (tmp_path / "results").exists()
 
@@ -108,7 +112,7 @@ def test_the_papers_scale_is_planned_in_seconds(tmp_path):
         re.findall(r"results/\S+\.parquet", said)
     )
     jobs = planned(said)
-    assert set(jobs) == rules() - {"build_base_model", "check_base_model", "export_sd3"} and jobs["synthesise_shard"] == 2 * 7 * 32
+    assert set(jobs) == rules() - ON_DEMAND - {"build_base_model", "check_base_model"} and jobs["synthesise_shard"] == 2 * 7 * 32
 
 
 def test_training_asks_for_as_many_gpus_as_it_has_processes(small):
@@ -248,7 +252,7 @@ def finished(tmp_path_factory) -> Path:
     for file in CONFIGS.iterdir():
         shutil.copy(file, folder)
     said = succeed(folder, *SMALLEST)
-    assert set(planned(said)) == rules() - {"check_base_model", "fetch_base_model", "export_sd3"}
+    assert set(planned(said)) == rules() - ON_DEMAND - {"check_base_model", "fetch_base_model"}
     return folder
 
 
@@ -272,6 +276,18 @@ def test_a_generator_is_trained_in_two_processes_sampled_and_exported_by_naming_
     assert "generator step 20/20" in (finished / "results" / "logs" / "small" / "train_generator-pair.log").read_text()
     assert (results / "exports" / "pair" / "model_index.json").is_file()
     assert not list(results.rglob("*.unfinished"))
+
+
+@pytest.mark.slow
+def test_a_whole_scene_is_drawn_by_naming_its_file_and_lies_where_its_mask_lies(finished):
+    target = finished / "results" / "small" / "synthetic_scenes" / "triattention" / "crfm" / "test-000.tif"
+    assert planned(succeed(finished, str(target.relative_to(finished)), *SMALLEST)) == {"synthesise_scene": 1}
+    with rasterio.open(target) as image, rasterio.open(finished / "results" / "small" / "scenes" / "test" / "test-000_label.tif") as mask:
+        assert (image.crs, image.transform, image.shape) == (mask.crs, mask.transform, mask.shape) and image.count == 3
+    status, _ = run(finished, str(target.with_name("nowhere.tif").relative_to(finished)), *SMALLEST)
+    assert status
+    log = finished / "results" / "logs" / "small" / "synthesise_scene-triattention-crfm-nowhere.log"
+    assert "no scene 'nowhere'; it has " in log.read_text()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from crfm_core.data.rasters import IGNORED
@@ -201,7 +202,8 @@ def choose_tiles(table: pd.DataFrame, count: int, least: float = 0.03) -> list[i
 def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], folder: Path, name: str) -> str:
     """What the correction did, per corrected step: the critic's loss before and after, and the length of the changes of the velocity.
 
-    ``curves`` maps a sampler to columns step, loss_before, loss_after, gradient_ratio, clamp_ratio, means over all images.
+    ``curves`` maps a sampler to columns step, loss_before, loss_after (NaN where it was not measured), gradient_ratio, clamp_ratio,
+    means over the images that were corrected at that step.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 3.1), layout="constrained")
@@ -210,7 +212,8 @@ def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], 
         for sampler, curve in curves.items():
             colour, steps = colours[sampler], curve.step + 1
             left.plot(steps, curve.loss_before, "--", color=colour, linewidth=1.4, label=f"{sampler}, before")
-            left.plot(steps, curve.loss_after, "-", color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{sampler}, after")
+            if curve.loss_after.notna().any():  # it may not have been measured
+                left.plot(steps, curve.loss_after, "-", color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{sampler}, after")
             right.plot(
                 steps, curve.gradient_ratio, "-", color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{sampler}, gradient"
             )
@@ -226,6 +229,74 @@ def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], 
             axes.legend(fontsize=8)
             axes.xaxis.get_major_locator().set_params(integer=True)
         return _save(figure, folder, name)
+
+
+#: Markers beside the colours, for those who see colours alike.
+MARKERS = "osD^vP"
+
+
+def levels_by_steps(levels: dict[str, pd.DataFrame], score: str, folder: Path, name: str) -> str:
+    """A score over the number of corrected steps for each form of the correction, judge beside critic.
+
+    ``levels`` maps a form to columns steps, judge, judge_sd, critic, critic_sd (percent, NaN for no sd); the row of 0 steps is plain
+    sampling and the same for all.
+    """
+    counts = sorted({steps for frame in levels.values() for steps in frame.steps})
+    titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 3.5), layout="constrained")
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        for axes, (who, title) in zip(panels, titles.items(), strict=True):
+            axes.axhline(next(iter(levels.values()))[who].iloc[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+            hues, marks = _repeated(COLOURS, len(levels)), _repeated(MARKERS, len(levels))
+            for index, (form, frame) in enumerate(levels.items()):
+                aside = 0.09 * (index - (len(levels) - 1) / 2)  # whiskers beside each other
+                axes.errorbar(
+                    [counts.index(steps) + (aside if steps else 0) for steps in frame.steps], frame[who], _whiskers(frame[f"{who}_sd"]),
+                    color=hues[index], marker=marks[index], markersize=5.5, linewidth=1.8, elinewidth=1, label=form,
+                )  # fmt: skip
+            axes.set_title(title)
+            axes.set_xticks(range(len(counts)), [str(steps or "none") for steps in counts])
+            axes.set_xlabel("corrected steps")
+            axes.grid(axis="x", visible=False)
+        panels[0].set_ylabel(f"{score} in percent")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=6, columnspacing=1.6)
+        return _save(figure, folder, name)
+
+
+def corrections_by_step(curves: dict[str, pd.DataFrame], folder: Path, name: str) -> str:
+    """Small multiples, one column per form: above the critic's loss before and after each correction, below the changes of the velocity.
+
+    ``curves`` maps a form to columns step, loss_before, loss_after, gradient_ratio, clamp_ratio, means over its samples.
+    """
+    across = len(curves)
+    before, solid, clamp = {"color": INK, "linewidth": 1.2, "linestyle": "--"}, {"linewidth": 2.0}, {"linewidth": 2.2, "linestyle": ":"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(5.0, 2.15 * across), 4.6), layout="constrained")
+        losses, changes = figure.subplots(2, across, sharex=True, sharey="row", squeeze=False)
+        for upper, lower, colour, (form, curve) in zip(losses, changes, _repeated(COLOURS, across), curves.items(), strict=True):
+            steps = curve.step + 1
+            upper.plot(steps, curve.loss_after, **solid, color=colour)
+            upper.plot(steps, curve.loss_before, **before)  # on top: a correction that does nothing hides neither
+            upper.set_title(form)
+            for column, style in (("gradient_ratio", solid), ("clamp_ratio", clamp)):
+                changed = curve[column] > 0  # a change of none has no place on a logarithmic axis
+                lower.plot(steps[changed], 100 * curve[column][changed], **style, color=colour)
+            lower.set_yscale("log")
+            lower.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            lower.set_xlabel("corrected step")
+            lower.xaxis.get_major_locator().set_params(integer=True)
+        losses[0].set_ylabel("critic's loss")
+        losses[0].set_ylim(bottom=0)
+        changes[0].set_ylabel("change in % of the velocity")
+        styles = {"loss before": before, "loss after; change by gradient": solid, "change by clamp": clamp}
+        lines = [Line2D([], [], label=label, **({"color": FAINT} | style)) for label, style in styles.items()]
+        figure.legend(handles=lines, loc="outside upper left", ncols=4, columnspacing=1.6, handlelength=2.6)
+        return _save(figure, folder, name)
+
+
+def _repeated(things: Sequence[str], count: int) -> list[str]:
+    return [things[index % len(things)] for index in range(count)]
 
 
 def _top(axes: Axes) -> float:

@@ -21,11 +21,11 @@ class Finding:
     sentences: list[str] = field(default_factory=list)
 
 
-def number(value: float | None, sign: bool = False) -> str:
-    """One decimal, with a minus sign as printers set it."""
+def number(value: float | None, sign: bool = False, digits: int = 1) -> str:
+    """A number of decimals, with a minus sign as printers set it."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:{'+' if sign else ''}.1f}".replace("-", "−")
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
 def points(value: float) -> str:

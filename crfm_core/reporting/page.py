@@ -22,9 +22,10 @@ from crfm_core.data.rasters import paint, read_label, read_rgb
 from crfm_core.files import atomic_path, read_json, write_text
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import figures as draw
+from crfm_core.reporting.comparison import best_form, read_comparison
 from crfm_core.reporting.findings import Finding, against_baseline, caveats, number, of_rectification, rectified_pairs
 from crfm_core.reporting.tables import SCORES, VERSIONS, read_table
-from crfm_core.settings import Dataset, Settings
+from crfm_core.settings import PRESETS, Dataset, RectifySettings, Sampler, Settings
 
 SHEET_ROWS = 6
 Key = tuple[str, str]  #: control, sampler
@@ -39,6 +40,7 @@ def make_report(
     agreement: list[Path],
     reconstruction: list[Path],
     validation: list[Path],
+    comparison: list[Path],
     paper: Path,
     settings: Settings,
     datasets: list[Dataset],
@@ -57,6 +59,8 @@ def make_report(
         filtered: {results}/{dataset}/filtered/{control}/{sampler}/{filter}.parquet.
         agreement: {results}/{dataset}/agreement/{control}/{sampler}.json.
         validation: {results}/{dataset}/validation/{control}/final.json.
+        comparison: {results}/{dataset}/comparison/{preset}.json of :func:`crfm_core.sampling.comparison.compare_corrections`; none
+            where ``settings.comparison`` is None.
         paper: YAML of published figures, shown in tables of their own.
         results: folder of all results; benchmark files below it tell the time each stage took.
 
@@ -81,6 +85,7 @@ def make_report(
                 agreement={(path.parts[-2], path.stem): path for path in agreement if path.parts[-4] == dataset.name},
                 reconstruction=reconstruction[index],
                 validation={path.parts[-2]: path for path in validation if path.parts[-4] == dataset.name},
+                comparison=[path for path in comparison if settings.comparison and path.parts[-3] == dataset.name],
             )
             sections.append(_dataset_section(material, frames, sources, settings, colours, show))
         comparisons = sum(len(table.recipes) - 1 for table in settings.tables.values() if table.baseline) * len(datasets)
@@ -148,15 +153,17 @@ class Material:
         agreement: dict,
         reconstruction: Path,
         validation: dict[str, Path],
+        comparison: list[Path],
     ):
         self.dataset, self.root = dataset, Path(results) / dataset.name
         self.files = {"tiles": tiles, "test": test, "synthetic": synthetic, "filtered": filtered}
-        self.files |= {"agreement": agreement, "reconstruction": reconstruction, "validation": validation}
+        self.files |= {"agreement": agreement, "reconstruction": reconstruction, "validation": validation, "comparison": comparison}
         self.tiles, self.test = read_manifest(tiles), read_manifest(test)
         self.synthetic: dict[Key, pd.DataFrame] = {key: read_manifest(path) for key, path in synthetic.items()}
         self.filtered: dict[tuple, pd.DataFrame] = {key: read_manifest(path) for key, path in filtered.items()}
         self.agreement: dict[Key, dict] = {key: _read(path, "critic", "judge") for key, path in agreement.items()}
         self.reconstruction = _read(reconstruction, "tiles", "real", "reconstructed")
+        self.comparison = read_comparison(comparison) if comparison else None
         self.validation = {control: _read(path, "loss", "loss_mask_ignored", "tiles") for control, path in validation.items()}
 
     def name_of(self, key: Key) -> str:
@@ -226,8 +233,10 @@ def _dataset_section(
         "comparisons": comparisons,
         "agreement": _agreement(material, settings, colours, show),
         "validation": material.validation,
+        "forms": _forms(material, show),
         "sheet": _sheet(material, show),
         "corrections": _corrections(material, colours, show),
+        "notes": _notes(material),
         "data": _data_sheet(material),
         "generators": {material.name_of(key): sorted(set(table.generator)) for key, table in material.synthetic.items()},
         "samples": {material.name_of(key): len(table) for key, table in material.synthetic.items()},
@@ -252,7 +261,8 @@ def _agreement(material: Material, settings: Settings, colours: dict, show: Pict
         values = {who: [_float(copy["mIoU"]) for copy in scores["copies"]] for who, scores in whos.items()}
         bars.append({"label": label, "colour": colours.get(key, draw.COLOURS[-1]), **values})
     name = draw.agreement_bars(bars, "mIoU", show.folder, f"{material.dataset.name}-agreement")
-    split = settings.recipes[settings.judge.recipe].split or material.dataset.train
+    recipe = settings.recipes.get(settings.judge.recipe)  # none for a judge from elsewhere
+    split = recipe and (recipe.split or material.dataset.train)
     return {
         "rows": rows,
         "figure": show(name, "Agreement of images with their masks, by the independent judge and by the guiding critic"),
@@ -301,23 +311,62 @@ def _firsts(manifest: Path, table: pd.DataFrame, column: str, root: Path) -> dic
 
 def _corrections(material: Material, colours: dict, show: Pictures) -> dict | None:
     """What the critic saw while it corrected, averaged over images; None when nothing was corrected."""
-    curves = {}
+    found = {}
     for key, table in material.synthetic.items():
-        records = [record for text in table.corrections for record in json.loads(text)]
-        if records:
-            curves[key] = pd.DataFrame(records).groupby("step", as_index=False).mean()
-    if not curves:
+        if records := [record for text in table.corrections for record in json.loads(text)]:
+            found[key] = pd.DataFrame(records).astype(float)  # None: not measured
+    if not found:
         return None
-    named = {material.name_of(key): curve for key, curve in curves.items()}
-    hues = {material.name_of(key): colours.get(key, draw.COLOURS[-1]) for key in curves}
-    name = draw.correction_curves(named, hues, show.folder, f"{material.dataset.name}-corrections")
+    curves = {material.name_of(key): frame.groupby("step", as_index=False).mean() for key, frame in found.items()}
+    hues = {material.name_of(key): colours.get(key, draw.COLOURS[-1]) for key in found}
+    name = draw.correction_curves(curves, hues, show.folder, f"{material.dataset.name}-corrections")
     rows = []
-    for key, curve in curves.items():
+    for key, frame in found.items():
         table = material.synthetic[key]
-        losses = [float(table[f"critic_loss_{when}"].mean()) for when in ("before", "after")]
-        ratios = {"gradient": curve.gradient_ratio.mean(), "clamp": curve.clamp_ratio.mean()}
-        rows.append({"sampler": material.name_of(key), "steps": len(curve), "before": losses[0], "after": losses[1], **ratios})
+        row = {"sampler": material.name_of(key), "steps": frame.step.nunique(), "corrections": len(frame) / len(table)}
+        row |= {when: float(table[f"critic_loss_{when}"].astype(float).mean()) for when in ("before", "after")}
+        rows.append(row | {"gradient": frame.gradient_ratio.mean(), "clamp": frame.clamp_ratio.mean()})
     return {"figure": show(name, "The critic's loss before and after each corrected step, and the size of the change"), "rows": rows}
+
+
+def _notes(material: Material) -> list[str]:
+    """How many samples of each sampler carry which note."""
+    told = []
+    for key, table in material.synthetic.items():
+        counts = table.note[table.note.astype(bool)].value_counts()
+        told += [f"{material.name_of(key)}: {count} of {len(table)} samples: {note}" for note, count in counts.items()]
+    return told
+
+
+def _forms(material: Material, show: Pictures) -> dict | None:
+    """The forms of the correction side by side; None when they were not compared."""
+    compared = material.comparison
+    if compared is None:
+        return None
+    name, plain = material.dataset.name, compared.rows[0]
+    levels, curves, notes = {}, {}, []
+    for preset in compared.presets[1:]:
+        rows = compared.of(preset)
+        points = [{"steps": row.form.steps} for row in (plain, *rows)]
+        for point, row in zip(points, (plain, *rows), strict=True):
+            for who in ("judge", "critic"):
+                point[who], point[f"{who}_sd"] = row.spread(who, "mIoU")
+        levels[preset] = pd.DataFrame(points).sort_values("steps")
+        longest = max(rows, key=lambda row: row.form.steps).form
+        if longest.by_step:
+            curves[f"{preset} ({longest.steps} steps)"] = pd.DataFrame(longest.by_step).astype(float)
+        samples = compared.masks * len(compared.seeds)
+        notes += [f"{row.name}: {count} of {samples} samples: {note}" for row in rows for note, count in row.form.notes.items()]
+    drawn = draw.levels_by_steps(levels, "mIoU", show.folder, f"{name}-forms")
+    steps = curves and draw.corrections_by_step(curves, show.folder, f"{name}-forms-steps")
+    return {
+        "compared": compared,
+        "finding": best_form(compared),
+        "levels": show(drawn, "mIoU over the number of corrected steps for each form of the correction, by judge and critic"),
+        "steps": show(steps, "Critic's loss before and after each correction, and the velocity's changes, per form") if steps else None,
+        "notes": notes,
+        "settings": {preset: _correction_line(PRESETS[preset]()) for preset in compared.presets[1:]},
+    }
 
 
 def _data_sheet(material: Material) -> dict:
@@ -385,8 +434,35 @@ def _recipe_rows(settings: Settings) -> list[dict]:
         for name in table.recipes:
             uses.setdefault(name, {})[table.segmentor] = settings.iterations(name, table.segmentor)
     for one in (settings.critic, settings.judge):
-        uses.setdefault(one.recipe, {})[one.segmentor] = settings.iterations(one.recipe, one.segmentor)
+        if one.recipe:
+            uses.setdefault(one.recipe, {})[one.segmentor] = settings.iterations(one.recipe, one.segmentor)
     return [{"name": name, "recipe": settings.recipes[name], "iterations": found} for name, found in uses.items()]
+
+
+def _sampler_line(sampler: Sampler) -> str:
+    """The settings of a sampler that its images depend on, beside its steps."""
+    parts = []
+    if correction := sampler.rectification:
+        parts.append(f"first {correction.steps} steps, {_correction_line(correction)}")
+    if sampler.critic_decoder:
+        parts.append(f"the critic looks through {sampler.critic_decoder}")
+    if sampler.guidance_scale > 1:
+        parts.append(f"guidance {sampler.guidance_scale:g}")
+    return ", ".join(parts) or "–"
+
+
+def _correction_line(settings: RectifySettings) -> str:
+    """A form of the correction in a line, without its number of steps."""
+    schedule = settings.schedule.replace("_", " ")
+    if settings.search == "backtracking":
+        return (
+            f"step size searched for, at most {settings.step_size:g} ({schedule}), {settings.trials} trials per step; a sample is done at "
+            f"{100 * settings.agreement:g} % agreement or after {settings.patience} steps without gain"
+        )
+    parts = [f"step size {settings.step_size:g} ({schedule})", f"{settings.inner_steps} per step", f"{settings.pixels} pixels"]
+    parts += [settings.reduction, f"normalise {settings.normalise}"]
+    parts += ["shrink" if settings.shrink else "no shrink", "clamp" if settings.clamp else "no clamp"]
+    return ", ".join(parts)
 
 
 def _stages(folder: Path) -> list[dict]:
@@ -429,15 +505,25 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _spread(mean: float | None, sd: float | None = None) -> str:
-    text = number(mean)
-    return text if sd is None or np.isnan(sd) or text == "–" else f"{text} ± {number(sd)}"
+def _percent(share: float | None) -> str:
+    """A share in percent, with as many decimals as small ones need."""
+    if share is None or np.isnan(share):
+        return "–"
+    if 0 < share < 1e-6:
+        return "< 0.0001 %"
+    return f"{100 * share:{'.1f' if share >= 0.01 else '.2g'}} %"
+
+
+def _spread(mean: float | None, sd: float | None = None, digits: int = 1) -> str:
+    text = number(mean, digits=digits)
+    return text if sd is None or np.isnan(sd) or text == "–" else f"{text} ± {number(sd, digits=digits)}"
 
 
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "signed": lambda value: number(value, True), "duration": _duration}
+    environment.filters |= {"number": number, "signed": lambda value, digits=1: number(value, True, digits), "duration": _duration}
+    environment.filters |= {"percent": _percent, "sampler": _sampler_line}
     environment.globals |= {"spread": _spread}
     return environment

@@ -1,0 +1,194 @@
+"""Forms of the correction side by side, from the files of :mod:`crfm_core.sampling.comparison`: what they scored, and what that says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from crfm_core import DataError
+from crfm_core.files import read_json
+from crfm_core.reporting.findings import Finding, number, points, said
+from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
+from crfm_core.settings import Preset
+
+PLAIN = "plain"
+Score = float | None  #: None where it is undefined
+
+
+class Scores(BaseModel):
+    """Percent."""
+
+    OA: Score
+    mIoU: Score
+
+
+class SeedScores(BaseModel):
+    """What critic and judge saw in the samples of one seed."""
+
+    seed: int
+    critic: Scores
+    judge: Scores
+    critic_loss: Score
+
+
+class Form(BaseModel):
+    """One form of the correction with one number of corrected steps."""
+
+    steps: int
+    seeds: Annotated[list[SeedScores], Field(min_length=1)]
+    seconds_per_image: Annotated[float, Field(gt=0)]
+    corrections: float
+    raised: float | None
+    gradient_ratio: float | None
+    clamp_ratio: float | None
+    by_step: list[dict[str, float | None]]
+    notes: dict[str, int]
+
+    def column(self, who: str, score: str) -> list[float]:
+        """A score of "critic" or "judge" for every seed, NaN where it is undefined."""
+        return [_float(getattr(getattr(one, who), score)) for one in self.seeds]
+
+
+class Measured(BaseModel):
+    """One file of the comparison."""
+
+    preset: Preset | Literal["plain"]
+    masks: int
+    num_steps: int
+    forms: Annotated[list[Form], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A form beside plain sampling of the same masks from the same noise; gains are differences in mIoU, None for plain itself."""
+
+    preset: str
+    form: Form
+    slower: float
+    gain: Difference | None = None
+    critic_gain: Difference | None = None
+    critic_ahead: Difference | None = None  #: the critic's gain minus the judge's
+
+    @property
+    def name(self) -> str:
+        count = self.form.steps
+        return f"{self.preset} with {count} corrected step{'s' if count > 1 else ''}" if self.gain else PLAIN
+
+    @property
+    def critic_loss(self) -> tuple[float, float]:
+        return mean_sd([_float(one.critic_loss) for one in self.form.seeds])
+
+    def spread(self, who: str, score: str) -> tuple[float, float]:
+        """Mean and standard deviation over seeds."""
+        return mean_sd(self.form.column(who, score))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of a comparison, plain sampling first, and what all of them share."""
+
+    rows: list[Row]
+    masks: int
+    num_steps: int
+    seeds: list[int]
+
+    @property
+    def presets(self) -> list[str]:
+        """In the order of the files; "plain" is the first."""
+        return list(dict.fromkeys(row.preset for row in self.rows))
+
+    def of(self, preset: str) -> list[Row]:
+        return [row for row in self.rows if row.preset == preset]
+
+
+def read_comparison(paths: list[Path]) -> Comparison:
+    """Read the files of one dataset's comparison, PRESET.json each, "plain" among them.
+
+    Raises DataError naming the file that is missing, lacks something, or is of other masks, steps or seeds than plain's.
+    """
+    found = {path: _read(path) for path in paths}
+    plain_path = next((path for path, measured in found.items() if measured.preset == PLAIN), None)
+    if plain_path is None:
+        raise DataError(f"{paths[0].with_name(PLAIN)}.json: not among the files of the comparison; what all forms are compared with")
+    plain = found.pop(plain_path)
+    baseline = plain.forms[0]
+    rows, shared = [Row(PLAIN, baseline, 1.0)], _shared(plain, baseline)
+    for path, measured in found.items():
+        for form in measured.forms:
+            if _shared(measured, form) != shared:
+                raise DataError(f"{path}: other masks, steps or seeds than {plain_path}; delete both and run the workflow again")
+            ours, theirs = ({who: one.column(who, "mIoU") for who in ("judge", "critic")} for one in (form, baseline))
+            gains = {who: paired_difference(ours[who], theirs[who]) for who in ours}
+            each = {who: [a - b for a, b in zip(ours[who], theirs[who], strict=True)] for who in ours}
+            ahead = paired_difference(each["critic"], each["judge"])
+            slower = form.seconds_per_image / baseline.seconds_per_image
+            rows.append(Row(measured.preset, form, slower, gains["judge"], gains["critic"], ahead))
+    return Comparison(rows, plain.masks, plain.num_steps, [one.seed for one in baseline.seeds])
+
+
+def _read(path: Path) -> Measured:
+    content = read_json(path)
+    try:
+        return Measured.model_validate(content)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'all of it'}: {fault['msg']}" for fault in error.errors()]
+        raise DataError(f"{path}: {'; '.join(faults[:3])}; delete it and run the workflow again") from None
+
+
+def _shared(measured: Measured, form: Form) -> tuple:
+    return measured.masks, measured.num_steps, [one.seed for one in form.seeds]
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def best_form(comparison: Comparison) -> Finding:
+    """Which form the judge likes best, and whether that is more than noise and more than the critic's own taste."""
+    plain, *rows = comparison.rows
+    level = number(plain.spread("judge", "mIoU")[0])
+    question = "Which form of the correction makes samples show their masks best?"
+    rows = [row for row in rows if not math.isnan(row.gain.mean)]
+    if not rows:
+        return Finding(question, "Open: no form has a defined mIoU by the judge", "open")
+    best = max(rows, key=lambda row: row.gain.mean)
+    if best.gain.mean > 0:
+        mean = number(best.spread("judge", "mIoU")[0])
+        headline = f"{best.name} has the highest mIoU by the judge, {mean}: against plain sampling ({level}) it {said(best.gain)}"
+    else:
+        headline = f"No form has a higher mIoU by the judge than plain sampling ({level}): the closest, {best.name}, {said(best.gain)}"
+    tone = {"higher": "good", "lower": "bad"}.get(best.gain.verdict, "open")
+    return Finding(question, headline, tone, [*_of_critic(best), *_of_others(best, rows)])
+
+
+def _of_critic(best: Row) -> list[str]:
+    ahead = best.critic_ahead
+    if math.isnan(ahead.mean):
+        return []
+    own = f"By the guiding critic the same samples change by {number(best.critic_gain.mean, True)} points"
+    if ahead.verdict == "higher":
+        span = f"95 % interval {number(ahead.low, True)} to {number(ahead.high, True)}"
+        return [f"{own}, {points(ahead.mean)} more than by the judge ({span}): the samples were optimised against it."]
+    if ahead.verdict == "within noise":
+        return [f"{own}; its distance to the judge's change is within noise."]
+    return [f"{own}."]
+
+
+def _of_others(best: Row, rows: list[Row]) -> list[str]:
+    """The forms that these seeds cannot tell from the best, by pairs of the same seed."""
+    ours = best.form.column("judge", "mIoU")
+    others = [row for row in rows if row is not best]
+    if not others or len(ours) < 2:
+        return []
+    alike: dict[str, list[str]] = {}
+    for row in others:
+        if paired_difference(ours, row.form.column("judge", "mIoU")).verdict == "within noise":
+            alike.setdefault(row.preset, []).append(str(row.form.steps))
+    if not alike:
+        return ["Every other form is below it by more than noise."]
+    named = [f"{preset} with {' or '.join(counts)}" for preset, counts in alike.items()]
+    return [f"Within noise of it, by corrected steps: {', '.join(named)}."]
