@@ -338,7 +338,7 @@ class Sampler(Section):
     guidance_scale: float = Field(1.0, ge=1, description="classifier-free guidance; above 1 the generator needs caption_dropout")
     pad: bool = Field(False, description="pad masks that the latent grid does not divide, and crop their images; false: refuse them")
     compile: Literal["default", "reduce-overhead"] | None = Field(
-        None, description="torch.compile of the networks; reduce-overhead: with CUDA graphs"
+        None, description="torch.compile of the transformer's blocks; reduce-overhead: with CUDA graphs"
     )
     critic_decoder: str | None = Field(
         None, description="folder of a smaller diffusers decoder for the same latents, which the critic looks through; null: the VAE"

@@ -239,6 +239,7 @@ def test_a_critic_is_a_function_or_has_a_method_logits(pipeline, critic):
     assert torch.equal(one.images, other.images)
 
 
+@pytest.mark.slow
 def test_compiled_networks_draw_the_same():
     pipeline, compiled = tiny_pipeline(), tiny_pipeline()
     compiled.compile_networks()
