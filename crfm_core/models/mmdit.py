@@ -64,6 +64,16 @@ def _join(tokens: Sequence[Tensor]) -> Tensor:
     return torch.cat(tokens, 1) if len(tokens) > 1 else tokens[0]  # ``cat`` copies even a single tensor
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm, which has a kernel of its own; in float64 with the mean square in float32, as diffusers computes it, so
+    that both can be compared to the last digits."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.dtype != torch.float64:
+            return super().forward(tokens)
+        return tokens * torch.rsqrt(tokens.float().square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
 class Attention(nn.Module):
     """One branch's query, key, value and output maps, with RMSNorm of each head's queries and keys."""
 
@@ -74,7 +84,7 @@ class Attention(nn.Module):
             self.to_q = nn.Linear(dim, dim)
         self.to_k, self.to_v = nn.Linear(dim, dim), nn.Linear(dim, dim)
         for name in ("norm_q", "norm_k") if asks else ("norm_k",):
-            setattr(self, name, nn.RMSNorm(dim // heads, eps=EPS) if qk_norm else nn.Identity())
+            setattr(self, name, RMSNorm(dim // heads, eps=EPS) if qk_norm else nn.Identity())
         if answers:
             self.to_out = nn.Linear(dim, dim)
 

@@ -378,4 +378,5 @@ def open_decoder(folder: Path | str) -> torch.nn.Module:
         raise WeightsError(f"{folder}: holds a {name}; critic_decoder needs one of {', '.join(kinds)}")
     check_weights(folder, kinds[name])
     decoder = kinds[name].from_pretrained(str(folder), local_files_only=True).requires_grad_(False).eval()
-    return decoder.to(memory_format=torch.channels_last)
+    speed_up(decoder)
+    return decoder
