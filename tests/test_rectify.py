@@ -89,8 +89,8 @@ def test_the_gradient_images_and_critics_input_are_the_reference_ones(reference,
     assert torch.allclose(alone, reference.numbers[f"out/{tag}/noclamp_bigstep_first_sample_alone"], rtol=0, atol=wide)
     velocity, latents, sigma = (reference.numbers[f"in/{name}"].to(dtype) for name in ("v", "z_t", "sigma"))
     images = decode_latents(latents - sigma[:, None, None, None] * velocity, reference.vae)
-    expected = reference.numbers[f"mid/{tag}/image"]  # reaches 22, where the next float32 is 2e-6 away
-    assert torch.allclose(images, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+    expected = reference.numbers[f"mid/{tag}/image"]  # reaches 22, where the next float32 is 2e-6 away: processors differ by more
+    assert torch.allclose(images, expected, rtol=0, atol=tolerance if dtype is torch.float64 else tolerance * expected.abs().max().item())
 
 
 class Case:

@@ -20,7 +20,7 @@ from crfm_core import DataError, WeightsError
 from crfm_core.data.rasters import describe, write_raster
 from crfm_core.files import seed_of, sha256_of
 from crfm_core.models.latent_space import decode_latents, downscaling
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.mask_encoding import IGNORE, mask_latents
 from crfm_core.sampling.correction import Corrector
 from crfm_core.sampling.flow import euler_step, noise_levels
 from crfm_core.sampling.pipeline import Guide, MaskToImagePipeline, open_decoder, open_generator
@@ -29,8 +29,6 @@ from crfm_core.segmentor.critic import load_critic
 from crfm_core.settings import Captions, Sampler
 from crfm_core.text.captions import caption_of
 from crfm_core.text.encoders import TextEncoders
-
-IGNORE = 255
 
 #: Share of a window that it has in common with the next one, at least.
 OVERLAP = 0.5
