@@ -1,4 +1,4 @@
-"""Base model folders: what is missing from one, and fetching one from a hub that this file serves on the loopback."""
+"""Base model folders: what is missing from one, and fetching one, or another repository, from a hub on the loopback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,17 +20,18 @@ import pytest
 import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from loopback_hub import NEXT_REVISION, REVISION, Hub, contents, fetched, serve_hub, stop
 from tiny_models import tiny_sd3, tiny_text_parts, tiny_vae
 
-from crfm_core import ResourceError, WeightsError
+import crfm_core.hub
+from crfm_core import DataError, ResourceError, WeightsError
 from crfm_core.checkpoints import base_folder, check_base_model
 from crfm_core.files import sha256_of, write_json
-from crfm_core.hub import fetch_base_model
+from crfm_core.hub import fetch_base_model, fetch_repository
 from crfm_core.settings import HubBase
 
 ROOT = Path(__file__).parents[1]
-REPO, REVISION, NEXT_REVISION, TOKEN = "someone/tiny-sd3", "a" * 40, "b" * 40, "hf_VerySecretToken"
+REPO, TOKEN = "someone/tiny-sd3", "hf_VerySecretToken"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 NOT_NEEDED = (
     "README.md", ".gitattributes", "tiny_sd3.safetensors", "pipeline.py", "text_encoders/clip_l.safetensors",
@@ -60,118 +61,14 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-class Hub(ThreadingHTTPServer):
-    """Speaks the hub's protocol for one repository: listing, resolving, ranges; large files lie on another host."""
-
-    daemon_threads = True
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        decoys = dict.fromkeys(NOT_NEEDED, b"not wanted")
-        self.revisions = {REVISION: files | decoys}
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
-        self.elsewhere = f"http://localhost:{self.server_port}"  # another host to a client
-        self.wanted_token: str | None = None
-        self.refusal: tuple[int, str] | None = None  # status and error code of every download
-        self.spoilt: dict[str, bytes] = {}  # served in place of what is listed
-        self.cut: dict[str, int] = {}  # bytes after which the connection breaks, once; then the file cannot be had
-        self.broken: set[str] = set()
-        self.requests: list[tuple[str, str, str | None, str | None]] = []  # host, path, range, authorization
-
-    def downloads(self) -> list[tuple[str, str | None]]:
-        """Names of the files that were asked for, and the ranges."""
-        return [(path.split("/", 5)[-1], ranges) for _, path, ranges, _ in self.requests if path.startswith(f"/{REPO}/resolve/")]
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def reply(self, status: int, body: bytes = b"", cut: int | None = None, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body if cut is None else body[:cut])
-        self.close_connection = cut is not None
-
-    def do_GET(self) -> None:
-        hub, path = self.server, self.path.split("?")[0]
-        hub.requests.append((self.headers["Host"].split(":")[0], path, self.headers["Range"], self.headers["Authorization"]))
-        if hub.wanted_token and not path.startswith("/cdn/") and self.headers["Authorization"] != f"Bearer {hub.wanted_token}":
-            return self.reply(401, b'{"error": "Invalid username or password."}')
-        listing = re.fullmatch(r"/api/models/(.+)/revision/(\w+)", path)
-        resolve = re.fullmatch(r"/(.+?)/resolve/(\w+)/(.+)", path)
-        if listing and listing[1] == REPO and listing[2] in hub.revisions:
-            assert self.path.endswith("?blobs=true"), "sizes and hashes are asked for"
-            siblings = [self.describe(name, body) for name, body in hub.revisions[listing[2]].items()]
-            return self.reply(200, json.dumps({"id": REPO, "sha": listing[2], "siblings": siblings}).encode())
-        if listing:
-            return self.reply(404, X_Error_Code="RevisionNotFound" if listing[1] == REPO else "RepoNotFound")
-        if resolve and hub.refusal:
-            return self.reply(hub.refusal[0], X_Error_Code=hub.refusal[1])
-        if resolve and resolve[3].endswith(".safetensors"):
-            return self.reply(302, Location=f"{hub.elsewhere}/cdn/{resolve[2]}/{resolve[3]}", X_Repo_Commit=resolve[2])
-        revision, name = (resolve[2], resolve[3]) if resolve else path.removeprefix("/cdn/").split("/", 1)
-        return self.serve(name, hub.spoilt.get(name, hub.revisions[revision][name]), revision)
-
-    def serve(self, name: str, body: bytes, revision: str) -> None:
-        if name in self.server.broken:
-            return self.reply(500)
-        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X_Repo_Commit": revision}
-        begin = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "bytes=0-")[1])
-        if begin:
-            headers["Content_Range"] = f"bytes {begin}-{len(body) - 1}/{len(body)}"
-        cut = self.server.cut.pop(name, None)
-        if cut is not None:
-            self.server.broken.add(name)
-        return self.reply(206 if begin else 200, body[begin:], cut, **headers)
-
-    @staticmethod
-    def describe(name: str, body: bytes) -> dict:
-        large = (
-            {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 130} if name.endswith(".safetensors") else None
-        )
-        blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-        return {"rfilename": name, "size": len(body), "blobId": blob} | ({"lfs": large} if large else {})
-
-
 @pytest.fixture
 def hub(model, monkeypatch) -> Iterator[Hub]:
-    server = Hub(contents(model))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
-    close_session()
-    yield server
-    close_session()
-    server.shutdown()
-    server.server_close()
-
-
-def stop(hub: Hub) -> None:
-    close_session()  # connections that are open would still be answered
-    hub.shutdown()
-    hub.server_close()
+    with serve_hub(Hub(contents(model) | dict.fromkeys(NOT_NEEDED, b"not wanted"), REPO), monkeypatch) as hub:
+        yield hub
 
 
 def base(folder: Path, **changes: str) -> HubBase:
     return HubBase(**({"kind": "hub", "repo": REPO, "revision": REVISION, "path": str(folder / "sd3")} | changes))
-
-
-def fetched(folder: Path) -> dict[str, bytes]:
-    return {name: body for name, body in contents(folder).items() if name not in (".lock", "fetched.json")}
 
 
 # ----------------------------------------------------------------------------------------------------------------- fetching
@@ -341,8 +238,9 @@ def test_without_a_network_the_message_says_where_to_run_what(hub, tmp_path, mon
         fetch_base_model(base(tmp_path), command="make it")
 
 
-def test_an_endpoint_that_is_no_hub_is_named(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(json, "dumps", lambda _: "<html>Please log in to the guest network</html>")
+@pytest.mark.parametrize("answer", [b"<html>Please log in to the guest network</html>", b"{}", b"[1]", b'{"id": "a/b", "sha": "main"}'])
+def test_an_endpoint_that_is_no_hub_is_named(hub, tmp_path, answer):
+    hub.listing = answer
     with pytest.raises(WeightsError, match=f"{hub.endpoint} does not answer as a model hub .* check HF_ENDPOINT and the network"):
         fetch_base_model(base(tmp_path))
 
@@ -381,6 +279,127 @@ def test_the_rule_fetches_alone_also_where_no_gpu_is_and_says_how_when_there_is_
     assert fetched(base_folder(tmp_path / "results" / "base_model.json")) == contents(model)
     assert TOKEN not in done.stdout + done.stderr
     assert not [name for name, body in contents(tmp_path).items() if TOKEN.encode() in body]
+
+
+# ------------------------------------------------------------------------------------------------------ other repositories
+
+
+DATA, FILES = "someone/data", {"a/b c/1.png": b"one", "a/2.png": b"two", "README.md": b"Read me.", "code.py": b"not wanted"}
+WANTED = {name: body for name, body in FILES.items() if name != "code.py"}
+
+
+@pytest.fixture
+def data_hub(monkeypatch) -> Iterator[Hub]:
+    with serve_hub(Hub(dict(FILES), DATA, "dataset"), monkeypatch) as hub:
+        hub.page = 2
+        yield hub
+
+
+def fetch_data(folder: Path, revision: str = "main", **changes: object) -> Path:
+    options = {"repo_type": "dataset", "needed": lambda name: not name.endswith(".py"), "key": "source", "place": "root"}
+    return fetch_repository(DATA, revision, folder / "data", **options | changes)
+
+
+def test_a_dataset_is_fetched_from_its_branch_and_stays_at_the_commit_that_it_had_then(data_hub, tmp_path):
+    folder = fetch_data(tmp_path)
+    assert fetched(folder) == WANTED
+    record = json.loads((folder / "fetched.json").read_text())
+    assert (record["repo"], record["asked"], record["revision"]) == (DATA, "main", REVISION) and set(record["files"]) == set(WANTED)
+    data_hub.branches["main"], data_hub.revisions[NEXT_REVISION] = NEXT_REVISION, FILES | {"README.md": b"Read it anew."}
+    data_hub.requests.clear()
+    fetch_data(tmp_path), fetch_data(tmp_path, REVISION)
+    assert data_hub.requests == [], "neither by the branch's name nor by the commit's is there anything to ask"
+    (folder / "a/2.png").unlink()
+    fetch_data(tmp_path)
+    assert fetched(folder) == WANTED and json.loads((folder / "fetched.json").read_text()) == record
+    fetch_data(tmp_path, NEXT_REVISION)
+    assert fetched(folder) == WANTED | {"README.md": b"Read it anew."}
+
+
+def test_a_commit_that_a_branch_was_fixed_to_and_that_is_gone_is_named_with_the_record_to_delete(data_hub, tmp_path):
+    data_hub.broken.add("README.md")
+    with pytest.raises(DataError, match="status 500"):
+        fetch_data(tmp_path)
+    data_hub.broken.clear()
+    data_hub.branches["main"], data_hub.revisions = NEXT_REVISION, {NEXT_REVISION: dict(FILES)}
+    with pytest.raises(DataError) as caught:
+        fetch_data(tmp_path)
+    record = tmp_path / "data" / "fetched.json"
+    assert str(caught.value) == (
+        f"source.revision: {DATA} has no revision main; take one of {data_hub.endpoint}/datasets/{DATA}/commits/main, or delete {record}, "
+        f"which fixed it to {REVISION}"
+    )
+    shutil.rmtree(tmp_path / "data")
+    assert fetched(fetch_data(tmp_path)) == WANTED
+
+
+def test_small_files_are_fetched_several_at_a_time_and_large_ones_one_after_the_other(data_hub, tmp_path, monkeypatch):
+    data_hub.gathering = threading.Barrier(3)  # none is answered before all three were asked for
+    assert fetched(fetch_data(tmp_path)) == WANTED
+    asked = []
+
+    def wait(_: float) -> None:
+        time.sleep(0.05)  # long enough for another to ask
+        asked.append(len(data_hub.downloads()))
+
+    monkeypatch.setattr(crfm_core.hub, "SMALL", 0)
+    data_hub.gathering = SimpleNamespace(wait=wait)
+    data_hub.requests.clear()
+    assert fetched(fetch_data(tmp_path / "other")) == WANTED and asked == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../evil.png", "leads upwards"),
+        ("a/../../evil.png", "leads upwards"),
+        ("/tmp/evil.png", "is absolute"),
+        ("a\\evil.png", "holds a backslash"),
+        ("C:evil.png", "begins with a drive letter"),
+        ("a\nevil.png", "holds control characters"),
+        ("fetched.json", "is one of ours"),
+        (".partial/evil.png", "is one of ours"),
+    ],
+)
+def test_a_file_whose_name_leads_out_of_the_folder_is_refused_before_anything_is_fetched(data_hub, tmp_path, name, why):
+    data_hub.revisions[REVISION][name] = b"?"
+    with pytest.raises(DataError) as caught:
+        fetch_data(tmp_path)
+    assert str(caught.value) == f"source.repo: {DATA} lists a file {name!r}, whose name {why}; nothing of it is fetched"
+    assert not data_hub.downloads() and fetched(tmp_path) == {"data/.lock": b""}
+    fetch_data(tmp_path, needed=lambda other: other != name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "served", "message"),
+    [
+        ({"needed": lambda name: False}, {}, f"source.repo: {DATA} at {REVISION} holds none of the files that are needed; give another"),
+        ({"revision": "other"}, {}, f"source.revision: {DATA} has no revision other; take one of ENDPOINT/datasets/{DATA}/commits/main"),
+        ({"repo_type": "model"}, {}, f"source.repo: ENDPOINT has no {DATA} that may be read with this HF_TOKEN"),
+        ({}, {"refusal": (403, "GatedRepo")}, f"source.repo: {DATA} is gated and HF_TOKEN is not set; accept its licence at"),
+        ({}, {"wanted_token": "hf_other"}, f"ENDPOINT wants a token for {DATA}, or has no such dataset; set HF_TOKEN"),
+        ({"key": "captions.model"}, {"refusal": (503, "")}, "captions.model.repo: ENDPOINT/datasets/someone/data answered with status 503"),
+    ],
+)  # fmt: skip
+def test_messages_name_the_key_and_the_kind_of_repository(data_hub, tmp_path, changes, served, message):
+    for name, value in served.items():
+        setattr(data_hub, name, value)
+    with pytest.raises((DataError, WeightsError)) as caught:
+        fetch_data(tmp_path, **changes)
+    assert message.replace("ENDPOINT", data_hub.endpoint) in str(caught.value)
+    assert isinstance(caught.value, WeightsError if changes.get("repo_type") == "model" else DataError)
+
+
+def test_a_folder_that_cannot_be_written_and_a_file_that_is_another_are_named_by_their_key(data_hub, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        ResourceError, match=r"^source\.root: .*Not a directory.*; free some space there or set it to another folder, then run"
+    ):
+        fetch_data(tmp_path / "file")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").write_bytes(b"Mine.")
+    with pytest.raises(DataError, match=r"^source\.root: \S+README\.md is there already .*; delete it, set another path, or do without$"):
+        fetch_data(tmp_path, instead="do without")
 
 
 # ----------------------------------------------------------------------------------------------------------------- checking
