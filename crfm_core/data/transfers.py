@@ -1,0 +1,240 @@
+"""One file from an address: a download that continues where it was stopped and is checked before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from tqdm import tqdm
+
+from crfm_core import DataError, ResourceError, __version__
+from crfm_core.files import require_disk
+
+TIMEOUT = (30, 60)  #: seconds to wait for a connection, and for the next bytes
+RETRIES = 5  #: times that nothing new may come, one after the other
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  #: seconds before the first retry, doubled for each further one, and the most of them
+REDIRECTS = 10
+BLOCK = 1 << 16
+ANOTHER_DISK = "set source.root to a folder on another disk"
+
+
+class _PassingError(Exception):
+    """What may be otherwise the next time: no connection, a busy server, a body that ended early."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait  # seconds that the server asks for
+
+
+def fetch(
+    url: str,
+    path: Path | str,
+    *,
+    md5: str | None = None,
+    sha256: str | None = None,
+    size: int | None = None,
+    space: float = 1.0,
+    command: str = "fetch",
+) -> Path:
+    """Download ``url`` to ``path`` and return ``path``; nothing is fetched when the file is there with the right size and checksums.
+
+    What has come is kept in ``path`` + ".part", and a later call continues it where the server serves ranges. The file gets its name when
+    its length is what the server said (and ``size``) and ``md5`` and ``sha256`` are right. Broken connections, timeouts and busy
+    servers are tried again, until nothing new came :data:`RETRIES` times. Only https is used, also after redirects (http on this
+    machine itself); proxies are those of the environment. ``space`` is the disk to find free, in sizes of the file. ``command`` is what
+    messages tell to run again. One process at a time may do this for the same ``path``.
+
+    Raises DataError (no network, refused, wrong content) and ResourceError (the disk). Messages hold addresses without what follows
+    "?" and without names and passwords.
+    """
+    path, shown, again = Path(path), _shown(url), f"run `{command}` again"
+    _check_address(url, shown)
+    wanted = {name: value for name, value in (("md5", md5), ("sha256", sha256)) if value}
+    if path.is_file():
+        if fault := _fault(path, size, wanted):
+            raise DataError(f"{path}: {fault}; delete it to have it fetched from {shown}")
+        return path
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _complete(url, part, size, space, command)
+        if fault := _fault(part, size, wanted):
+            part.unlink()
+            raise DataError(f"{shown}: what came {fault}; it is deleted, {again}, and if it comes again check the address")
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: {error}; free some space there or {ANOTHER_DISK}, then {again}, it continues where it stopped"
+        ) from None
+    return path
+
+
+def _fault(path: Path, size: int | None, wanted: dict[str, str]) -> str:
+    """What is wrong with a file, by its size and its checksums by name; "" if nothing is."""
+    if size is not None and path.stat().st_size != size:
+        return f"has {path.stat().st_size} bytes, expected {size}"
+    for name, expected in wanted.items():
+        digest = hashlib.new(name, usedforsecurity=False)
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != expected.lower():
+            return f"has the {name} {digest.hexdigest()}, expected {expected.lower()}"
+    return ""
+
+
+def _complete(url: str, part: Path, size: int | None, space: float, command: str) -> None:
+    """Ask until ``part`` holds all of the file, as far as its length tells."""
+    failures = furthest = 0
+    while True:
+        begin = part.stat().st_size if part.exists() else 0
+        if size is not None and begin == size:
+            return
+        if size is not None and begin > size:
+            part.unlink()
+            begin = 0
+        try:
+            _continue(url, part, begin, size, space)
+            return
+        except _PassingError as error:
+            reached = part.stat().st_size if part.exists() else 0
+            failures = 0 if reached > furthest else failures + 1  # a server that begins anew each time brings nothing new
+            furthest = max(furthest, reached)
+            if failures > RETRIES:
+                raise DataError(
+                    f"{_shown(url)}: {error}, and nothing new came in {failures} tries; where there is a network, such as the login node "
+                    f"of a cluster, run `{command}` again, it continues where it stopped; or put the file at {part.with_suffix('')}"
+                ) from None
+            wait = min(max(PAUSE * 2 ** max(failures - 1, 0), error.wait), LONGEST_PAUSE)
+            print(f"{_shown(url)}: {error}; trying again in {wait:.0f} s", flush=True)
+            time.sleep(wait)
+
+
+def _continue(url: str, part: Path, begin: int, size: int | None, space: float) -> None:
+    """One request for what follows the first ``begin`` bytes. Returns when all has come."""
+    shown = _shown(url)
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"crfm_core/{__version__}"} | ({"Range": f"bytes={begin}-"} if begin else {})
+    with _answer(url, headers) as answer:
+        status = answer.status_code
+        if status == 416 and begin:
+            if answer.headers.get("Content-Range", "").replace(" ", "") == f"bytes*/{begin}":
+                return  # it was whole
+            part.unlink()
+            raise _PassingError(f"has nothing after byte {begin}")
+        if status in (408, 429) or status >= 500:
+            wait = answer.headers.get("Retry-After", "")
+            raise _PassingError(f"answered with status {status}", float(wait) if wait.isdigit() else 0.0)
+        if status not in (200, 206):
+            raise DataError(f"{shown}: answered with status {status}; check the address, and whether the file is still published there")
+        if (encoding := answer.headers.get("Content-Encoding", "identity")) != "identity":
+            raise DataError(f"{shown}: comes encoded as {encoding}, which was not asked for; check the address and the proxy")
+        if status == 200:
+            begin = 0  # the server does not serve ranges
+        total = _total(answer, begin, shown)
+        if size is not None and total not in (None, size):
+            raise DataError(f"{shown}: has {total} bytes there, expected {size}; another file has taken its place")
+        require_disk(part.parent, round(space * (total or 0)) - begin, ANOTHER_DISK)
+        _append(answer, part, begin, total, shown)
+
+
+def _total(answer: requests.Response, begin: int, shown: str) -> int | None:
+    """The length of the whole file as the answer says it, if it does."""
+    if answer.status_code == 200:
+        length = answer.headers.get("Content-Length", "")
+        return int(length) if length.isdigit() else None
+    given = answer.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", given.strip())
+    if not found or not begin or int(found[1]) != begin or not begin <= int(found[2]) < int(found[3]):
+        raise DataError(
+            f"{shown}: answers a request from byte {begin} on with Content-Range {given!r}; delete the .part file, or fetch it by hand"
+        )
+    return int(found[3])
+
+
+def _append(answer: requests.Response, part: Path, begin: int, total: int | None, shown: str) -> None:
+    """Write the body to ``part`` after its first ``begin`` bytes."""
+    bar = {"desc": part.stem, "unit": "B", "unit_scale": True, "disable": None}
+    with part.open("ab" if begin else "wb") as out, tqdm(initial=begin, total=total, **bar) as progress:
+        for block in _blocks(answer):
+            out.write(block)
+            progress.update(len(block))
+        found = out.tell()
+    if total is not None and found < total:
+        raise _PassingError(f"ended after {found} of {total} bytes")
+    if total is not None and found > total:
+        part.unlink()
+        raise DataError(f"{shown}: sent {found} bytes and said that the file has {total}; what came is deleted, fetch it by hand")
+
+
+def _blocks(answer: requests.Response) -> Iterator[bytes]:
+    """The body as it comes. Asked for whole blocks, the library would lose what came of one before a connection broke."""
+    try:
+        while block := answer.raw.read1(BLOCK, decode_content=False):
+            yield block
+    except urllib3.exceptions.HTTPError as error:
+        raise _PassingError(_cause(error)) from None
+
+
+@contextlib.contextmanager
+def _answer(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+    """The answer to a request, after redirects that each must lead to a permitted address."""
+    start = url
+    with requests.Session() as session:
+        for _ in range(REDIRECTS + 1):
+            shown = _shown(url)
+            try:
+                answer = session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=TIMEOUT)
+            except requests.exceptions.SSLError as error:
+                raise DataError(
+                    f"{shown}: cannot be reached safely ({_cause(error)}); REQUESTS_CA_BUNDLE names a proxy's own certificates"
+                ) from None
+            except requests.RequestException as error:
+                if isinstance(error, ValueError):  # not a matter of the network
+                    raise DataError(f"{shown}: cannot be asked for ({type(error).__name__}); check the address and the proxy") from None
+                raise _PassingError(f"cannot be reached ({_cause(error)})") from None
+            with answer:
+                if not answer.is_redirect:
+                    yield answer
+                    return
+            url = urljoin(url, answer.headers["Location"])
+            _check_address(url, f"{_shown(start)} leads to {_shown(url)}", from_here=_is_here(start))
+        raise DataError(f"{_shown(start)}: leads on more than {REDIRECTS} times; check the address, and whether the network wants a login")
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason; the outer ones repeat addresses with all that is secret in them."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _shown(url: str) -> str:
+    """An address for messages: without name and password, and without what follows "?"."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _check_address(url: str, shown: str, from_here: bool = True) -> None:
+    """Refuse what is not https, except for this machine itself; nothing elsewhere may lead back to it."""
+    parts = urlsplit(url)
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(url) and from_here)):
+        raise DataError(f"{shown}: only https is fetched from; check the address, and whether the network wants a login")
+
+
+def _is_here(url: str) -> bool:
+    """Whether the address is on the loopback."""
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

@@ -1,0 +1,12 @@
+"""Fetch a published dataset unless it is there: its section of the configuration in, its folder and a note of what it is out."""
+
+from job import job
+
+with job(snakemake):
+    from pathlib import Path
+
+    from crfm_core.data.downloads import fetch_dataset
+    from crfm_core.settings import Dataset
+
+    command = f"snakemake --cores 1 {snakemake.output.note}"
+    fetch_dataset(Dataset(**snakemake.params.dataset), Path.cwd(), Path(snakemake.output.note), command)
