@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,25 +18,59 @@ from crfm_core import DataError, ResourceError
 
 
 @contextlib.contextmanager
+def _disk_faults_named(target: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk says while ``target`` is written into a ResourceError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(f"{target}: could not be written whole ({error.strerror}); free some space on its disk") from None
+        if error.errno == errno.EROFS or error.errno in (errno.EACCES, errno.EPERM) and str(target.parent) in str(error.filename):
+            raise ResourceError(
+                f"{target}: may not be written ({error.strerror}); set `results` to a folder that you may write to"
+            ) from None
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` (same suffix) that is renamed onto it when the block succeeds.
 
     The block may create a file or a folder there. If it raises, whatever it left is removed and ``target`` is untouched.
+    Raises ResourceError when the disk is full or may not be written.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        aside = holder / target.name
-        yield aside
-        if aside.is_dir() and target.is_dir():
-            shutil.rmtree(target)
-        elif aside.is_file():
-            with aside.open("rb") as handle:
-                os.fsync(handle.fileno())
-        os.replace(aside, target)
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
+    with _disk_faults_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            aside = holder / target.name
+            yield aside
+            if aside.is_dir() and target.is_dir():
+                shutil.rmtree(target)
+            elif aside.is_file():
+                with aside.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            os.replace(aside, target)
+        finally:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_bytes(target: Path | str, content: bytes) -> None:
+    """Write a file aside and rename it, without waiting for the disk: for many files whose manifest, written last, says they are whole."""
+    target = Path(target)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    with _disk_faults_named(target):
+        try:
+            try:
+                aside.write_bytes(content)
+            except FileNotFoundError:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside.write_bytes(content)
+            os.replace(aside, target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def write_text(target: Path | str, text: str) -> None:

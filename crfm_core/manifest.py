@@ -58,12 +58,16 @@ def paths_of(manifest: Path | str, table: pd.DataFrame, column: str, root: Path 
     results folder): DataError names the offending row.
     """
     folder, root = Path(manifest).resolve().parent, Path(root).resolve()
-    found = []
+    found, folders = [], {}
     for tile_id, relative in zip(table.tile_id, table[column], strict=True):
         try:
             if Path(relative).is_absolute():
                 raise DataError(f"path {relative!r} is absolute")
-            found.append(inside(root, str((folder / relative).resolve())))
+            head, name = os.path.split(relative)
+            if head not in folders:  # a manifest of many tiles has few folders, and resolving each path takes a while
+                folders[head] = inside(root, str((folder / head).resolve()))
+            path = folders[head] / name
+            found.append(inside(root, str(path.resolve())) if name in ("", "..") or path.is_symlink() else path)
         except DataError as error:
             raise DataError(f"{manifest}: row {tile_id}: {error}") from None
     return found

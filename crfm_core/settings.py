@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from crfm_core import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="a name used in file paths")]
 Positive = Annotated[int, Field(gt=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Section(BaseModel):
@@ -49,12 +50,124 @@ class FolderSplit(Section):
 
 
 class FolderSource(Section):
-    """Images and label rasters (ids) in a folder; any format that rasterio reads."""
+    """Images and label rasters on the same grid, as ids or as colours, in a folder; any format that rasterio reads."""
 
     kind: Literal["folder"]
     root: str = Field(description="the folder; relative to where the workflow runs")
-    splits: dict[Name, FolderSplit] = Field(description="split name to its files")
+    splits: dict[Name, FolderSplit] | None = Field(None, description="split name to its files; or images and labels, and a section split")
+    images: str | None = Field(None, description="glob of all images, where the section split makes the splits")
+    labels: str | None = Field(None, description="glob of all label rasters")
     label_suffix: str = Field("", description="what the label's stem has after the image's stem, e.g. _label")
+    exclude: list[str] = Field([], description="globs below the root of images to leave out")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FolderSource:
+        if (self.images is None) != (self.labels is None) or (self.splits is None) == (self.images is None):
+            raise ValueError("splits: give splits with images and labels each, or images and labels for all scenes and a section split")
+        return self
+
+
+class GeotiffSource(Section):
+    """Georeferenced scenes, and labels that lie elsewhere: rasters of another grid, or polygons with an attribute."""
+
+    kind: Literal["geotiff"]
+    root: str = Field(description="the folder; relative to where the workflow runs")
+    splits: dict[Name, str] | None = Field(None, description="split name to a glob of its scenes; or images, and a section split")
+    images: str | None = Field(None, description="glob of all scenes, where the section split makes the splits")
+    labels: list[str] = Field(min_length=1, description="globs of label rasters or vector files; later ones lie over earlier ones")
+    attribute: str | None = Field(None, description="vector labels: the field that tells the class; its values are the keys of label_map")
+    layer: str | None = Field(None, description="vector labels: the layer; null: the only one")
+    background: int = Field(255, description="training id of ground that no label covers; 255: ignored")
+    exclude: list[str] = Field([], description="globs below the root of scenes to leave out")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GeotiffSource:
+        if (self.splits is None) == (self.images is None):
+            raise ValueError("splits: give splits with a glob each, or images for all scenes and a section split")
+        return self
+
+
+class ReleasedSource(Section):
+    """What the authors' released code reads: an index.jsonl of label, image and prompt per split.
+
+    ``captions: {kind: given}`` takes the prompts.
+    """
+
+    kind: Literal["released"]
+    root: str = Field(description="the folder that the paths in the index count from")
+    splits: dict[Name, str] = Field(description="split name to its index file below the root")
+
+
+class LoveDASource(Section):
+    """LoveDA in its official layout, downloaded from its Zenodo record when it is not there."""
+
+    kind: Literal["loveda"]
+    root: str = Field("data/LoveDA", description="the folder that holds, or will hold, Train/ and Val/")
+    download: bool = Field(True, description="fetch what is missing; false: refuse to start without it")
+
+
+class FusuSource(Section):
+    """FUSU in either of its layouts, downloaded from the model hub when it is not there."""
+
+    kind: Literal["fusu"]
+    root: str = Field("data/FUSU", description="the folder that holds, or will hold, im1/ and im1_label/, or train/im1/, train/label1/ ...")
+    download: bool = Field(True, description="fetch what is missing; false: refuse to start without it")
+    repo: str = Field("sp-juni/FUSU-Fine_grained_Urban_Semantic_Understanding", pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = Field("main", pattern=r"^[\w./-]+$", description="commit; a branch is fixed to its commit by the first download")
+    date: Literal[1, 2] = Field(1, description="which of the two dates: im1 or im2")
+    splits: list[Name] | None = Field(None, description="folders train, val, test if the copy has them; null: the section split makes them")
+
+
+class GroupSplit(Section):
+    """Splits that keep together what belongs together."""
+
+    by: Literal["group"]
+    group: str = Field(
+        "folder", description="folder (what the globs' folder wildcards stand for) | scene | a regular expression with one group, "
+        "searched in the image's path below the root"
+    )  # fmt: skip
+    shares: dict[Name, Annotated[float, Field(gt=0)]] = Field(min_length=2, description="split name to its share of the scenes")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_group(self) -> GroupSplit:
+        if self.group not in ("folder", "scene"):
+            try:
+                groups = re.compile(self.group).groups
+            except re.error as error:
+                raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from None
+            if groups != 1:
+                raise ValueError(f"group: allowed are folder, scene, or a regular expression with one group (found {self.group!r})")
+        return self
+
+
+class BlockSplit(Section):
+    """Splits of ground: square blocks, each wholly in one split, with ground left out between blocks of different splits."""
+
+    by: Literal["blocks"]
+    block: Positive = Field(description="least side of a block in pixels of the tiles")
+    buffer: int = Field(0, ge=0, description="pixels left out between blocks of different splits")
+    shares: dict[Name, Annotated[float, Field(gt=0)]] = Field(min_length=2, description="split name to its share of the ground")
+    seed: int = 0
+
+
+class Scale(Section):
+    """From any depth to 0...255, each band by two percentiles of its valid pixels."""
+
+    low: float = Field(2.0, ge=0, lt=100, description="percentile that becomes 0")
+    high: float = Field(98.0, gt=0, le=100, description="percentile that becomes 255")
+    over: Literal["scene", "dataset"] = Field("scene", description="percentiles of each scene, or of the training split's scenes together")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Scale:
+        if self.low >= self.high:
+            raise ValueError(f"low: {self.low:g} must be below high: {self.high:g}")
+        return self
 
 
 class Tiling(Section):
@@ -62,37 +175,142 @@ class Tiling(Section):
 
     size: Positive = Field(description="side of a tile in pixels")
     stride: Positive | None = Field(None, description="distance between tiles; null: the tile size (no overlap)")
+    edge: Literal["shift", "pad", "drop"] = Field(
+        "shift", description="where tiles do not fit: the last is shifted back, padded with ignored pixels, or left out"
+    )
+    min_labelled: float = Field(0.0, ge=0, le=1, description="least labelled share of a tile's pixels; tiles without any are never kept")
+    bands: list[Positive] | None = Field(
+        None,
+        description="three bands, counted from 1, for red, green, blue, or one for grey; null: the first three, or the only one",
+    )
+    scale: Scale | None = Field(None, description="scenes that are not uint8 need it; null: pixels stay as they are")
+    ground_distance: float | None = Field(None, gt=0, description="metres per pixel to resample scenes to; null: as they are")
+    format: Literal["tif", "png"] | None = Field(None, description="null: GeoTIFF for georeferenced scenes, PNG for others")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Tiling:
+        if self.stride and self.stride > self.size:
+            raise ValueError(f"stride: {self.stride} with tiles of {self.size} pixels leaves gaps; allowed: 1...{self.size}")
+        if self.bands and len(self.bands) not in (1, 3):
+            raise ValueError(f"bands: give three bands or one (found {len(self.bands)})")
+        return self
+
+
+class Selection(Section):
+    """Which tiles of a split are kept: drawn by the seed, classes present in about the shares of all, fewer always a part of more."""
+
+    tiles: Positive | None = Field(None, description="so many tiles, stratified by class presence")
+    fraction: float | None = Field(None, gt=0, le=1, description="this share of the tiles, likewise")
+    n_shot: Positive | None = Field(None, description="for each class so many tiles that show it")
+    ids: str | None = Field(None, description="those of a file with one tile id per line")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one(self) -> Selection:
+        if sum(value is not None for value in (self.tiles, self.fraction, self.n_shot, self.ids)) != 1:
+            raise ValueError("tiles: give one of tiles, fraction, n_shot and ids")
+        return self
+
+
+def _colour(value: Any) -> Any:
+    """A palette entry "#RRGGBB" as [red, green, blue]."""
+    if isinstance(value, str):
+        if not re.fullmatch(r"#[0-9A-Fa-f]{6}", value):
+            raise ValueError(f"{value!r} is no colour; allowed: [red, green, blue] or '#RRGGBB'")
+        return tuple(bytes.fromhex(value[1:]))
+    return value
+
+
+Colour = Annotated[tuple[Byte, Byte, Byte], BeforeValidator(_colour)]
 
 
 class Dataset(Section):
     """One dataset: where its scenes are, its classes and its splits (a file of configs/datasets/)."""
 
     name: Name
-    about: str = Field("", description="source, licence and layout in a sentence or two")
+    about: str = Field("", description="source and layout in a sentence or two")
+    licence: str = Field("", description="shown at download and in the report, and written into every tile")
     classes: list[str] = Field(min_length=2, max_length=254, description="class names in order of id 0...K-1")
-    palette: list[tuple[int, int, int]] = Field(description="one RGB colour per class, for pictures")
-    label_map: dict[int, int] | None = Field(None, description="raw label id to training id; 255 = ignored. null: ids are training ids")
-    source: EmbeddedSource | FolderSource = Field(discriminator="kind")
+    palette: list[Colour] = Field(description="one colour per class, for pictures: [red, green, blue] or '#RRGGBB'")
+    label_map: dict[int | str, int] | None = Field(
+        None,
+        description="what labels hold (ids, colours '#RRGGBB', values of the attribute) to training id; 255 = ignored. null: training ids",
+    )
+    source: EmbeddedSource | FolderSource | GeotiffSource | ReleasedSource | LoveDASource | FusuSource = Field(discriminator="kind")
+    split: GroupSplit | BlockSplit | None = Field(None, discriminator="by", description="makes the splits; null: the source has them")
     tile: Tiling
+    select: dict[Name, Selection] = Field({}, description="split name to which of its tiles are kept; all where none is named")
     train: Name = Field("train", description="split the generator, the critic and the recipes train on")
     test: Name = Field("test", description="split that is scored; nothing trains on it")
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits, in the order of the file."""
-        return list(self.source.scenes if isinstance(self.source, EmbeddedSource) else self.source.splits)
+        if self.split:
+            return list(self.split.shares)
+        if isinstance(self.source, LoveDASource):
+            return ["train", "val"]
+        return list(self.source.scenes if isinstance(self.source, EmbeddedSource) else self.source.splits or [])
+
+    @property
+    def tile_label_map(self) -> dict[int | str, int] | None:
+        """``label_map`` as tiling applies it: None where listing the scenes has already written training ids."""
+        return None if isinstance(self.source, GeotiffSource) else self.label_map
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        """Whole numbers as ids (JSON knows them as text only), colours in capitals."""
+        if not isinstance(value, dict):
+            return value
+        normal = {}
+        for key, new in value.items():
+            text = str(key).strip()
+            key = int(text) if re.fullmatch(r"-?\d+", text) else text.upper() if re.fullmatch(r"#[0-9A-Fa-f]{6}", text) else key
+            if key in normal:
+                raise ValueError(f"label_map: {key} occurs twice")
+            normal[key] = new
+        return normal
 
     @model_validator(mode="after")
     def _consistent(self) -> Dataset:
         if len(self.palette) != len(self.classes):
             raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
+        if repeated := [name for name in self.classes if self.classes.count(name) > 1]:
+            raise ValueError(f"classes: {repeated[0]!r} occurs twice")
+        if self.split and getattr(self.source, "splits", None):
+            raise ValueError("split: the source has splits of its own; leave one of them out")
+        if self.split and isinstance(self.source, (EmbeddedSource, ReleasedSource, LoveDASource)):
+            raise ValueError(f"split: a source of kind {self.source.kind} has splits of its own; leave this out")
+        if not self.splits:
+            raise ValueError("split: the source has no splits; add the section split, or splits to the source")
         for key in ("train", "test"):
             if getattr(self, key) not in self.splits:
                 raise ValueError(f"{key}: {getattr(self, key)!r} is no split of the source; it has: {', '.join(self.splits)}")
+        if unknown := [name for name in self.select if name not in self.splits]:
+            raise ValueError(f"select: {unknown[0]!r} is no split of the source; it has: {', '.join(self.splits)}")
         for raw, new in (self.label_map or {}).items():
             if new != 255 and not 0 <= new < len(self.classes):
                 raise ValueError(f"label_map: {raw} -> {new} is no class id; allowed: 0...{len(self.classes) - 1} and 255")
+        self._check_labels()
+        if isinstance(self.split, BlockSplit) and self.split.block < self.tile.size + self.split.buffer:
+            raise ValueError(f"split.block: {self.split.block} is less than a tile of {self.tile.size} and a buffer of {self.split.buffer}")
         return self
+
+    def _check_labels(self) -> None:
+        source, texts = self.source, [key for key in self.label_map or {} if isinstance(key, str)]
+        if isinstance(source, GeotiffSource):
+            if source.background != 255 and not 0 <= source.background < len(self.classes):
+                raise ValueError(f"source.background: {source.background} is no class id; allowed: 0...{len(self.classes) - 1} and 255")
+            if source.attribute and not self.label_map:
+                raise ValueError(f"label_map: give the training id of each value of the attribute {source.attribute}")
+            if texts and not source.attribute:
+                raise ValueError(f"label_map: {texts[0]!r} is no id; set source.attribute if the labels are polygons")
+            return
+        if wrong := [key for key in texts if not key.startswith("#")]:
+            raise ValueError(f"label_map: {wrong[0]!r} is neither an id nor a colour '#RRGGBB'")
+        if texts and len(texts) < len(self.label_map):
+            raise ValueError("label_map: holds ids and colours; give one kind")
 
 
 # ----------------------------------------------------------------------------------------------------------- generator
@@ -145,15 +363,57 @@ class HubBase(Section):
     path: str = Field("models/stable-diffusion-3.5-medium", description="folder to download to")
 
 
-class Captions(Section):
-    """Text that goes with a tile."""
+class CaptionModel(Section):
+    """A vision-language model of transformers (any that takes an image and a text and gives text), asked for the captions."""
 
-    template: str = Field("a satellite image of {classes}", description="{classes} becomes the class names present, in order of id")
+    path: str | None = Field(None, description="its folder; with repo the folder to download to, null: models/NAME")
+    repo: str | None = Field(None, pattern=r"^[\w.-]+/\w[\w.-]*$", description="OWNER/NAME on the hub; null: the folder is there already")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit, with repo, so that every run gets the same files")
+    prompt: str = Field(
+        "Describe this satellite image in one sentence.",
+        pattern=r"\S",
+        description="what it is asked; a model without a chat template may need its sign for the image in it, such as <image>",
+    )
+    max_new_tokens: Positive = Field(60, description="an answer is cut after so many tokens")
+    batch_size: Positive = Field(8, description="images asked about together")
+
+    @property
+    def folder(self) -> str:
+        """Where the model is, or will be downloaded to."""
+        return self.path or f"models/{self.repo.split('/')[1]}"
 
     @model_validator(mode="after")
-    def _has_place(self) -> Captions:
-        if self.template.count("{classes}") != 1 or "{" in self.template.replace("{classes}", ""):
-            raise ValueError("template: must hold {classes} exactly once and no other braces")
+    def _consistent(self) -> CaptionModel:
+        if not (self.path or self.repo):
+            raise ValueError("path: give the model's folder, or repo and revision of one on the model hub")
+        if (self.repo is None) != (self.revision is None):
+            raise ValueError("revision: repo and revision go together; give the commit (40 hexadecimal digits) to download")
+        return self
+
+
+class Captions(Section):
+    """Text that goes with a tile: the prompt its image is drawn from."""
+
+    kind: Literal["template", "given", "vlm"] = Field(
+        "template", description="template | given (prompts that come with the dataset) | vlm (a vision-language model describes the image)"
+    )
+    template: str = Field(
+        "a satellite image of {classes}",
+        description="{classes}: names of the classes present, in order of id; {shares}, {words}: with their shares of the labelled pixels "
+        "in percent or in words, the largest first. With the other kinds it captions the windows of whole scenes, which are no tiles",
+    )
+    model: CaptionModel | None = Field(None, description="kind vlm: the model that is asked")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Captions:
+        places = re.findall(r"\{(classes|shares|words)\}", self.template)
+        others = re.search(r"[{}]", re.sub(r"\{(classes|shares|words)\}", "", self.template))
+        if not places or len(set(places)) < len(places) or others:
+            raise ValueError("template: must hold {classes}, {shares} or {words}, each at most once, and no other braces")
+        if self.kind == "vlm" and not self.model:
+            raise ValueError("model: kind vlm needs a model; give its path, or repo and revision")
+        if self.model and self.kind != "vlm":
+            raise ValueError(f"model: is not asked with kind {self.kind}; set kind: vlm, or leave it out")
         return self
 
 
@@ -557,10 +817,18 @@ def _explain(source: str, error: ValidationError) -> ConfigError:
     return ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(lines))
 
 
+#: The kinds that pydantic puts between the keys of a fault's location.
+KINDS = {
+    "base_model": ("embedded", "folder", "hub"),
+    "source": ("embedded", "folder", "geotiff", "released", "loveda", "fusu"),
+    "split": ("group", "blocks"),
+}
+
+
 def _keys_of(location: tuple) -> Iterator[str]:
     """The keys of a fault's location, without the kinds and types that pydantic puts between them."""
     for before, part in zip(("", *location), location, strict=False):
-        is_kind = before in ("base_model", "source") and part in ("embedded", "folder", "hub")
+        is_kind = part in KINDS.get(before, ())
         if not is_kind and not re.match(r"constrained-|literal\[", str(part)):
             yield str(part)
 
@@ -571,8 +839,11 @@ def _allowed_keys(model_name: str, location: tuple) -> list[str]:
     node = schema
 
     def resolve(node: dict) -> dict:
-        while "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        while "$ref" in node or "anyOf" in node:
+            if "anyOf" in node:  # one or null
+                node = next(option for option in node["anyOf"] if option.get("type") != "null")
+            else:
+                node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
         return node
 
     for part in location:

@@ -31,8 +31,17 @@ for key in ("critic", "judge"):
             f"{key}.path: there is no {given} (seen from {Path.cwd()}); give a checkpoint of mmsegmentation or a model folder"
         )
 
+if settings.captions.model and not settings.captions.model.repo:
+    from crfm_core.text.vision_language import check_caption_model
+
+    try:
+        check_caption_model(settings.captions.model.folder)
+    except CrfmError as error:
+        raise WorkflowError(str(error)) from None
+
 RESULTS = settings.results
 GPU = int(settings.device == "cuda")
+PUBLISHED = [name for name, dataset in datasets.items() if dataset.source.kind in ("loveda", "fusu")]  # where they can be fetched
 CONFIGURATION = hash_of(settings.model_dump(), [dataset.model_dump() for dataset in datasets.values()])
 
 
@@ -47,6 +56,8 @@ wildcard_constraints:
     recipe="|".join(settings.recipes),
     segmentor="|".join(settings.segmentors),
     table="|".join(settings.tables),
+    kind="image|label",
+    suffix="tif|png",
     seed=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
@@ -66,6 +77,17 @@ def dataset_section(wildcards):
     return dataset_of(wildcards).model_dump(mode="json", exclude={"about"})
 
 
+def source_note(wildcards):
+    """The note of a published dataset that says where it lies; nothing for the others."""
+    return f"{RESULTS}/{wildcards.dataset}/source.json" if wildcards.dataset in PUBLISHED else []
+
+
+def listed_tiles(wildcards):
+    """The user's list of a split's tiles; nothing where there is none."""
+    selection = dataset_of(wildcards).select.get(wildcards.split)
+    return selection.ids if selection and selection.ids else []
+
+
 def recipe_of(wildcards):
     return settings.recipes[wildcards.recipe]
 
@@ -81,6 +103,13 @@ def base_model(wildcards):
     return f"{RESULTS}/base_model.json"
 
 
+def caption_model(wildcards):
+    """Where the model that captions is: its given folder, or the file that fetching it writes; nothing where no model does."""
+    if not settings.captions.model:
+        return []
+    return f"{RESULTS}/caption_model.json" if settings.captions.model.repo else settings.captions.model.folder
+
+
 def training_tiles(wildcards):
     return f"{RESULTS}/{wildcards.dataset}/tiles/{dataset_of(wildcards).train}.parquet"
 
@@ -90,7 +119,7 @@ def training_captions(wildcards):
 
 
 def training_prompts(wildcards):
-    return f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).train}.safetensors"
+    return f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).train}.json"
 
 
 def weights_to_sample(wildcards):

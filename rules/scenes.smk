@@ -1,7 +1,37 @@
 # Scenes: what the dataset's source holds, listed and checked (the embedded world is drawn).
 
 
+if PUBLISHED:
+
+    rule fetch_dataset:
+        output:
+            note=f"{RESULTS}/{{dataset}}/source.json",
+        log:
+            f"{RESULTS}/logs/{{dataset}}/fetch_dataset.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{{dataset}}/fetch_dataset.tsv"
+        wildcard_constraints:
+            dataset="|".join(PUBLISHED),
+        retries: 1
+        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
+        localrule: True
+        conda:
+            "../envs/data.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=1440,
+        params:
+            dataset=lambda wildcards: dump(dataset_of(wildcards)),
+            licence=lambda wildcards: dataset_of(wildcards).licence or "not stated",
+        message:
+            "Seeing to it that {wildcards.dataset} is there, or fetching it; its licence: {params.licence}"
+        script:
+            "../workflow_scripts/fetch_dataset.py"
+
+
 rule list_scenes:
+    input:
+        source=ancient(source_note),  # what the note says of licence and checksums changes no scene
     output:
         manifest=f"{RESULTS}/{{dataset}}/scenes.parquet",
     log:

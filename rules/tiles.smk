@@ -1,9 +1,10 @@
-# Tiles: scenes cut to one size, splits that share no ground.
+# Tiles: scenes cut to one size, splits that share no ground; and a scene put back together from its tiles.
 
 
 rule tile_scenes:
     input:
         scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+        ids=listed_tiles,
     output:
         manifest=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
     log:
@@ -12,9 +13,10 @@ rule tile_scenes:
         f"{RESULTS}/benchmarks/{{dataset}}/tile_scenes-{{split}}.tsv"
     conda:
         "../envs/data.yaml"
+    threads: 8
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=lambda wildcards, threads: 1000 + 500 * threads,
+        runtime=480,
     params:
         dataset=dataset_section,
     message:
@@ -41,3 +43,23 @@ rule check_splits:
         "Checking that the splits of {wildcards.dataset} share no ground"
     script:
         "../workflow_scripts/check_splits.py"
+
+
+rule mosaic_tiles:
+    input:
+        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+    output:
+        raster=f"{RESULTS}/{{dataset}}/mosaics/{{split}}/{{scene}}-{{kind}}.{{suffix}}",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/mosaic_tiles-{{split}}-{{scene}}-{{kind}}-{{suffix}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/mosaic_tiles-{{split}}-{{scene}}-{{kind}}-{{suffix}}.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    message:
+        "Putting scene {wildcards.scene} back together"
+    script:
+        "../workflow_scripts/mosaic_tiles.py"

@@ -51,7 +51,7 @@ def changed(content: dict, key: str, value: object) -> dict:
         ("controls.folder", {}, "controls.folder.steps: Field required"),
         ("controls.a/b", {}, "controls.a/b.[key]: String should match pattern"),
         ("recipes.crfm.schedule", "long", "recipes.crfm.schedule: Input should be 'longest' (found 'long')"),
-        ("captions.template", "an image", "captions.template: must hold {classes} exactly once"),
+        ("captions.template", "an image", "captions.template: must hold {classes}, {shares} or {words}, each at most once"),
         # the correction
         ("samplers.plain.rectify", {"steps": 1}, "samplers.plain.rectify: needs a preset to start from; allowed: paper, released, default"),
         ("samplers.crfm.rectify.steps", 24, "samplers.crfm.rectify.steps: 24 corrected steps of 23; allowed: at most num_steps"),
@@ -119,7 +119,7 @@ def test_a_wrong_dataset_is_refused_with_its_key_and_what_is_allowed(tmp_path, k
 
 def test_a_dataset_file_that_is_missing_or_no_yaml_is_named(tmp_path):
     embedded = load_settings(read(ROOT / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of embedded, fusu4k, loveda5k"):
+    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of embedded, folder, fusu,"):
         load_datasets(embedded.model_copy(update={"datasets": ["nowhere"]}), ROOT)
     (tmp_path / "broken.yaml").write_text("name: [unclosed")
     with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.transform import Affine
 from segmentor_tiles import CLASSES, PALETTE
 from tiny_models import TinyCritic, tiny_pipeline, tiny_vae
 from tiny_world import training_job
 
 from crfm_core import DataError
-from crfm_core.data.rasters import read_rgb, read_tags, write_raster
+from crfm_core.data.grid import Grid
+from crfm_core.data.rasters import read_rgb, read_tags
 from crfm_core.generator.training import train_generator
 from crfm_core.sampling import windows as windows_module
 from crfm_core.sampling.rectify import RectifySettings
@@ -125,20 +127,19 @@ def test_a_scene_is_drawn_from_raster_to_raster(world, tmp_path):
     train_segmentor(world.tiles, world.root, critic, tmp_path / "work", segmentor, CLASSES, PALETTE, iterations=2, seed=0)
     mask = np.random.default_rng(1).integers(0, 3, (5, 7)).repeat(10, 0).repeat(10, 1).astype(np.uint8)
     mask[:3, :3] = 255
-    label, place = tmp_path / "Scene 1.tif", (0.5, 0, 500000, 0, -0.5, 5400000)
-    write_raster(label, mask, "EPSG:32631", place)
+    grid = Grid(70, 50, "EPSG:32631", Affine(0.5, 0, 500000, 0, -0.5, 5400000))
     sampler = Sampler(num_steps=2, preset="adaptive", rectify={"steps": 1}, guidance_scale=1.5, batch_size=3)
-    arguments = {"generator": generator, "label": label, "mask": mask, "critic": critic, "classes": CLASSES, "captions": Captions(),
-                 "sampler_name": "crfm", "sampler": sampler, "size": 32}  # fmt: skip
+    arguments = {"generator": generator, "name": "scene-1", "mask": mask, "grid": grid, "critic": critic, "classes": CLASSES,
+                 "captions": Captions(), "sampler_name": "crfm", "sampler": sampler, "size": 32}  # fmt: skip
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
         synthesise_scene(**arguments, seed=seed, out=tmp_path / f"{name}.tif")
-    with rasterio.open(tmp_path / "a.tif") as ours, rasterio.open(label) as theirs:
-        assert ours.crs == theirs.crs and ours.transform == theirs.transform and ours.shape == (50, 70)
+    with rasterio.open(tmp_path / "a.tif") as ours:
+        assert ours.crs == "EPSG:32631" and ours.transform == grid.transform and ours.shape == (50, 70)
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
     assert not np.array_equal(read_rgb(tmp_path / "a.tif"), read_rgb(tmp_path / "c.tif"))
     tags = read_tags(tmp_path / "a.tif")
-    assert (tags["mask_of"], tags["sampler"]) == ("Scene 1.tif", "crfm") and len(tags["generator"]) == 12
-    with pytest.raises(DataError, match=r"Scene 1\.tif: all pixels are ignored"):
+    assert (tags["mask_of"], tags["sampler"]) == ("scene-1", "crfm") and len(tags["generator"]) == 12
+    with pytest.raises(DataError, match=r"scene scene-1: all pixels are ignored"):
         synthesise_scene(**arguments | {"mask": np.full_like(mask, 255)}, seed=0, out=tmp_path / "d.tif")
 
 

@@ -91,7 +91,10 @@ def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> P
 SMALLEST = ("--configfile", "smallest.yaml")
 
 #: Rules that a run uses only for files that are asked for by name.
-ON_DEMAND = {"export_sd3", "synthesise_scene"}
+ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles"}
+
+#: Rules that stand for what a configuration gives instead of the embedded world and its base model.
+GIVEN = {"check_base_model", "fetch_base_model", "fetch_dataset", "fetch_caption_model"}
 
 
 # ------------------------------------------------------------------------------------------------------------- planning
@@ -99,7 +102,7 @@ ON_DEMAND = {"export_sd3", "synthesise_scene"}
 
 def test_the_default_run_uses_every_rule_but_the_one_for_a_given_base_model(tmp_path):
     jobs = planned(succeed(tmp_path, "--dry-run"))
-    assert set(jobs) == rules() - ON_DEMAND - {"check_base_model", "fetch_base_model"}
+    assert set(jobs) == rules() - ON_DEMAND - GIVEN
     assert jobs["synthesise_shard"] == 4 and jobs["train_segmentor"] == 13
     assert not (tmp_path / "results").exists()
 
@@ -112,7 +115,8 @@ def test_the_papers_scale_is_planned_in_seconds(tmp_path):
         re.findall(r"results/\S+\.parquet", said)
     )
     jobs = planned(said)
-    assert set(jobs) == rules() - ON_DEMAND - {"build_base_model", "check_base_model"} and jobs["synthesise_shard"] == 2 * 7 * 32
+    assert set(jobs) == rules() - ON_DEMAND - {"build_base_model", "check_base_model", "fetch_caption_model"}
+    assert jobs["synthesise_shard"] == 2 * 7 * 32 and jobs["tile_scenes"] == 4, "no job per tile or scene"
 
 
 def test_training_asks_for_as_many_gpus_as_it_has_processes(small):
@@ -135,7 +139,7 @@ def test_naming_a_file_plans_its_stage_and_what_it_needs(tmp_path):
     [
         ({"shard": 3}, "shard: unknown key; allowed: scale, results, device"),
         ({"judge": {"recipe": "ideal", "segmentor": "unet_tiny"}}, "judge.recipe: unknown name 'ideal'; allowed: real, crfm, reference"),
-        ({"datasets": ["nowhere"]}, "allowed: a path, or one of embedded, fusu4k, loveda5k"),
+        ({"datasets": ["nowhere"]}, "allowed: a path, or one of embedded, folder, fusu, fusu4k, geotiff, loveda,"),
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_made(small, changes, message):
@@ -252,7 +256,7 @@ def finished(tmp_path_factory) -> Path:
     for file in CONFIGS.iterdir():
         shutil.copy(file, folder)
     said = succeed(folder, *SMALLEST)
-    assert set(planned(said)) == rules() - ON_DEMAND - {"check_base_model", "fetch_base_model"}
+    assert set(planned(said)) == rules() - ON_DEMAND - GIVEN
     return folder
 
 

@@ -8,4 +8,5 @@ with job(snakemake):
     from crfm_core.data.adapters import list_scenes
     from crfm_core.settings import Dataset
 
-    list_scenes(Dataset(**snakemake.params.dataset), Path.cwd(), Path(snakemake.output.manifest))
+    fetched = snakemake.input.get("source") or None
+    list_scenes(Dataset(**snakemake.params.dataset), Path.cwd(), Path(snakemake.output.manifest), fetched)

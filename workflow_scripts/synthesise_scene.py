@@ -17,11 +17,12 @@ with job(snakemake):
     scenes = read_scenes(snakemake.input.scenes).set_index("scene")
     if scene not in scenes.index:
         raise DataError(f"{snakemake.input.scenes}: no scene {scene!r}; it has {', '.join(scenes.index[:8])}, ...")
-    label = Path(scenes.label[scene])
+    mask, grid = read_mask(scenes.image[scene], scenes.label[scene], dataset)
     synthesise_scene(
         generator=Path(snakemake.input.generator),
-        label=label,
-        mask=read_mask(label, dataset.label_map, len(dataset.classes)),
+        name=scene,
+        mask=mask,
+        grid=grid,
         critic=Path(snakemake.input.critic),
         classes=dataset.classes,
         captions=Captions(**snakemake.params.captions),

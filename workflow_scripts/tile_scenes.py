@@ -6,4 +6,10 @@ with job(snakemake):
     from crfm_core.data.tiling import tile_split
     from crfm_core.settings import Dataset
 
-    tile_split(snakemake.input.scenes, Dataset(**snakemake.params.dataset), snakemake.wildcards.split, snakemake.output.manifest)
+    tile_split(
+        snakemake.input.scenes,
+        Dataset(**snakemake.params.dataset),
+        snakemake.wildcards.split,
+        snakemake.output.manifest,
+        processes=snakemake.threads,
+    )

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
 from PIL import Image, PngImagePlugin
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from crfm_core import DataError, ResourceError
+from crfm_core import DataError
 from crfm_core.files import atomic_path
 
 IGNORE = 255
 IGNORED = (64, 68, 74)  #: colour of ignored pixels in pictures; dark, as palettes are light or vivid
+
+#: A broken-off JPEG is an error and not grey ground; the cache stays small in every process (bytes).
+GDAL_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES", "GDAL_CACHEMAX": 128 * 2**20}
 
 
 @contextlib.contextmanager
@@ -27,14 +36,32 @@ def open_raster(path: Path | str) -> Iterator[rasterio.DatasetReader]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    with warnings.catch_warnings():
+    if not path.stat().st_size:
+        raise DataError(f"{path}: is empty (0 bytes); copy or download it again")
+    with rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             with rasterio.open(path) as source:
                 yield source
         except RasterioError as error:
-            reason = str(error.__cause__ or error)
-            raise DataError(f"{path}: not a readable raster ({reason}); is it complete, and an image?") from error
+            raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: RasterioError) -> DataError:
+    return DataError(f"{path}: not a readable raster ({error.__cause__ or error}); is it complete, and an image?")
+
+
+def read_bands(source: rasterio.DatasetReader, bands: int | Sequence[int], window: Window | None = None, **options: Any) -> np.ndarray:
+    """``source.read`` whose faults name this raster, where several are open."""
+    try:
+        return source.read(bands, window=window, **options)
+    except RasterioError as error:
+        raise _unreadable(name_of(source), error) from error
+
+
+def name_of(source: rasterio.DatasetReader) -> str:
+    """The file that an open raster, or a resampled view of one, reads."""
+    return source.src_dataset.name if isinstance(source, WarpedVRT) else source.name
 
 
 def describe(path: Path | str) -> dict:
@@ -61,71 +88,108 @@ def read_tags(path: Path | str) -> dict[str, str]:
 def read_rgb(path: Path | str, window: Window | None = None) -> np.ndarray:
     """The first three bands (a grey or palette image is expanded) as uint8 [H,W,3]; DataError for any other depth."""
     with open_raster(path) as source:
-        return rgb_of(source, window)
+        return np.ascontiguousarray(rgb_of(source, window))
 
 
 def read_label(path: Path | str, window: Window | None = None) -> np.ndarray:
-    """The class ids of a single-band raster as uint8 [H,W]; its declared nodata value becomes 255 (ignore)."""
+    """The class ids of a tile's label as uint8 [H,W], 255 where ignored."""
     with open_raster(path) as source:
-        return label_of(source, window)
+        if source.count != 1 or source.dtypes[0] != "uint8":
+            raise DataError(f"{name_of(source)}: {source.count} bands of {source.dtypes[0]}, expected one of uint8 with class ids")
+        return read_bands(source, 1, window)
 
 
-def rgb_of(source: rasterio.DatasetReader, window: Window | None = None) -> np.ndarray:
-    """:func:`read_rgb` of a raster that is open already."""
-    if any(dtype != "uint8" for dtype in source.dtypes[:3]):
-        raise DataError(f"{source.name}: pixels are {source.dtypes[0]}, expected uint8; scale the scene to 0..255 first")
-    if source.count >= 3:
-        return np.ascontiguousarray(np.moveaxis(source.read((1, 2, 3), window=window), 0, -1))
-    grey = source.read(1, window=window)
-    if source.colorinterp[0] is rasterio.enums.ColorInterp.palette:
-        colours = np.zeros((256, 3), np.uint8)
-        for value, rgba in source.colormap(1).items():
-            colours[value] = rgba[:3]
-        return colours[grey]
-    return np.repeat(grey[..., None], 3, axis=2)
+def bands_of(source: rasterio.DatasetReader, bands: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The bands to show, counted from 1: those given, or the first three, or the first of fewer. DataError when one is not there."""
+    chosen = tuple(bands) if bands else (1, 2, 3) if source.count >= 3 else (1,)
+    if max(chosen) > source.count:
+        raise DataError(f"{name_of(source)}: has {source.count} bands and no band {max(chosen)}; correct tile.bands")
+    return chosen
 
 
-def label_of(source: rasterio.DatasetReader, window: Window | None = None) -> np.ndarray:
-    """:func:`read_label` of a raster that is open already."""
-    if source.count != 1:
-        raise DataError(f"{source.name}: {source.count} bands, expected one band of class ids; convert colours to ids first")
-    ids = source.read(1, window=window)
-    if source.nodata is not None:
-        ids = np.where(np.isnan(ids) if np.isnan(source.nodata) else ids == source.nodata, IGNORE, ids)
-    if ids.dtype != np.uint8:
-        if (ids < 0).any() or (ids > 255).any() or (ids != np.round(ids)).any():
-            raise DataError(f"{source.name}: values {ids.min()}..{ids.max()} are not class ids, expected whole numbers 0..255")
-        ids = ids.astype(np.uint8)
-    return ids
+def rgb_of(
+    source: rasterio.DatasetReader,
+    window: Window | None = None,
+    bands: Sequence[int] | None = None,
+    limits: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> np.ndarray:
+    """Pixels of an open raster as uint8 [H,W,3]; one band becomes grey, a palette its colours.
+
+    ``limits`` are the values per band that become 0 and 255; what lies beyond is clipped, NaN becomes 0. Raises DataError for pixels
+    that are not uint8 and have no limits.
+    """
+    chosen = bands_of(source, bands)
+    dtype = source.dtypes[chosen[0] - 1]
+    if limits is None and dtype != "uint8":
+        raise DataError(f"{name_of(source)}: pixels are {dtype}, not uint8; set tile.scale, or scale the scene to 0...255 first")
+    pixels = read_bands(source, chosen, window)
+    if limits is not None:
+        pixels = scaled(pixels, *limits)
+    if len(chosen) == 3:
+        return np.moveaxis(pixels, 0, -1)
+    if limits is None and is_palette(source):
+        return palette_of(source)[pixels[0]]
+    return np.repeat(pixels[0][..., None], 3, axis=2)
 
 
-def write_raster(
-    path: Path | str,
+def scaled(pixels: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """Bands [n,H,W] of any depth as uint8: ``low`` [n] becomes 0, ``high`` [n] 255; a band without contrast, and NaN, become 0."""
+    low, high = (np.asarray(limit, np.float64)[:, None, None] for limit in (low, high))
+    span = np.where(high > low, high - low, np.inf)
+    with np.errstate(invalid="ignore"):
+        shares = np.clip((pixels - low) / span, 0, 1)
+    return np.round(255 * np.nan_to_num(shares)).astype(np.uint8)
+
+
+def is_palette(source: rasterio.DatasetReader) -> bool:
+    """Whether the first band is indices into a palette."""
+    return source.colorinterp[0] is ColorInterp.palette
+
+
+def palette_of(source: rasterio.DatasetReader) -> np.ndarray:
+    """The colours of a palette raster, uint8 [256,3]."""
+    colours = np.zeros((256, 3), np.uint8)
+    for value, rgba in source.colormap(1).items():
+        colours[value] = rgba[:3]
+    return colours
+
+
+def alpha_band(source: rasterio.DatasetReader) -> int | None:
+    """The number of the band that says how opaque pixels are; GDAL itself heeds it beside one or three bands only."""
+    return source.colorinterp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in source.colorinterp else None
+
+
+def has_holes(source: rasterio.DatasetReader) -> bool:
+    """Whether :func:`invalid_of` may find pixels: by nodata, a mask, an alpha band, or numbers that can be NaN."""
+    masked = any(MaskFlags.all_valid not in flags for flags in source.mask_flag_enums)
+    return masked or alpha_band(source) is not None or source.dtypes[0].startswith("float")
+
+
+def invalid_of(source: rasterio.DatasetReader, window: Window | None = None, bands: Sequence[int] | None = None) -> np.ndarray:
+    """Where a raster has no picture: declared nodata, masked, transparent, or not a number in a shown band; bool [H,W]."""
+    invalid = source.dataset_mask(window=window) == 0
+    if (alpha := alpha_band(source)) is not None:
+        invalid |= read_bands(source, alpha, window) == 0
+    if source.dtypes[0].startswith("float"):
+        invalid |= ~np.isfinite(read_bands(source, bands_of(source, bands), window)).all(axis=0)
+    return invalid
+
+
+def encode_raster(
+    suffix: str,
     array: np.ndarray,
-    crs: str | None = None,
+    crs: rasterio.CRS | str | None = None,
     transform: Sequence[float] | None = None,
     tags: Mapping[str, str] | None = None,
-) -> None:
-    """Write uint8 [H,W] or [H,W,3] atomically: a GeoTIFF (deflate) for .tif, a PNG for .png, ``tags`` as its text entries.
-
-    ``crs`` is WKT (or any text rasterio understands) and ``transform`` six affine numbers; a PNG has room for neither.
-    Raises DataError for what cannot be written so, ResourceError or OSError when the disk does not take it all.
-    """
-    path, array = Path(path), np.asarray(array)
-    if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
-        raise DataError(f"{path}: cannot write {array.dtype} {list(array.shape)}, expected uint8 [H,W] or [H,W,3]")
+) -> bytes:
+    """The file that :func:`write_raster` writes, as bytes. ``suffix`` is ".tif" or ".png"; the array must fit in memory twice."""
     tags = {name: str(value) for name, value in (tags or {}).items()}
-    if path.suffix == ".png":
-        if crs:
-            raise DataError(f"{path}: a PNG cannot hold a coordinate system; write a .tif")
+    if suffix == ".png":
         entries = PngImagePlugin.PngInfo()
         for name, value in tags.items():
             entries.add_text(name, value)
-        with atomic_path(path) as aside:
-            Image.fromarray(array).save(aside, pnginfo=entries)
-        return
-    if path.suffix not in (".tif", ".tiff"):
-        raise DataError(f"{path}: unknown suffix {path.suffix!r}, expected .tif or .png")
+        Image.fromarray(array).save(buffer := io.BytesIO(), format="png", pnginfo=entries)
+        return buffer.getvalue()
     bands = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     profile = {
         "driver": "GTiff",
@@ -139,18 +203,44 @@ def write_raster(
         "transform": Affine(*transform) if transform is not None and len(transform) else None,
     }
     if len(bands) == 3:
-        profile["photometric"] = "RGB"
-    with warnings.catch_warnings(), atomic_path(path) as aside:
+        profile |= {"photometric": "RGB", "predictor": 2}
+    with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(aside, "w", **profile) as target:
+        with memory.open(**profile) as target:
             target.write(bands)
-            target.update_tags(**tags)
-        # On a full disk GDAL ends small files early when it closes them, and says nothing.
-        try:
-            with rasterio.open(aside) as written:
-                written.read()
-        except RasterioError as error:
-            raise ResourceError(f"{path}: could not be written whole ({error}); see that the disk has room") from None
+            if tags:
+                target.update_tags(**tags)
+        return bytes(memory.getbuffer())
+
+
+def write_raster(
+    path: Path | str,
+    array: np.ndarray,
+    crs: str | None = None,
+    transform: Sequence[float] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write uint8 [H,W] or [H,W,3] atomically: a GeoTIFF (deflate) for .tif, a PNG for .png, ``tags`` as its text entries.
+
+    ``crs`` is WKT (or any text rasterio understands) and ``transform`` six affine numbers; a PNG has room for neither.
+    Raises DataError for what cannot be written so, ResourceError when the disk does not take it all.
+    """
+    path, array = Path(path), np.asarray(array)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
+        raise DataError(f"{path}: cannot write {array.dtype} {list(array.shape)}, expected uint8 [H,W] or [H,W,3]")
+    if path.suffix == ".png" and crs:
+        raise DataError(f"{path}: a PNG cannot hold a coordinate system; write a .tif")
+    if path.suffix not in (".tif", ".tiff", ".png"):
+        raise DataError(f"{path}: unknown suffix {path.suffix!r}, expected .tif or .png")
+    # Encoded in memory and written as bytes, since GDAL says nothing of a disk that fills up while it closes a small file.
+    content = encode_raster(".png" if path.suffix == ".png" else ".tif", array, crs, transform, tags)
+    with atomic_path(path) as aside:
+        aside.write_bytes(content)
+
+
+def hash_of_pixels(image: np.ndarray) -> str:
+    """Hash of an image uint8 [H,W,3], whatever file it is in, as 64 hex digits."""
+    return hashlib.sha256(np.ascontiguousarray(np.moveaxis(image, -1, 0))).hexdigest()  # band by band, as it is read
 
 
 def paint(label: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:

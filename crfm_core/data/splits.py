@@ -1,31 +1,166 @@
-"""Splits that share no ground: what is scored must not have been trained on."""
+"""Splits that share no ground: how scenes, groups and blocks are dealt out, and the check that what is scored was not trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import shapely
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform as reproject
 
 from crfm_core import DataError
+from crfm_core.data.grid import Grid, grid_of
+from crfm_core.data.rasters import open_raster
+from crfm_core.files import hash_of
 from crfm_core.manifest import read_manifest
+from crfm_core.settings import BlockSplit, Dataset
+
+Region = tuple[int, int, int, int]  #: row, column, height, width in pixels of a scene's grid
+
+
+# ------------------------------------------------------------------------------------------------------- dealing out
+
+
+def deal(sizes: dict, shares: dict[str, float], seed: int) -> dict:
+    """Give each key of ``sizes`` to a split: in an order drawn by the seed, each to the split that lacks most of its share of the sum.
+
+    No split stays empty. Raises DataError when there are fewer keys than splits.
+    """
+    if len(sizes) < len(shares):
+        raise DataError(f"split: {len(sizes)} groups or blocks for {len(shares)} splits; make them smaller, or name the splits' files")
+    lacking = {split: share / sum(shares.values()) * sum(sizes.values()) for split, share in shares.items()}
+    order = sorted(sizes, key=lambda key: hash_of(seed, key))
+    dealt: dict = {}
+    for index, key in enumerate(order):
+        empty = [split for split in shares if split not in dealt.values()]
+        candidates = empty if len(order) - index == len(empty) else list(shares)
+        dealt[key] = max(candidates, key=lambda split: lacking[split])
+        lacking[dealt[key]] -= sizes[key]
+    return dealt
+
+
+def regions_of(scenes: pd.DataFrame, dataset: Dataset, split: str) -> dict[str, list[Region] | None]:
+    """The scenes of a split, each with the regions of it that belong to the split; None: all of it."""
+    if not isinstance(dataset.split, BlockSplit):
+        return dict.fromkeys(scenes.scene[scenes.split == split])
+    grids = {}
+    for row in scenes.itertuples():
+        with open_raster(row.image) as picture:
+            grids[row.scene] = grid_of(picture, dataset.tile.ground_distance)
+    return {scene: regions for scene, regions in block_regions(grids, dataset.split, split).items() if regions}
+
+
+def block_regions(grids: dict[str, Grid], settings: BlockSplit, split: str) -> dict[str, list[Region]]:
+    """The regions of each scene that lie in blocks of ``split``, without the buffer beside blocks of other splits.
+
+    Georeferenced scenes of one CRS share their blocks, so that ground which two of them show is in one split; any other scene has its
+    own. The ground that scenes span is cut into equal blocks of at least the wanted side, counted in pixels of the first scene.
+    Raises DataError for a scene whose rows do not run east.
+    """
+    regions: dict[str, list[Region]] = {scene: [] for scene in grids}
+    lattices = _lattices(grids, settings.block)
+    sizes = {}
+    for key, (rows, cols, members) in lattices.items():
+        for i, j in np.ndindex(len(rows) - 1, len(cols) - 1):
+            if area := sum(_overlap(member, rows[i : i + 2], cols[j : j + 2]) for member in members.values()):
+                sizes[key, i, j] = area
+    dealt = deal(sizes, settings.shares, settings.seed)
+    for (key, i, j), owner in dealt.items():
+        if owner != split:
+            continue
+        rows, cols, members = lattices[key]
+        own = {(p, q) for p, q in np.ndindex(len(rows) - 1, len(cols) - 1) if dealt.get((key, p, q), split) == split}
+        block = _without_buffer(rows, cols, i, j, own, settings.buffer / 2)
+        for scene, (top, start, scale, grid) in members.items():
+            edges = (block[0] - top) / scale, (block[1] - top) / scale, (block[2] - start) / scale, (block[3] - start) / scale
+            # inwards to whole pixels, but for rounding errors
+            r0, c0 = max(0, int(np.ceil(edges[0] - 1e-6))), max(0, int(np.ceil(edges[2] - 1e-6)))
+            r1, c1 = min(grid.height, int(np.floor(edges[1] + 1e-6))), min(grid.width, int(np.floor(edges[3] + 1e-6)))
+            if r1 > r0 and c1 > c0:
+                regions[scene].append((r0, c0, r1 - r0, c1 - c0))
+    return regions
+
+
+def _without_buffer(rows: np.ndarray, cols: np.ndarray, i: int, j: int, own: set, half: float) -> tuple[float, float, float, float]:
+    """Edges (top, bottom, left, right) of block i, j, moved inwards by ``half`` where a neighbour on that side is not among ``own``."""
+
+    def moved(*neighbours: tuple[int, int]) -> float:
+        there = [(p, q) for p, q in neighbours if 0 <= p < len(rows) - 1 and 0 <= q < len(cols) - 1]
+        return half * any(place not in own for place in there)
+
+    around = (-1, 0, 1)
+    return (
+        rows[i] + moved(*((i - 1, j + d) for d in around)),
+        rows[i + 1] - moved(*((i + 1, j + d) for d in around)),
+        cols[j] + moved(*((i + d, j - 1) for d in around)),
+        cols[j + 1] - moved(*((i + d, j + 1) for d in around)),
+    )
+
+
+def _lattices(grids: dict[str, Grid], block: int) -> dict[str, tuple[np.ndarray, np.ndarray, dict]]:
+    """Per CRS, or per scene without one: row and column edges of the blocks, and each member's (top, left, pixel side, grid).
+
+    All are in pixels of the first member, from the corner of the ground that the members span.
+    """
+    together: dict[str, dict[str, Grid]] = {}
+    for scene, grid in grids.items():
+        if not grid.is_north_up:
+            raise DataError(
+                f"scene {scene}: its grid is turned or mirrored, and blocks need rows that run east and columns that run south; "
+                "warp it (gdalwarp), or split by group"
+            )
+        together.setdefault(grid.crs or f"scene {scene}", {})[scene] = grid
+    lattices = {}
+    for key, found in together.items():
+        first = next(iter(found.values())).transform
+        west, north = min(grid.transform.c for grid in found.values()), max(grid.transform.f for grid in found.values())
+        members = {}
+        for scene, grid in found.items():
+            t = grid.transform
+            if not np.isclose(t.a / first.a, t.e / first.e, rtol=1e-6):
+                raise DataError(f"scene {scene}: its pixels have other proportions than those of the first scene; set tile.ground_distance")
+            members[scene] = ((t.f - north) / first.e, (t.c - west) / first.a, t.a / first.a, grid)
+        height = max(top + grid.height * scale for top, _, scale, grid in members.values())
+        width = max(left + grid.width * scale for _, left, scale, grid in members.values())
+        rows, cols = (np.round(np.linspace(0, side, max(1, int(side // block)) + 1)) for side in (height, width))
+        lattices[key] = rows, cols, members
+    return lattices
+
+
+def _overlap(member: tuple, rows: np.ndarray, cols: np.ndarray) -> float:
+    """Area that a scene shares with a block."""
+    top, left, scale, grid = member
+    height = min(rows[1], top + grid.height * scale) - max(rows[0], top)
+    width = min(cols[1], left + grid.width * scale) - max(cols[0], left)
+    return float(max(0.0, height) * max(0.0, width))
+
+
+# ---------------------------------------------------------------------------------------------------------- the check
 
 
 def check_disjoint(manifests: list[Path | str]) -> None:
     """Raise DataError, naming both tiles, when two tile manifests share a tile.
 
-    Tiles are shared when they have the same id and scene, the same files (digest), or overlapping footprints in the same CRS;
-    touching edges are allowed.
+    Tiles are shared when they have the same id and scene, the same files (digest) or pixels (image_digest), or overlapping footprints
+    on the ground, in whatever CRS; touching edges are allowed.
     """
     tables = [read_manifest(path) for path in manifests]
     for (path_a, a), (path_b, b) in combinations(zip(manifests, tables, strict=True), 2):
-        found = _same(a, b, ["tile_id", "scene"], "the same tile") or _same(a, b, ["digest"], "identical files") or _overlap(a, b)
+        found = (
+            _same(a, b, ["tile_id", "scene"], "the same tile")
+            or _same(a, b, ["digest"], "identical files")
+            or ({"image_digest"} <= set(a) & set(b) and _same(a, b, ["image_digest"], "identical images"))
+            or _overlapping(a, b)
+        )
         if found:
             how, one, other = found
             raise DataError(
                 f"{path_a}: tile {one} and {path_b}: tile {other} are {how}; splits must not share ground:"
-                " move the scene to one split or leave it out"
+                " move the scene to one split or leave it out, or split by blocks"
             )
 
 
@@ -38,34 +173,45 @@ def _same(a: pd.DataFrame, b: pd.DataFrame, columns: list[str], how: str) -> tup
     return how, a.tile_id.iloc[first], b.tile_id.iloc[shared[0]]
 
 
-def _overlap(a: pd.DataFrame, b: pd.DataFrame) -> tuple[str, str, str] | None:
-    for crs in sorted(set(a.crs) & set(b.crs) - {""}):
-        ours, theirs = a[a.crs == crs], b[b.crs == crs]
-        corners_a, corners_b = _corners(ours), _corners(theirs)
-        low, high = corners_a.min(1), corners_a.max(1)
-        for index, quad in enumerate(corners_b):
-            near = np.nonzero(((low < quad.max(0)) & (high > quad.min(0))).all(1))[0]
-            for other in near:
-                if _intersect(corners_a[other], quad):
-                    return "overlapping on the ground", ours.tile_id.iloc[other], theirs.tile_id.iloc[index]
+def _overlapping(a: pd.DataFrame, b: pd.DataFrame) -> tuple[str, str, str] | None:
+    """The first pair of tiles whose footprints overlap by more than a rounding error."""
+    a, b = a[a.crs != ""], b[b.crs != ""]
+    if a.empty or b.empty:
+        return None
+    for ours, theirs in _in_common_crs(a, b):
+        one, other = shapely.STRtree(ours.footprint.to_numpy()).query(theirs.footprint.to_numpy(), predicate="intersects")[::-1]
+        if len(one):
+            first = np.lexsort((one, other))[0]
+            return "overlapping on the ground", ours.tile_id.iloc[one[first]], theirs.tile_id.iloc[other[first]]
     return None
 
 
+def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Footprints of both tables: in the first one's CRS, or CRS by CRS where one is unknown to PROJ, as that of a local drawing is."""
+    target, corners = a.crs.iloc[0], [_corners(table) for table in (a, b)]
+    try:
+        for table, quads in zip((a, b), corners, strict=True):
+            for crs in set(table.crs) - {target}:
+                chosen = (table.crs == crs).to_numpy()
+                xs, ys = reproject(crs, target, *quads[chosen].reshape(-1, 2).T)
+                quads[chosen] = np.stack([xs, ys], -1).reshape(-1, 4, 2)
+    except (CRSError, RasterioError):
+        for crs in sorted(set(a.crs) & set(b.crs)):
+            yield tuple(_footprints(table[table.crs == crs], _corners(table[table.crs == crs])) for table in (a, b))
+        return
+    yield tuple(_footprints(table, quads) for table, quads in zip((a, b), corners, strict=True))
+
+
+def _footprints(table: pd.DataFrame, quads: np.ndarray) -> pd.DataFrame:
+    """The table's tiles with their polygons, a little shrunk so that neighbours do not touch; those outside the CRS's reach left out."""
+    near = np.isfinite(quads).all(axis=(1, 2))
+    quads, middle = quads[near], quads[near].mean(axis=1, keepdims=True)
+    return table[near].assign(footprint=shapely.polygons(middle + (quads - middle) * (1 - 2e-4)))
+
+
 def _corners(table: pd.DataFrame) -> np.ndarray:
-    """Ground corners of tiles in turn, [n, 4, 2]."""
+    """Ground corners of what tiles show, without padding, in turn, [n, 4, 2]."""
     a, b, c, d, e, f = np.stack([np.asarray(t, float) for t in table["transform"]]).T[..., None]
-    col = table.width.to_numpy()[:, None] * np.array([0, 1, 1, 0])
-    row = table.height.to_numpy()[:, None] * np.array([0, 0, 1, 1])
+    col = table.get("inner_width", table.width).to_numpy()[:, None] * np.array([0, 1, 1, 0])
+    row = table.get("inner_height", table.height).to_numpy()[:, None] * np.array([0, 0, 1, 1])
     return np.stack([a * col + b * row + c, d * col + e * row + f], -1)
-
-
-def _intersect(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two parallelograms [4,2] share more than a rounding error: no side of either separates them."""
-    for quad in (one, other):
-        for side in (quad[1] - quad[0], quad[3] - quad[0]):
-            normal = np.array([-side[1], side[0]]) / np.hypot(*side)
-            p, q = one @ normal, other @ normal
-            tolerance = 1e-4 * np.hypot(*side)  # a hundredth of a pixel or so
-            if p.max() <= q.min() + tolerance or q.max() <= p.min() + tolerance:
-                return False
-    return True

@@ -1,28 +1,75 @@
-"""Scenes to tiles: windows of one size that cover every pixel, with ids remapped and the georeference kept."""
+"""Scenes to tiles: windows of one size that cover the ground as the edge rule says, ids remapped, the georeference kept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import rasterio
-from rasterio.enums import MaskFlags
+from rasterio.transform import Affine
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from crfm_core import ConfigError, DataError
 from crfm_core.data.adapters import read_scenes
-from crfm_core.data.rasters import IGNORE, label_of, open_raster, rgb_of, write_raster
-from crfm_core.files import sha256_of
+from crfm_core.data.grid import Grid, grid_of, open_scene
+from crfm_core.data.labels import LabelMap
+from crfm_core.data.rasters import IGNORE, encode_raster, has_holes, hash_of_pixels, invalid_of, open_raster, rgb_of
+from crfm_core.data.selection import select_tiles
+from crfm_core.data.splits import Region, regions_of
+from crfm_core.files import write_bytes, write_text
 from crfm_core.manifest import write_manifest
-from crfm_core.settings import Dataset
+from crfm_core.settings import Dataset, Tiling
+
+#: Tiles that a process cuts before it takes others: neighbours, which share what is read, and few enough that none waits long for another.
+CHUNK = 16
 
 
-def tile_offsets(length: int, size: int, stride: int) -> list[int]:
-    """Where tiles begin along one side: every ``stride`` pixels, the last one shifted back so that it ends with the scene."""
-    return [*range(0, length - size, stride), length - size]
+def tile_offsets(length: int, size: int, stride: int, edge: str = "shift") -> list[int]:
+    """Where tiles begin along one side: every ``stride`` pixels; at the end
+
+    ``shift``: the last one moves back so that it ends with the scene (none where the side is shorter than a tile);
+    ``pad``: the last one reaches beyond the scene where it has to; ``drop``: only those that fit.
+    """
+    if edge == "pad":
+        return [index * stride for index in range(max(0, -((size - length) // stride)) + 1)]
+    if length < size:
+        return []
+    return [*range(0, length - size, stride), length - size] if edge == "shift" else [*range(0, length - size + 1, stride)]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene to cut: where it lies, how it is cut, and what its tiles' rows say of it."""
+
+    image: Path
+    label: Path
+    out_dir: Path
+    tiling: Tiling
+    dataset: str = ""
+    split: str = ""
+    name: str = ""
+    licence: str = ""
+    caption: str = ""
+    limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    label_map: tuple[tuple[int | str, int], ...] | None = None
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tile of a scene: its corner in pixels, and the region (row, column, height, width) it shows nothing from beyond."""
+
+    row: int
+    col: int
+    region: Region
 
 
 def tile_scene(
@@ -32,75 +79,69 @@ def tile_scene(
     size: int,
     stride: int | None = None,
     *,
+    edge: str = "shift",
+    min_labelled: float = 0.0,
+    bands: Sequence[int] | None = None,
+    limits: tuple[Sequence[float], Sequence[float]] | None = None,
+    ground_distance: float | None = None,
+    format: str | None = None,
     dataset: str = "",
     split: str = "",
     scene: str = "",
-    label_map: Mapping[int, int] | None = None,
+    licence: str = "",
+    label_map: Mapping[int | str, int] | None = None,
     num_classes: int | None = None,
+    processes: int = 1,
 ) -> list[dict]:
-    """Cut one scene into ``size`` x ``size`` tiles below ``out_dir`` and return their manifest rows (:data:`manifest.TILE_COLUMNS`).
+    """Cut one scene into ``size`` x ``size`` tiles below ``out_dir`` and return their manifest rows.
 
     Tiles are ``<out_dir>/images/<tile_id>`` and ``<out_dir>/labels/<tile_id>``: GeoTIFFs with their own transform when the image has a
-    CRS, PNGs otherwise; ``tile_id`` is ``<scene>_<row>_<col>`` with pixel offsets. Paths in the rows are relative to the folder that
-    holds ``out_dir``, where the manifest lies. The scene is read window by window.
+    CRS, PNGs otherwise, or as ``format`` says; ``tile_id`` is ``<scene>_<row>_<col>`` with pixel offsets. Paths in the rows are relative
+    to the folder that holds ``out_dir``, where the manifest lies. The scene is read window by window.
 
-    ``label_map`` takes raw ids to ids 0...K-1 or 255 (ignore); without it raw ids are kept. Pixels that the label or the image declares
-    as nodata become 255; a tile that has no labelled pixel left is not written. Without ``num_classes`` K is the largest id plus one.
+    Args:
+        image, label: rasters of one size; see :class:`crfm_core.data.labels.LabelMap` for what a label may hold.
+        edge: ``shift``, ``pad`` or ``drop``, see :func:`tile_offsets`; what is padded is black and ignored.
+        min_labelled: least labelled share of a tile's pixels. A tile without any labelled pixel is never kept.
+        bands, limits: see :func:`crfm_core.data.rasters.rgb_of`.
+        ground_distance: metres per pixel to resample to; None: the scene's own pixels.
+        label_map: what labels hold to ids 0...K-1 or 255 (ignore); None: ids are training ids.
+        num_classes: K; None: the largest id plus one.
+        processes: how many share the work; the tiles are the same with any number.
 
-    Raises DataError for an unreadable file, sizes that differ, a scene smaller than a tile, or an id outside map or classes;
-    ConfigError for a stride that would leave gaps.
+    Pixels that the label or the image declares as nodata, or that are not numbers, become 255. Rows have the columns
+    :data:`crfm_core.manifest.TILE_COLUMNS`, and inner_width and inner_height (of what is not padded), scene_width, scene_height,
+    image_digest (hash of the pixels), licence and given_caption.
+
+    Raises DataError for an unreadable file, sizes that differ, a scene smaller than a tile (edge ``shift``), or a label outside map or
+    classes; ConfigError for a stride that would leave gaps.
     """
-    out_dir, scene, stride = Path(out_dir), scene or Path(image).stem, stride or size
+    stride = stride or size
     if not 0 < stride <= size:
         raise ConfigError(f"tile.stride: {stride} with tiles of {size} pixels leaves gaps; it must be 1...{size}")
-    lookup = _lookup(label_map, num_classes)
-    rows = []
-    with open_raster(image) as picture, open_raster(label) as ids:
-        if picture.shape != ids.shape:
-            raise DataError(f"{label}: {ids.width}x{ids.height} pixels, but its image {image} has {picture.width}x{picture.height}")
-        if min(picture.shape) < size:
-            raise DataError(
-                f"{image}: {picture.width}x{picture.height} pixels, smaller than a tile of {size}; lower tile.size or leave it out"
-            )
-        crs = picture.crs.to_wkt() if picture.crs else ""
-        holes = any(MaskFlags.all_valid not in flags for flags in picture.mask_flag_enums)
-        for row in tile_offsets(picture.height, size, stride):
-            for col in tile_offsets(picture.width, size, stride):
-                window = Window(col, row, size, size)
-                mapped = lookup[label_of(ids, window)]
-                if (mapped < 0).any():
-                    raise DataError(_unknown_ids(ids, lookup, label_map, num_classes))
-                mapped = mapped.astype(np.uint8)
-                if holes:
-                    mapped[picture.dataset_mask(window=window) == 0] = IGNORE
-                if (mapped == IGNORE).all():
-                    continue
-                transform = [float(value) for value in tuple(picture.window_transform(window))[:6]] if crs else []
-                tile_id = f"{scene}_{row}_{col}"
-                paths = {}
-                for kind, array in (("image", rgb_of(picture, window)), ("label", mapped)):
-                    paths[kind] = out_dir / f"{kind}s" / f"{tile_id}{'.tif' if crs else '.png'}"
-                    write_raster(paths[kind], array, crs, transform)
-                pixels = np.bincount(mapped.ravel(), minlength=256)[: num_classes or IGNORE]
-                rows.append(
-                    {
-                        "tile_id": tile_id,
-                        "dataset": dataset,
-                        "split": split,
-                        "scene": scene,
-                        "row": row,
-                        "col": col,
-                        "width": size,
-                        "height": size,
-                        "image": str(paths["image"].relative_to(out_dir.parent)),
-                        "label": str(paths["label"].relative_to(out_dir.parent)),
-                        "crs": crs,
-                        "transform": transform,
-                        "classes": np.nonzero(pixels)[0].tolist(),
-                        "pixels": pixels.tolist(),
-                        "digest": sha256_of(paths["image"], paths["label"]),
-                    }
-                )
+    tiling = Tiling(
+        size=size,
+        stride=stride,
+        edge=edge,
+        min_labelled=min_labelled,
+        bands=None if bands is None else list(bands),
+        ground_distance=ground_distance,
+        format=format,
+    )
+    task = Scene(
+        image=Path(image),
+        label=Path(label),
+        out_dir=Path(out_dir),
+        tiling=tiling,
+        dataset=dataset,
+        split=split,
+        name=scene or Path(image).stem,
+        licence=licence,
+        limits=limits and (tuple(limits[0]), tuple(limits[1])),
+        label_map=None if label_map is None else tuple(label_map.items()),
+        num_classes=num_classes,
+    )
+    rows = list(_cut_all([(task, places_of(task))], processes))
     if num_classes is None:
         largest = max((row["classes"][-1] for row in rows), default=0)
         for row in rows:
@@ -108,63 +149,201 @@ def tile_scene(
     return rows
 
 
-def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_manifest: Path | str) -> pd.DataFrame:
+def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_manifest: Path | str, processes: int = 1) -> pd.DataFrame:
     """Tile every scene of one split into the folder beside ``out_manifest`` that has its name; write and return that manifest.
 
-    Raises DataError when the split has no scene or no labelled tile, and what :func:`tile_scene` raises.
+    Where the dataset selects tiles of the split, labels are looked at first and only the selected tiles are written, with the list of
+    their ids in ``<split>.ids.txt`` beside the manifest; that file can be given back as ``select: {SPLIT: {ids: FILE}}``.
+
+    Raises DataError when the split has no scene, no labelled tile or only one class, and what :func:`tile_scene` raises.
     """
-    out_manifest = Path(out_manifest)
-    scenes = read_scenes(scenes_manifest, split)
-    if scenes.empty:
+    out_manifest, tiling = Path(out_manifest), dataset.tile
+    scenes = read_scenes(scenes_manifest)
+    regions = regions_of(scenes, dataset, split)
+    if not regions:
         raise DataError(f"{scenes_manifest}: no scene in split {split!r}; give it scenes in the dataset's source")
-    rows = []
-    for scene in tqdm(scenes.itertuples(), total=len(scenes), desc=f"tiles of {dataset.name}/{split}", unit="scene", disable=None):
-        rows += tile_scene(
-            scene.image,
-            scene.label,
-            out_manifest.with_suffix(""),
-            dataset.tile.size,
-            dataset.tile.stride,
+    tasks = []
+    for row in scenes.itertuples():
+        if row.scene not in regions:
+            continue
+        task = Scene(
+            image=Path(row.image),
+            label=Path(row.label),
+            out_dir=out_manifest.with_suffix(""),
+            tiling=tiling,
             dataset=dataset.name,
             split=split,
-            scene=scene.scene,
-            label_map=dataset.label_map,
+            name=row.scene,
+            licence=dataset.licence,
+            caption=row.caption,
+            limits=(tuple(row.low), tuple(row.high)) if tiling.scale else None,
+            label_map=None if dataset.tile_label_map is None else tuple(dataset.tile_label_map.items()),
             num_classes=len(dataset.classes),
         )
+        tasks.append((task, places_of(task, regions[row.scene])))
+    title = f"{dataset.name}/{split}"
+    if selection := dataset.select.get(split):
+        found = list(_cut_all(tasks, processes, f"labels of {title}", write=False))
+        _require_classes(found, dataset, scenes_manifest, split)
+        chosen = select_tiles(pd.DataFrame(found), selection, f"select.{split}", dataset.classes)
+        tasks = [(task, [place for place in places if _tile_id(task, place) in chosen]) for task, places in tasks]
+    rows = list(_cut_all(tasks, processes, f"tiles of {title}"))
+    _require_classes(rows, dataset, scenes_manifest, split)
+    table = write_manifest(out_manifest, rows)
+    if selection:
+        write_text(out_manifest.with_suffix(".ids.txt"), "".join(f"{tile_id}\n" for tile_id in table.tile_id))
+    return table
+
+
+def places_of(scene: Scene, regions: Sequence[Region] | None = None) -> list[Place]:
+    """The tiles of a scene, or of regions of it, row by row. DataError when a whole scene is smaller than a tile and edge is ``shift``."""
+    tiling = scene.tiling
+    with open_raster(scene.image) as picture:
+        grid = grid_of(picture, tiling.ground_distance)
+    if regions is None:
+        regions = [(0, 0, grid.height, grid.width)]
+    if tiling.edge == "shift" and min(grid.width, grid.height) < tiling.size:
+        raise DataError(
+            f"{scene.image}: {grid.width}x{grid.height} pixels, smaller than a tile of {tiling.size}; "
+            "lower tile.size, set tile.edge to pad or drop, or leave it out"
+        )
+    stride, places = tiling.stride or tiling.size, []
+    for region in regions:
+        top, left, height, width = region
+        for row in tile_offsets(height, tiling.size, stride, tiling.edge):
+            places += [Place(top + row, left + col, region) for col in tile_offsets(width, tiling.size, stride, tiling.edge)]
+    return places
+
+
+def read_mask(image: Path | str, label: Path | str, dataset: Dataset) -> tuple[np.ndarray, Grid]:
+    """A whole scene's label as training ids, uint8 [H, W] with 255 where ignored, and the grid of its tiles, on which it lies.
+
+    Errors as of :func:`tile_scene`.
+    """
+    with open_scene(image, label, dataset.tile.ground_distance) as (picture, ids):
+        return LabelMap(dataset.tile_label_map, len(dataset.classes)).ids_of(ids), grid_of(picture)
+
+
+# ----------------------------------------------------------------------------------------------------------- the cutting
+
+
+def _cut_all(tasks: list[tuple[Scene, list[Place]]], processes: int, title: str = "tiles", write: bool = True) -> Iterator[dict]:
+    """Rows of all tiles, in order; by this process alone where others would take longer to start than to help."""
+    chunks = [(task, places[i : i + CHUNK], write) for task, places in tasks for i in range(0, len(places), CHUNK)]
+    total = sum(len(places) for _, places, _ in chunks)
+    with tqdm(total=total, desc=title, unit="tile", disable=None) as progress:
+        for (_, places, _), rows in zip(chunks, _mapped(chunks, min(processes, total // CHUNK)), strict=True):
+            yield from rows
+            progress.update(len(places))
+
+
+def _mapped(chunks: list[tuple], processes: int) -> Iterable[list[dict]]:
+    if processes < 2:
+        yield from map(_cut, chunks)
+        return
+    # Forked, so that they start at once; they do nothing but read and write by GDAL, of which nothing is open here.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+        try:
+            yield from pool.map(_cut, chunks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@lru_cache(4)  # a table of all colours is worth keeping
+def _label_map(items: tuple | None, num_classes: int | None) -> LabelMap:
+    return LabelMap(None if items is None else dict(items), num_classes)
+
+
+def _cut(chunk: tuple[Scene, list[Place], bool]) -> list[dict]:
+    """Cut some tiles of a scene; without ``write`` only their labels are read, and rows tell the classes of each."""
+    scene, places, write = chunk
+    tiling, labels = scene.tiling, _label_map(scene.label_map, scene.num_classes)
+    rows = []
+    with open_scene(scene.image, scene.label, tiling.ground_distance) as (picture, ids):
+        holes, crs = has_holes(picture), picture.crs.to_wkt() if picture.crs else ""
+        for place in places:
+            window, inner = _windows(place, tiling.size)
+            mask = _padded(labels.ids_of(ids, window), inner, tiling.size, IGNORE)
+            if holes:
+                mask[inner][invalid_of(picture, window, tiling.bands)] = IGNORE
+            pixels = np.bincount(mask.ravel(), minlength=256)[: scene.num_classes or IGNORE]
+            if not pixels.any() or pixels.sum() < tiling.min_labelled * mask.size:
+                continue
+            row = {"tile_id": _tile_id(scene, place), "classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
+            if write:
+                image = _padded(rgb_of(picture, window, tiling.bands, scene.limits), inner, tiling.size, 0)
+                row = _write(scene, place, picture, crs, image, mask) | row
+            rows.append(row)
+    return rows
+
+
+def _windows(place: Place, size: int) -> tuple[Window, tuple[slice, slice]]:
+    """What of a tile lies in its region: the window to read, and where it belongs in the tile."""
+    top, left, height, width = place.region
+    rows, cols = min(size, top + height - place.row), min(size, left + width - place.col)
+    return Window(place.col, place.row, cols, rows), (slice(0, rows), slice(0, cols))
+
+
+def _padded(array: np.ndarray, inner: tuple[slice, slice], size: int, value: int) -> np.ndarray:
+    if array.shape[:2] == (size, size):
+        return array
+    padded = np.full((size, size, *array.shape[2:]), value, np.uint8)
+    padded[inner] = array
+    return padded
+
+
+def _tile_id(scene: Scene, place: Place) -> str:
+    return f"{scene.name}_{place.row}_{place.col}"
+
+
+def _write(scene: Scene, place: Place, picture: rasterio.DatasetReader, crs: str, image: np.ndarray, mask: np.ndarray) -> dict:
+    """Write a tile's two files and return its row; ``crs`` is that of ``picture`` as WKT, which takes a while to write."""
+    transform = [float(v) for v in tuple(picture.transform @ Affine.translation(place.col, place.row))[:6]] if crs else []
+    suffix = f".{scene.tiling.format}" if scene.tiling.format else ".tif" if crs else ".png"
+    place_in_file = (picture.crs, transform) if suffix == ".tif" else (None, None)
+    tags = {"licence": scene.licence} if scene.licence else {}
+    tile_id, digest, paths = _tile_id(scene, place), hashlib.sha256(), {}
+    for kind, array in (("image", image), ("label", mask)):
+        path = scene.out_dir / f"{kind}s" / f"{tile_id}{suffix}"
+        content = encode_raster(suffix, array, *place_in_file, tags)
+        write_bytes(path, content)
+        digest.update(content)
+        paths[kind] = str(path.relative_to(scene.out_dir.parent))
+    return {
+        "tile_id": tile_id,
+        "dataset": scene.dataset,
+        "split": scene.split,
+        "scene": scene.name,
+        "row": place.row,
+        "col": place.col,
+        "width": scene.tiling.size,
+        "height": scene.tiling.size,
+        **paths,
+        "crs": crs,
+        "transform": transform,
+        "classes": [],
+        "pixels": [],
+        "digest": digest.hexdigest(),
+        "inner_width": min(scene.tiling.size, place.region[1] + place.region[3] - place.col),
+        "inner_height": min(scene.tiling.size, place.region[0] + place.region[2] - place.row),
+        "scene_width": picture.width,
+        "scene_height": picture.height,
+        "image_digest": hash_of_pixels(image),
+        "licence": scene.licence,
+        "given_caption": scene.caption,
+    }
+
+
+def _require_classes(rows: list[dict], dataset: Dataset, manifest: Path | str, split: str) -> None:
+    """Refuse a split that holds no labelled tile, and a training split of one class: a segmentor could learn nothing from it."""
     if not rows:
-        raise DataError(f"{scenes_manifest}: split {split!r} has no labelled pixel: all are nodata or ignored; check label_map")
-    return write_manifest(out_manifest, rows)
-
-
-def read_mask(label: Path | str, label_map: Mapping[int, int] | None, num_classes: int) -> np.ndarray:
-    """A whole label raster as training ids, uint8 [H, W] with 255 for ignored pixels; ``label_map`` and errors as in :func:`tile_scene`."""
-    lookup = _lookup(label_map, num_classes)
-    with open_raster(label) as ids:
-        mapped = lookup[label_of(ids)]
-        if (mapped < 0).any():
-            raise DataError(_unknown_ids(ids, lookup, label_map, num_classes))
-    return mapped.astype(np.uint8)
-
-
-def _lookup(label_map: Mapping[int, int] | None, num_classes: int | None) -> np.ndarray:
-    """Training id per raw id as int16 [256]; -1 where a raw id is unknown."""
-    lookup = np.full(256, -1, np.int16)
-    lookup[IGNORE] = IGNORE
-    for raw, new in ({i: i for i in range(num_classes or IGNORE)} if label_map is None else label_map).items():
-        if not 0 <= raw <= 255 or (new != IGNORE and not 0 <= new < (num_classes or IGNORE)):
-            raise ConfigError(f"label_map: {raw} -> {new}; raw ids are 0...255, classes 0...{(num_classes or IGNORE) - 1} or 255 (ignore)")
-        lookup[raw] = new
-    return lookup
-
-
-def _unknown_ids(ids: rasterio.DatasetReader, lookup: np.ndarray, label_map: Mapping[int, int] | None, num_classes: int | None) -> str:
-    """What to say about ids that are not allowed: counts over the whole label, read in strips."""
-    counts, first = np.zeros(256, int), {}
-    for top in range(0, ids.height, 512):
-        strip = label_of(ids, Window(0, top, ids.width, min(512, ids.height - top)))
-        counts += np.bincount(strip.ravel(), minlength=256)
-        for value in np.unique(strip[lookup[strip] < 0]):
-            first.setdefault(int(value), tuple(int(v) for v in np.argwhere(strip == value)[0] + (top, 0)))
-    found = "; ".join(f"id {value} in {counts[value]} pixels, first at row {r}, column {c}" for value, (r, c) in sorted(first.items())[:5])
-    allowed = f"0...{num_classes - 1}" if label_map is None else f"those of label_map ({', '.join(map(str, sorted(label_map)))})"
-    return f"{ids.name}: unknown label {found}; allowed are {allowed} and 255. Add it to label_map (255 = ignore) or correct the label"
+        raise DataError(
+            f"{manifest}: split {split!r} has no tile with labelled pixels: all are nodata or ignored; "
+            "check label_map, tile.min_labelled and the edge rule"
+        )
+    present = sorted({index for row in rows for index in row["classes"]})
+    if split == dataset.train and len(present) == 1:
+        raise DataError(
+            f"{manifest}: all {len(rows)} tiles of the training split {split!r} show one class, {dataset.classes[present[0]]}; "
+            "a segmentor learns nothing from that: check label_map, or give the split other scenes"
+        )

@@ -290,7 +290,7 @@ def _row(row: pd.Series, task: Task, image: Path, label: Path, sampler_name: str
     added = ("synthetic", row.tile_id, task.copy, int(tags["seed"]), sampler_name, tags["generator"])
     added += (before, after, tags["corrections"], tags.get("note", ""))
     return {
-        **row.to_dict(),
+        **row.drop("image_digest", errors="ignore").to_dict(),
         "tile_id": f"{row.tile_id}-{sampler_name}-{task.copy}",
         "image": os.path.relpath(image, Path(out).resolve().parent),
         "label": os.path.relpath(label, Path(out).resolve().parent),

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crfm_core import DataError, WeightsError
-from crfm_core.data.rasters import describe, write_raster
+from crfm_core.data.grid import Grid
+from crfm_core.data.rasters import write_raster
 from crfm_core.files import seed_of, sha256_of
 from crfm_core.models.latent_space import decode_latents, downscaling
 from crfm_core.models.mask_encoding import IGNORE, mask_latents
@@ -197,8 +198,9 @@ def _decode(
 
 def synthesise_scene(
     generator: Path,
-    label: Path,
+    name: str,
     mask: np.ndarray,
+    grid: Grid,
     critic: Path,
     classes: list[str],
     captions: Captions,
@@ -213,16 +215,17 @@ def synthesise_scene(
 
     Args:
         generator: MaskToImagePipeline folder, with its text encoders.
-        label: the raster that ``mask`` was read from: it gives CRS and transform, and its name the noise.
+        name: the scene's name, which gives the noise.
         mask: its class ids, [H, W] uint8; 255 is ignored.
+        grid: where the mask lies.
         critic: checkpoint or folder of the critic, loaded only when the sampler corrects.
-        captions: how each window's prompt is made of the classes in it.
+        captions: how each window's prompt is made of the classes in it, by the template with every kind.
         size: side of a window in pixels: that of the tiles the generator was trained on.
 
     Returns: a note per window. Raises DataError when no pixel is labelled.
     """
     if (mask == IGNORE).all():
-        raise DataError(f"{label}: all pixels are ignored; there is nothing to draw")
+        raise DataError(f"scene {name}: all pixels are ignored; there is nothing to draw")
     pipeline = open_generator(generator)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     settings = sampler.rectification
@@ -236,10 +239,11 @@ def synthesise_scene(
         return known[text]
 
     def encode(parts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        texts = [caption_of([index for index in np.unique(part).tolist() if index != IGNORE], classes, captions) for part in parts]
+        counts = [np.bincount(part[part != IGNORE], minlength=len(classes)).tolist() for part in parts]
+        texts = [caption_of(pixels, classes, captions) for pixels in counts]
         return tuple(torch.cat(each) for each in zip(*map(of_text, texts), strict=True))
 
-    place, sample_seed = describe(label), seed_of("scene", Path(label).name, sampler_name, seed)
+    sample_seed = seed_of("scene", name, sampler_name, seed)
     image, notes = sample_windows(
         pipeline.to(device, dtype),
         mask,
@@ -258,5 +262,5 @@ def synthesise_scene(
         if note:
             print(f"{count} of {len(notes)} windows: {note}", flush=True)
     tags = {"generator": sha256_of(generator / "transformer", generator / "vae")[:12], "seed": sample_seed, "sampler": sampler_name}
-    write_raster(out, image, place["crs"] or None, place["transform"], tags | {"mask_of": Path(label).name})
+    write_raster(out, image, grid.crs or None, tuple(grid.transform)[:6] if grid.crs else None, tags | {"mask_of": name})
     return notes

@@ -1,0 +1,91 @@
+"""Images and label rasters of one grid in a folder, paired by globs: whatever the nesting, whatever the format."""
+
+from __future__ import annotations
+
+import glob
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+from crfm_core import DataError
+from crfm_core.data.adapters.found import FoundScene
+from crfm_core.settings import Dataset, FolderSource, FolderSplit
+
+
+def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
+    """The scenes that a :class:`FolderSource` names below ``root``. DataError when a glob finds no image, or an image has no label."""
+    source: FolderSource = dataset.source
+    splits = source.splits or {"": FolderSplit(images=source.images, labels=source.labels)}
+    return [
+        scene
+        for split, files in splits.items()
+        for scene in pair_files(dataset.name, root, split, files, source.label_suffix, source.exclude)
+    ]
+
+
+def pair_files(
+    name: str, root: Path, split: str, files: FolderSplit, label_suffix: str = "", exclude: list[str] | None = None
+) -> list[FoundScene]:
+    """Pair images and labels of one split by what the folder wildcards of their globs stand for, and the stem.
+
+    ``Train/*/images/*.png`` and ``Train/*/masks/*.png`` pair ``Urban/…/1`` with ``Urban/…/1``. When the two globs have unlike numbers
+    of folder wildcards the stem alone must tell.
+    """
+    where = f"dataset {name}, split {split}" if split else f"dataset {name}"
+    by_stem = _folder_pattern(files.images).groups != _folder_pattern(files.labels).groups
+    labels = files_by_key(root, files.labels, label_suffix, by_stem)
+    # Labels may lie among the images: a glob like *.tif then matches both.
+    skip = set(labels.values()) if label_suffix or files.images != files.labels else set()
+    images = files_by_key(root, files.images, "", by_stem, skip, exclude)
+    if not images:
+        raise DataError(f"{where}: no file matches images: {files.images} below {root}; correct the glob or the root")
+    if without := [image for key, image in images.items() if key not in labels]:
+        raise DataError(
+            f"{where}: {len(without)} of {len(images)} images have no label matching {files.labels}"
+            f" (stem of the image{' + ' + label_suffix if label_suffix else ''}): {', '.join(map(str, without[:3]))}"
+            f"{' ...' if len(without) > 3 else ''}; add the labels, correct labels: or label_suffix:, or leave the images out by exclude:"
+        )
+    return [
+        FoundScene(key, image, labels[key], image.relative_to(root), split, "-".join(key[:-1]) or str(image.parent.relative_to(root)))
+        for key, image in sorted(images.items())
+    ]
+
+
+def files_by_key(
+    root: Path,
+    pattern: str,
+    suffix: str = "",
+    by_stem: bool = False,
+    skip: set[Path] | None = None,
+    exclude: list[str] | None = None,
+) -> dict[tuple[str, ...], Path]:
+    """Files below ``root`` that match a glob, by what its folder wildcards stand for and their stem without ``suffix``.
+
+    Raises DataError when two files have one key, or the glob leads outside ``root``.
+    """
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise DataError(f"the glob {pattern} leads outside {root}; give one below the root, or another root")
+    found: dict[tuple[str, ...], Path] = {}
+    for relative in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
+        path = root / relative
+        if path in (skip or ()) or not path.is_file() or not path.stem.endswith(suffix):
+            continue
+        if any(fnmatch(Path(relative).as_posix(), unwanted) for unwanted in exclude or []):
+            continue
+        parents = () if by_stem else _folder_pattern(pattern).fullmatch(str(Path(relative).parent)).groups()
+        key = (*(part.replace("/", "-") for part in parents if part not in ("", ".")), path.stem.removesuffix(suffix))
+        if key in found:
+            raise DataError(f"{found[key]} and {path} both belong to scene {'-'.join(key)}; narrow the glob {pattern}")
+        found[key] = path
+    return found
+
+
+def _folder_pattern(pattern: str) -> re.Pattern:
+    """The folder part of a glob as a regular expression with one group per wildcard."""
+
+    def piece(part: str) -> str:
+        if part.startswith("["):
+            return f"({part.replace('[!', '[^')})"
+        return {"**": "(.*)", "**/": "((?:.*/)?)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part)
+
+    return re.compile("".join(map(piece, re.split(r"(\*\*/?|\*|\?|\[[^]]+\])", str(Path(pattern).parent)))))

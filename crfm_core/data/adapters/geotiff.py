@@ -1,0 +1,208 @@
+"""Georeferenced scenes whose labels lie on another grid, or are polygons: found by place, and burned onto each scene's own grid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import shapely
+from rasterio.enums import Resampling
+from rasterio.features import rasterize
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds, transform_geom
+from rasterio.windows import Window
+from rasterio.windows import transform as window_transform
+
+from crfm_core import DataError
+from crfm_core.data.adapters.folder import files_by_key
+from crfm_core.data.adapters.found import FoundScene
+from crfm_core.data.labels import LabelMap
+from crfm_core.data.rasters import describe, open_raster
+from crfm_core.files import atomic_path
+from crfm_core.settings import Dataset, GeotiffSource
+
+VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".gml", ".kml")
+STRIP = 1024  #: rows of a scene that are burned at once
+
+
+def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
+    """The scenes that a :class:`GeotiffSource` names, without labels. DataError when a glob finds none, or a scene has no CRS."""
+    source: GeotiffSource = dataset.source
+    scenes = []
+    for split, pattern in (source.splits or {"": source.images}).items():
+        images = files_by_key(root, pattern, exclude=source.exclude)
+        if not images:
+            raise DataError(f"dataset {dataset.name}: no file matches {pattern} below {root}; correct the glob or the root")
+        for key, image in sorted(images.items()):
+            if not describe(image)["crs"]:
+                raise DataError(
+                    f"{image}: has no coordinate system, so no label can be found for it by place; write it into the file "
+                    "(gdal_edit.py -a_srs EPSG:...), or use a source of kind folder with labels of the same grid"
+                )
+            scenes.append(FoundScene(key, image, None, image.relative_to(root), split, "-".join(key[:-1])))
+    return scenes
+
+
+def burn_labels(dataset: Dataset, root: Path, rows: list[dict], out: Path) -> None:
+    """Write a label of training ids for every scene, ``<out>/labels/<scene>.tif`` on the scene's grid, and name it in its row.
+
+    Label files lie over each other in the order of ``source.labels`` and of their names; polygons likewise in the order of the file,
+    a pixel being in a polygon when its centre is. Ground that none covers is ``source.background``. Written in strips, so a scene may
+    be larger than memory. Raises DataError for what labels hold that ``label_map`` does not know, for features that are no polygons,
+    and for a scene that no label meets.
+    """
+    source: GeotiffSource = dataset.source
+    files = [path for pattern in source.labels for _, path in sorted(files_by_key(root, pattern).items())]
+    if not files:
+        raise DataError(f"dataset {dataset.name}: no file matches labels: {', '.join(source.labels)} below {root}; correct the globs")
+    layers = [_Polygons.read(path, dataset) if path.suffix.lower() in VECTORS else _Raster(path, dataset) for path in files]
+    for row in rows:
+        row["label"] = out / "labels" / f"{row['scene']}.tif"
+        with open_raster(row["image"]) as picture:
+            near = [layer for layer in layers if layer.meets(picture)]
+            if not near:
+                raise DataError(
+                    f"{row['image']}: none of {len(files)} label files lies on its ground; see that both coordinate systems are right, "
+                    "or leave the scene out by source.exclude"
+                )
+            _burn(picture, near, source.background, row["label"])
+
+
+def _burn(picture: rasterio.DatasetReader, layers: list[_Polygons | _Raster], background: int, out: Path) -> None:
+    profile = {
+        "driver": "GTiff", "dtype": "uint8", "count": 1, "width": picture.width, "height": picture.height, "crs": picture.crs,
+        "transform": picture.transform, "compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512, "bigtiff": "if_safer",
+    }  # fmt: skip
+    with atomic_path(out) as aside:
+        with rasterio.open(aside, "w", **profile) as target:
+            for top in range(0, picture.height, STRIP):
+                window = Window(0, top, picture.width, min(STRIP, picture.height - top))
+                ids = np.full((window.height, window.width), background, np.uint8)
+                for layer in layers:
+                    layer.lay_over(ids, picture, window)
+                target.write(ids, 1, window=window)
+        with open_raster(aside) as written:  # on a full disk GDAL may end a file early and say nothing
+            for top in range(0, picture.height, STRIP):
+                written.read(1, window=Window(0, top, picture.width, min(STRIP, picture.height - top)))
+
+
+class _Raster:
+    """A label raster of any grid."""
+
+    def __init__(self, path: Path, dataset: Dataset) -> None:
+        self.path, self.labels = path, LabelMap(dataset.label_map, len(dataset.classes))
+        with open_raster(path) as source:
+            if not source.crs:
+                raise DataError(f"{path}: has no coordinate system, so no scene can be found for it by place; write it into the file")
+            self.crs, self.bounds = source.crs, source.bounds
+
+    def meets(self, picture: rasterio.DatasetReader) -> bool:
+        return _boxes_meet(transform_bounds(self.crs, picture.crs, *self.bounds), picture.bounds)
+
+    def lay_over(self, ids: np.ndarray, picture: rasterio.DatasetReader, window: Window) -> None:
+        """Write the raster's nearest values over ``ids``; what it does not cover, or declares as nodata, stays."""
+        with (
+            open_raster(self.path) as source,
+            WarpedVRT(
+                source,
+                crs=picture.crs,
+                transform=window_transform(window, picture.transform),
+                width=window.width,
+                height=window.height,
+                resampling=Resampling.nearest,
+                tolerance=0.001,  # pixels; GDAL takes no 0
+                add_alpha=True,
+            ) as warped,
+        ):
+            covered = warped.read(warped.count) > 0
+            ids[covered] = self.labels.ids_of_values(warped.read(1)[covered], source)
+
+
+@dataclass(frozen=True)
+class _Polygons:
+    """The polygons of a vector file with their training ids."""
+
+    path: Path
+    crs: str
+    shapes: np.ndarray
+    ids: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path, dataset: Dataset) -> _Polygons:
+        import pyogrio
+        from pyogrio.errors import DataLayerError, DataSourceError
+
+        source: GeotiffSource = dataset.source
+        if not source.attribute:
+            raise DataError(f"source.attribute: {path} holds features; name the field that tells their class")
+        try:
+            names = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
+            layer = source.layer or (names[0] if len(names) == 1 else None)
+            if layer not in names:
+                raise DataError(f"source.layer: {path} has the layers {', '.join(names) or '(none)'}; name one of them")
+            fields = list(pyogrio.read_info(path, layer=layer)["fields"])
+            if source.attribute not in fields:
+                raise DataError(f"source.attribute: layer {layer} of {path} has no field {source.attribute!r}; it has: {', '.join(fields)}")
+            info, _, geometry, columns = pyogrio.raw.read(path, layer=layer, columns=[source.attribute])
+        except (DataSourceError, DataLayerError) as error:
+            raise DataError(f"{path}: not a readable vector file ({error}); is it complete?") from None
+        if not info["crs"]:
+            raise DataError(f"{path}: layer {layer} has no coordinate system; write it into the file (ogr2ogr -a_srs EPSG:...)")
+        shapes = shapely.from_wkb(geometry)
+        if other := Counter(shape.geom_type for shape in shapes if shape is not None and "Polygon" not in shape.geom_type):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in other.items())
+            raise DataError(f"{path}: layer {layer} holds {kinds}, expected polygons only; buffer or remove the others")
+        values = [_text(value) for value in columns[0]]
+        known = {str(key): new for key, new in dataset.label_map.items()}
+        if unknown := Counter(value for value in values if value not in known):
+            found = ", ".join(f"{value!r} in {count} features" for value, count in unknown.most_common(5))
+            raise DataError(
+                f"{path}: field {source.attribute} holds {found}; allowed are those of label_map ({', '.join(known)}). "
+                "Add them to label_map (255 = ignore) or correct the labels"
+            )
+        there = np.array([shape is not None and not shape.is_empty for shape in shapes], bool)
+        return cls(path, info["crs"], shapes[there], np.array([known[value] for value in values], np.uint8)[there])
+
+    def meets(self, picture: rasterio.DatasetReader) -> bool:
+        return len(self._near(picture, picture.bounds)) > 0
+
+    def lay_over(self, ids: np.ndarray, picture: rasterio.DatasetReader, window: Window) -> None:
+        """Burn the polygons' ids over ``ids``."""
+        transform = window_transform(window, picture.transform)
+        near = self._near(picture, _bounds(transform, window.width, window.height))
+        if not len(near):
+            return
+        shapes = transform_geom(self.crs, picture.crs, [shapely.geometry.mapping(self.shapes[i]) for i in near])
+        burned = rasterize(
+            zip(shapes, self.ids[near].tolist(), strict=True), (window.height, window.width), fill=254, transform=transform, dtype="uint8"
+        )
+        ids[burned != 254] = burned[burned != 254]
+
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        return shapely.STRtree(self.shapes)
+
+    def _near(self, picture: rasterio.DatasetReader, bounds: tuple) -> np.ndarray:
+        """Numbers of the polygons whose boxes meet the ground, in the file's order."""
+        return np.sort(self._tree.query(shapely.box(*transform_bounds(picture.crs, self.crs, *bounds))))
+
+
+def _text(value: object) -> str:
+    """An attribute's value as a key of ``label_map`` is written: whole numbers without a fraction, nothing as null."""
+    if value is None or isinstance(value, float) and np.isnan(value):
+        return "null"
+    return str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer() else str(value)
+
+
+def _bounds(transform: Affine, width: int, height: int) -> tuple[float, float, float, float]:
+    xs, ys = zip(*(transform @ corner for corner in ((0, 0), (width, 0), (0, height), (width, height))), strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _boxes_meet(one: tuple, other: tuple) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,48 @@
+"""The layout that the authors' released code reads: one JSON object per line with the paths of a label and an image, and the prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from crfm_core import DataError
+from crfm_core.data.adapters.found import FoundScene
+from crfm_core.files import inside
+from crfm_core.settings import Dataset, ReleasedSource
+
+
+def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
+    """The pairs that the index files list. DataError, with file and line, for lines that are not such objects or name missing files."""
+    source: ReleasedSource = dataset.source
+    return [scene for split, index in source.splits.items() for scene in _listed(inside(root, index), split, root)]
+
+
+def _listed(index: Path, split: str, root: Path) -> list[FoundScene]:
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{index}: no such file; correct source.root or source.splits.{split}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{index}: cannot be read ({error}); it must be a text file with one JSON object per line") from None
+    scenes = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{index}, line {number}"
+        try:
+            entry = json.loads(line)
+            label, image, prompt = (entry[key] for key in ("source", "target", "prompt"))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f'{where}: not an object with "source", "target" and "prompt" ({error!r}); correct the line') from None
+        try:
+            paths = [inside(root, str(relative)) for relative in (image, label)]
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        for path in paths:
+            if not path.is_file():
+                raise DataError(f"{where}: there is no {path}; correct the line, or source.root")
+        relative = Path(image)
+        scenes.append(FoundScene(relative.with_suffix("").parts, *paths, relative, split, str(relative.parent), str(prompt)))
+    if not scenes:
+        raise DataError(f"{index}: lists nothing; correct source.splits.{split}")
+    return scenes

@@ -1,0 +1,67 @@
+"""Tiles back to a scene: one raster, in the scene's place, of what a manifest's rows of that scene show."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import Affine
+from rasterio.windows import Window
+
+from crfm_core import DataError
+from crfm_core.data.rasters import IGNORE, open_raster, read_label, read_rgb
+from crfm_core.files import atomic_path
+from crfm_core.manifest import paths_of, read_manifest
+
+
+def mosaic(manifest: Path | str, root: Path | str, scene: str, kind: str, out: Path | str) -> None:
+    """Write ``out`` (.tif or .png), the scene that the tiles of ``manifest`` were cut from, with the scene's size, CRS and transform.
+
+    Where tiles overlap the later row counts, whose pixels are the same for tiles of one scene. What they pad beyond the scene is left
+    out; ground without a tile is black, or 255 for labels. Written in strips of a tile's height, so a scene may be larger than memory.
+
+    Args:
+        manifest: of tiles, with the columns scene_width and scene_height that tiling writes.
+        root: folder that the manifest's paths must stay in.
+        scene: the scene's name.
+        kind: ``image`` or ``label``.
+
+    Raises DataError for a scene that the manifest does not have, and ResourceError when the disk does not take it all.
+    """
+    out, table = Path(out), read_manifest(manifest)
+    rows = table[table.scene == scene]
+    if rows.empty:
+        raise DataError(f"{manifest}: no tile of scene {scene!r}; it has {', '.join(sorted(set(table.scene))[:8])}, ...")
+    first, paths = rows.iloc[0], paths_of(manifest, rows, kind, root)
+    width, height = int(first.scene_width), int(first.scene_height)
+    read, bands, fill = (read_rgb, 3, 0) if kind == "image" else (read_label, 1, IGNORE)
+    profile = {"driver": "PNG" if out.suffix == ".png" else "GTiff", "dtype": "uint8", "count": bands, "width": width, "height": height}
+    if profile["driver"] == "GTiff":
+        profile |= {"compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512, "bigtiff": "if_safer"}
+    if first.crs and profile["driver"] == "GTiff":
+        corner = Affine(*first["transform"]) @ Affine.translation(-int(first.col), -int(first.row))
+        profile |= {"crs": first.crs, "transform": corner}
+    step = 512
+    with atomic_path(out) as aside, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(aside, "w", **profile) as target:
+            for top in range(0, height, step):
+                strip = np.full((min(step, height - top), width, bands), fill, np.uint8)
+                for (row, col), path in zip(rows[["row", "col"]].itertuples(index=False), paths, strict=True):
+                    if row < top + len(strip) and row + first.height > top:
+                        _paste(strip, read(path), row - top, col)
+                target.write(np.moveaxis(strip, -1, 0), window=Window(0, top, width, len(strip)))
+        with open_raster(aside) as written:  # on a full disk GDAL may end a file early and say nothing
+            for top in range(0, height, step):
+                written.read(window=Window(0, top, width, min(step, height - top)))
+
+
+def _paste(strip: np.ndarray, tile: np.ndarray, row: int, col: int) -> None:
+    """Lay the part of a tile that meets the strip [h,W,bands] into it; ``row`` counts from the strip's top and may be negative."""
+    tile = tile.reshape(*tile.shape[:2], -1)
+    skip = max(0, -row)
+    part = tile[skip : len(strip) - row, : strip.shape[1] - col]
+    strip[row + skip : row + skip + len(part), col : col + part.shape[1]] = part

@@ -1,0 +1,334 @@
+"""Each kind of source gives the scenes it holds; labels of other grids and polygons end up where GDAL would put them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+from rasterio.enums import Resampling
+from rasterio.transform import Affine
+from rasterio.warp import reproject
+from test_bad_input import (
+    COLOURS,
+    PLACE,
+    UTM,
+    as_palette,
+    colour_data,
+    dataset_of,
+    folder_data,
+    fusu_data,
+    loveda_data,
+    merged,
+    pattern,
+    raster_data,
+    released_data,
+    run,
+    save,
+    tif_data,
+    vector_data,
+    write_polygons,
+    write_tif,
+)
+
+from crfm_core.data.adapters import list_scenes, read_scenes, scene_name
+from crfm_core.data.grid import grid_of
+from crfm_core.data.rasters import open_raster, read_label, read_rgb, read_tags
+from crfm_core.data.tiling import read_mask, tile_scene
+from crfm_core.manifest import read_manifest
+
+
+def scenes_of(tmp_path, config: dict) -> pd.DataFrame:
+    list_scenes(dataset_of(config), tmp_path, tmp_path / "results" / "scenes.parquet")
+    return read_scenes(tmp_path / "results" / "scenes.parquet")
+
+
+def names(table: pd.DataFrame) -> dict[str, list[str]]:
+    return {split: list(rows.scene) for split, rows in table.groupby("split")}
+
+
+# ------------------------------------------------------------------------------------------------------------ folders
+
+
+def test_colours_become_ids_and_other_colours_are_ignored_where_the_map_says_so(tmp_path):
+    config = colour_data(tmp_path / "data")
+    config["label_map"] |= {"#9b9b9b": 255}
+    label = tmp_path / "data" / "test" / "labels" / "c.png"
+    colours, ids = COLOURS[pattern(2)[1]], pattern(2)[1]
+    colours[5:9, 2:20] = 0x9B
+    save(label, colours)
+    run(dataset_of(config), tmp_path / "results")
+    ids[5:9, 2:20] = 255
+    tile = read_label(tmp_path / "results" / "tiles" / "test" / "labels" / "c_0_0.png")
+    assert np.array_equal(tile, ids[:8, :8])
+
+
+def test_transparent_pixels_of_a_colour_label_are_ignored(tmp_path):
+    config = colour_data(tmp_path / "data")
+    rgba = np.dstack([COLOURS[pattern(2)[1]], np.full((24, 24), 255, np.uint8)])
+    rgba[:4, :4] = 7, 7, 7, 0
+    save(tmp_path / "data" / "test" / "labels" / "c.png", rgba)
+    run(dataset_of(config), tmp_path / "results")
+    tile = read_label(tmp_path / "results" / "tiles" / "test" / "labels" / "c_0_0.png")
+    assert (tile[:4, :4] == 255).all() and (tile[4:] == pattern(2)[1][4:8, :8]).all()
+
+
+def test_a_palette_label_of_ids_keeps_its_indices(tmp_path):
+    config = folder_data(tmp_path / "data")
+    run(dataset_of(config), tmp_path / "plain")
+    for path in (tmp_path / "data").glob("*/labels/*.png"):
+        as_palette(path, COLOURS)
+    run(dataset_of(config), tmp_path / "palette")
+    assert list(read_manifest(tmp_path / "plain/tiles/train.parquet").digest) == list(
+        read_manifest(tmp_path / "palette/tiles/train.parquet").digest
+    )
+
+
+def test_a_value_that_the_map_names_is_no_nodata(tmp_path):
+    image, label = write_tif(tmp_path / "a.tif", pattern(0)[0]), write_tif(tmp_path / "b.tif", pattern(0)[1], nodata=0)
+    ids = pattern(0)[1]
+    for label_map, expected in ((None, np.where(ids == 0, 255, ids)), ({0: 2, 1: 1, 2: 0}, 2 - ids)):
+        rows = tile_scene(image, label, tmp_path / "tiles", 24, label_map=label_map, num_classes=3)
+        assert np.array_equal(read_label(tmp_path / rows[0]["label"]), expected)
+
+
+def test_scenes_may_be_left_out_and_split_by_what_the_path_says(tmp_path):
+    root = tmp_path / "data"
+    for town, index in (("north", 0), ("north", 1), ("south", 2), ("east", 3), ("east", 4)):
+        image, ids = pattern(index)
+        save(root / "images" / f"{town}_{index}.png", image)
+        save(root / "labels" / f"{town}_{index}.png", ids)
+    source = {"kind": "folder", "root": str(root), "images": "images/*.png", "labels": "labels/*.png", "exclude": ["*/east_4.png"]}
+    split = {"by": "group", "group": "/([a-z]+)_", "shares": {"train": 0.7, "test": 0.3}}
+    table = scenes_of(tmp_path, {"source": source, "split": split, "tile": {"size": 8}})
+    assert sorted(table.scene) == ["east_3", "north_0", "north_1", "south_2"]
+    assert table.groupby("group").split.nunique().max() == 1 and set(table.group) == {"north", "south", "east"}
+    assert set(table.split) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (("Urban", "12"), "Urban-12"),
+        (("a b (1)",), "a_b_1_"),
+        (("Süd Öst",), "Sud_Ost"),
+        (("..", "x"), "-x"),
+        (("图像",), "scene-"),
+        (("тест-7",), "-7-"),
+    ],
+)
+def test_names_are_made_for_files(key, name):
+    assert scene_name(key).startswith(name) and scene_name(key).isascii()
+
+
+# ---------------------------------------------------------------------------------------------------------- benchmarks
+
+
+def test_a_loveda_tree_gives_its_two_splits_and_areas(tmp_path):
+    config = loveda_data(tmp_path / "data") | {"label_map": {0: 255, 1: 0, 2: 1}, "licence": "academic use"}
+    table = scenes_of(tmp_path, config)
+    assert names(table) == {"train": ["Urban-0", "Rural-1"], "val": ["Urban-2", "Rural-3"]} and set(table.group) == {"Urban", "Rural"}
+    run(dataset_of(config), tmp_path / "results")
+    tiles = read_manifest(tmp_path / "results" / "tiles" / "val.parquet")
+    ids = pattern(2)[1]
+    assert np.array_equal(
+        read_label(tmp_path / "results/tiles" / tiles.label[0]), np.where(ids[:8, :8] == 0, 255, ids[:8, :8].astype(int) - 1)
+    )
+    assert set(tiles.licence) == {"academic use"} and read_tags(tmp_path / "results/tiles" / tiles.image[0])["licence"] == "academic use"
+
+
+@pytest.mark.parametrize("labels", ["im1_label", "label1"])
+def test_a_flat_fusu_tree_is_split_by_what_the_patches_share(tmp_path, labels):
+    config = fusu_data(tmp_path / "data")
+    if labels != "im1_label":
+        (tmp_path / "data" / "im1_label").rename(tmp_path / "data" / labels)
+    table = scenes_of(tmp_path, config)
+    assert len(table) == 4 and set(table.split) == {"train", "test"} and list(table.group) == ["0", "1", "2", "3"]
+    run(dataset_of(config), tmp_path / "results")
+
+
+def test_a_fusu_tree_with_splits_and_two_dates_gives_the_asked_date(tmp_path):
+    for split, index in (("train", 0), ("train", 1), ("test", 2)):
+        for date in (1, 2):
+            image, ids = pattern(10 * date + index)
+            save(tmp_path / "data" / split / f"im{date}" / f"{index}_7.png", image)
+            save(tmp_path / "data" / split / f"label{date}" / f"{index}_7.png", ids)
+    source = {"kind": "fusu", "root": str(tmp_path / "data"), "splits": ["train", "test"], "date": 2}
+    table = scenes_of(tmp_path, {"source": source, "tile": {"size": 8}})
+    assert names(table) == {"train": ["0_7", "1_7"], "test": ["2_7"]} and all("/im2/" in image for image in table.image)
+    assert np.array_equal(read_rgb(table.image[0]), pattern(20)[0])
+
+
+def test_the_released_index_gives_pairs_and_prompts(tmp_path):
+    config = released_data(tmp_path / "data")
+    table = scenes_of(tmp_path, config)
+    assert names(table) == {"train": ["train-images-a", "train-images-b"], "test": ["test-images-c"]}
+    assert list(table.caption) == ["scene a", "scene b", "scene c"]
+    run(dataset_of(config), tmp_path / "results")
+    assert set(read_manifest(tmp_path / "results/tiles/train.parquet").given_caption) == {"scene a", "scene b"}
+
+
+# ----------------------------------------------------------------------------------------------------- labels by place
+
+
+def test_polygons_are_burned_as_gdal_burns_them(tmp_path):
+    config = vector_data(tmp_path / "data")
+    table = scenes_of(tmp_path, config)
+    for row in table.itertuples():
+        ids, column = read_label(row.label), np.arange(24) + 100 * "abc".index(row.scene[-1])
+        expected = np.array([0, 1, 2] * 6)[((column + 0.5) * 18 // 224).astype(int)]
+        assert np.array_equal(ids, np.broadcast_to(expected, (24, 24))), row.scene
+        assert rasterio.open(row.label).transform == rasterio.open(row.image).transform
+
+
+def later_lies_over(path):
+    circle = shapely.Point(400_006, 4_999_994).buffer(4)
+    write_polygons(path, ["wood", "water", "unknown"], [shapely.box(400_000, 4_999_988, 400_012, 5_000_000), circle, circle.buffer(-2)])
+
+
+@pytest.mark.skipif(not shutil.which("gdal_rasterize"), reason="needs gdal_rasterize (Debian package gdal-bin)")
+@pytest.mark.parametrize(("suffix", "crs"), [(".gpkg", UTM), (".geojson", "EPSG:4326"), (".shp", "EPSG:3857"), (".fgb", "EPSG:32632")])
+def test_polygons_of_any_format_and_crs_lie_where_gdal_rasterize_puts_them(tmp_path, suffix, crs):
+    config = vector_data(tmp_path / "data")
+    later_lies_over(tmp_path / "source.gpkg")
+    vectors = tmp_path / "data" / f"own{suffix}"
+    subprocess.run(["ogr2ogr", "-t_srs", crs, vectors, tmp_path / "source.gpkg"], check=True)
+    config = merged(config, source={"labels": f"own{suffix}"})
+    config["label_map"] |= {"unknown": 255}
+    config["source"]["splits"] = {"train": "train/images/a.tif"}
+    dataset = dataset_of(config | {"test": "train"})
+    list_scenes(dataset, tmp_path, tmp_path / "results" / "scenes.parquet")
+    ours = read_label(read_scenes(tmp_path / "results" / "scenes.parquet").label[0])
+    referee = tmp_path / "referee.tif"
+    write_tif(referee, np.full((24, 24), 255, np.uint8))
+    subprocess.run(["ogr2ogr", "-t_srs", UTM, tmp_path / "back.gpkg", vectors, "-nln", "ground"], check=True)
+    for value, number in (("wood", 0), ("water", 2), ("unknown", 255)):
+        command = ["gdal_rasterize", "-q", "-burn", str(number), "-l", "ground", "-where", f"class = '{value}'", tmp_path / "back.gpkg"]
+        subprocess.run([*command, referee], check=True)
+    assert np.array_equal(ours, read_label(referee)) and {0, 2, 255} == set(np.unique(ours).tolist())
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [(UTM, PLACE @ Affine.scale(2)), (UTM, PLACE @ Affine.translation(-5.3, -20.2) @ Affine.rotation(2)), ("EPSG:3857", None)],
+    ids=["coarser", "turned", "another CRS"],
+)
+def test_a_label_raster_of_another_grid_lies_where_gdal_warps_it(tmp_path, crs, transform):
+    config = raster_data(tmp_path / "data")
+    rng = np.random.default_rng(0)
+    if transform is None:
+        bounds = rasterio.warp.transform_bounds(UTM, crs, 399_990, 4_999_980, 400_130, 5_000_010)
+        transform = rasterio.transform.from_bounds(*bounds, 260, 60)
+    ids = rng.integers(0, 3, (60, 260)).astype(np.uint8)
+    ids[:, 40:44] = 77
+    write_tif(tmp_path / "data" / "labels.tif", ids, crs, transform, nodata=77)
+    config = merged(config, source={"background": 1})
+    for row in scenes_of(tmp_path, config).itertuples():
+        with rasterio.open(row.image) as image:
+            place = {"dst_crs": image.crs, "dst_transform": image.transform}
+        expected = np.full((24, 24), 99, np.uint8)
+        reproject(
+            ids, expected, src_crs=crs, src_transform=transform, resampling=Resampling.nearest, src_nodata=77, dst_nodata=99,
+            init_dest_nodata=True, tolerance=0.001, **place,
+        )  # fmt: skip
+        assert np.array_equal(read_label(row.label), np.where(expected == 99, 1, expected)), row.scene
+
+
+def test_labels_lie_over_each_other_in_the_order_of_their_globs(tmp_path):
+    config = vector_data(tmp_path / "data")
+    with rasterio.open(tmp_path / "data/train/images/a.tif") as image:
+        left, bottom, right, top = rasterio.warp.transform_bounds(UTM, "EPSG:4326", *image.bounds)
+    box = shapely.box(left - 1e-4, bottom - 1e-4, right, top + 1e-4)
+    write_polygons(tmp_path / "data" / "over.geojson", ["water"], [box], crs="EPSG:4326")
+    for labels, over in ((["ground.gpkg", "over.geojson"], True), (["over.geojson", "ground.gpkg"], False)):
+        table = scenes_of(tmp_path, merged(config, source={"labels": labels}))
+        assert (read_label(table.label[0]) == 2).all() == over
+
+
+# ----------------------------------------------------------------------------------------- depth, bands, ground distance
+
+
+def test_scaling_takes_percentiles_of_the_scene_or_of_the_training_scenes_and_ignores_what_is_no_number(tmp_path):
+    config = tif_data(tmp_path / "data")
+    rng = np.random.default_rng(0)
+    pictures = {}
+    for index, path in enumerate(sorted((tmp_path / "data").glob("*/images/*.tif"))):
+        pictures[path.stem] = rng.normal(100 * index, 10, (24, 24, 3)).astype(np.float32)
+        pictures[path.stem][:3, :3] = np.nan
+        with rasterio.open(path) as source:
+            place = source.transform
+        write_tif(path, pictures[path.stem], transform=place)
+    valid = {name: picture[np.isfinite(picture).all(-1)] for name, picture in pictures.items()}
+    for over, used in (("scene", "a"), ("dataset", "ab")):
+        run(dataset_of(merged(config, tile={"scale": {"low": 5, "high": 90, "over": over}})), tmp_path / over)
+        low, high = np.percentile(np.concatenate([valid[name] for name in used]).astype(float), (5, 90), axis=0)
+        expected = np.round(255 * np.clip((pictures["a"] - low) / (high - low), 0, 1))
+        image, label = (
+            read(tmp_path / over / f"tiles/train/{kind}s/a_0_0.tif") for kind, read in (("image", read_rgb), ("label", read_label))
+        )
+        assert np.array_equal(image[3:], expected[3:8, :8]) and (image[:3, :3] == 0).all()
+        assert (label[:3, :3] == 255).all() and (label[3:] < 3).all()
+
+
+def test_bands_are_chosen_and_an_alpha_band_hides(tmp_path):
+    rng = np.random.default_rng(0)
+    bands = rng.integers(0, 256, (24, 24, 5)).astype(np.uint8)
+    bands[..., 1] = np.where(np.arange(24) < 10, 0, 255)
+    image, label = tmp_path / "a.tif", write_tif(tmp_path / "b.tif", pattern(0)[1])
+    write_tif(image, bands, alpha="yes")  # GDAL marks the first band beyond the picture's own, here the second
+    rows = tile_scene(image, label, tmp_path / "tiles", 24, bands=[4, 3, 1], num_classes=3)
+    assert np.array_equal(read_rgb(tmp_path / rows[0]["image"]), bands[..., [3, 2, 0]])
+    tile = read_label(tmp_path / rows[0]["label"])
+    assert (tile[:, :10] == 255).all() and np.array_equal(tile[:, 10:], pattern(0)[1][:, 10:])
+
+
+@pytest.mark.parametrize("overviews", [False, True])
+def test_a_halved_scene_is_the_mean_of_its_pixels_and_the_most_frequent_id(tmp_path, overviews):
+    image, ids = pattern(0, 64)
+    write_tif(tmp_path / "a.tif", image)
+    write_tif(tmp_path / "b.tif", ids)
+    if overviews:
+        with rasterio.open(tmp_path / "a.tif", "r+") as target:
+            target.build_overviews([2], Resampling.average)
+    rows = tile_scene(tmp_path / "a.tif", tmp_path / "b.tif", tmp_path / "tiles", 16, ground_distance=1.0, num_classes=3)
+    assert len(rows) == 4 and rows[0]["scene_width"] == 32
+    tile = next(row for row in rows if (row["row"], row["col"]) == (16, 0))
+    mean = image[32:, :32].reshape(16, 2, 16, 2, 3).mean(axis=(1, 3))
+    assert np.abs(read_rgb(tmp_path / tile["image"]) - mean).max() <= 0.5 + 1e-6
+    assert np.array_equal(read_label(tmp_path / tile["label"]), ids[32:, :32][::2, ::2])
+    assert tile["transform"] == pytest.approx([1, 0, 400_000, 0, -1, 5_000_000 - 16])
+    splits = {name: {"images": "a", "labels": "b"} for name in ("train", "test")}
+    dataset = dataset_of({"source": {"kind": "folder", "root": ".", "splits": splits}, "tile": {"size": 16, "ground_distance": 1.0}})
+    mask, grid = read_mask(tmp_path / "a.tif", tmp_path / "b.tif", dataset)
+    assert mask.shape == (32, 32) == (grid.height, grid.width) and np.array_equal(mask[16:, :16], read_label(tmp_path / tile["label"]))
+
+
+def test_ground_distance_counts_metres_in_degrees_and_feet(tmp_path):
+    for crs, step in (("EPSG:4326", (1 / 111_320 / np.cos(np.radians(60)), 1 / 111_320)), ("EPSG:2225", (1 / 0.3048, 1 / 0.3048))):
+        origin = (10, 60) if crs == "EPSG:4326" else (2_000_000, 700_000)
+        path = write_tif(tmp_path / "a.tif", pattern(0)[0], crs, Affine(step[0], 0, origin[0], 0, -step[1], origin[1]))
+        with open_raster(path) as source:
+            grid = grid_of(source, 0.5)
+        assert (grid.width, grid.height) == (48, 48)
+        assert grid.transform @ (48, 48) == pytest.approx((origin[0] + 24 * step[0], origin[1] - 24 * step[1]))
+
+
+def test_a_padded_tile_shows_nothing_of_a_neighbouring_block(tmp_path):
+    root, (image, ids) = tmp_path / "data", pattern(0, 40)
+    write_tif(root / "images" / "a.tif", np.maximum(image, 1))
+    write_tif(root / "labels" / "a.tif", ids)
+    source = {"kind": "folder", "root": str(root), "images": "images/*.tif", "labels": "labels/*.tif"}
+    split = {"by": "blocks", "block": 20, "shares": {"train": 0.5, "test": 0.5}}
+    run(dataset_of({"source": source, "split": split, "tile": {"size": 16, "edge": "pad"}}), tmp_path / "results")
+    for split in ("train", "test"):
+        table = read_manifest(tmp_path / "results" / "tiles" / f"{split}.parquet")
+        for row in table.itertuples():
+            inside = np.zeros((16, 16), bool)
+            inside[: 20 - row.row % 20, : 20 - row.col % 20] = True
+            assert (read_rgb(tmp_path / "results/tiles" / row.image).any(-1) == inside).all()
+            assert ((read_label(tmp_path / "results/tiles" / row.label) != 255) == inside).all()
+        assert len(table) % 4 == 0 and table.tile_id.is_unique

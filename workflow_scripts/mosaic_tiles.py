@@ -1,0 +1,11 @@
+"""Put a scene's tiles back together: a tile manifest in, one raster of their images or labels out."""
+
+from job import job
+
+with job(snakemake):
+    from pathlib import Path
+
+    from crfm_core.data.mosaic import mosaic
+
+    tiles = Path(snakemake.input.tiles)
+    mosaic(tiles, tiles.parents[1], snakemake.wildcards.scene, snakemake.wildcards.kind, Path(snakemake.output.raster))
