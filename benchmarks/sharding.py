@@ -11,7 +11,6 @@ With fewer steps than 23 the time of sampling is scaled to 23.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -22,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from safetensors.torch import save_file
 from synthesis import CLASSES, SIZES, STEPS, TEXT_TOKENS, Size, make
 
 from crfm_core.data.rasters import write_raster
 from crfm_core.files import sha256_of
 from crfm_core.manifest import write_manifest
 from crfm_core.sampling.pipeline import MaskToImagePipeline
-from crfm_core.text.encoders import NO_PROMPT, prompt_key
+from crfm_core.text.encoders import prompt_key, write_prompts
 
 NAMES, CAPTION, TARGET = [f"class {index}" for index in range(CLASSES)], "a satellite image", 200
 PLACE = "EPSG:32631", [0.3, 0.0, 5e5, 0.0, -0.3, 5e6]
@@ -40,7 +38,7 @@ from crfm_core.sampling.shards import synthesise_shard
 from crfm_core.settings import Sampler
 world, shard, shards, steps, names = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5].split(",")
 sampler = Sampler(num_steps=steps, batch_size=2)
-synthesise_shard(world / "generator", world / "captions.parquet", world / "prompts.safetensors", world / "critic", names, "plain", sampler,
+synthesise_shard(world / "generator", world / "captions.parquet", world / "prompts.json", world / "critic", names, "plain", sampler,
                  1, shard, shards, 0, world / "synthetic" / "control" / f"plain{shards}" / f"shard-{shard}-of-{shards}.parquet")
 """
 
@@ -53,9 +51,7 @@ def make_world(folder: Path, size: Size, kind: str, images: int) -> None:
     ).save_pretrained(folder / "generator")
     widths = size.transformer["joint_attention_dim"], size.transformer["pooled_projection_dim"]
     embeds, pooled = torch.randn(TEXT_TOKENS, widths[0]), torch.randn(widths[1])
-    keys = {prompt_key(CAPTION): CAPTION, NO_PROMPT: ""}
-    tensors = {f"{key}.{part}": tensor.clone() for key in keys for part, tensor in (("embeds", embeds), ("pooled", pooled))}
-    save_file(tensors, folder / "prompts.safetensors", metadata={"prompts": json.dumps(keys), "encoders": ""})
+    write_prompts(dict.fromkeys((CAPTION, ""), (embeds, pooled)), folder / "prompts.json")
     rng, rows, side = np.random.default_rng(0), [], size.pixels
     for index in range(images):
         label = np.kron(rng.integers(CLASSES, size=(side // 32, side // 32)), np.ones((32, 32))).astype(np.uint8)

@@ -50,7 +50,7 @@ else:
 
     rule build_base_model:
         input:
-            tiles=training_tiles,
+            captions=training_captions,
         output:
             folder=directory(f"{RESULTS}/{{dataset}}/base_model"),
         log:
@@ -137,7 +137,7 @@ rule sample_validation:
         weights=weights_to_sample,
         base=base_model,
         captions=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/captions/{dataset_of(wildcards).test}.parquet",
-        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.safetensors",
+        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.json",
     output:
         picture=f"{RESULTS}/{{dataset}}/validation/{{control}}/{{checkpoint}}.png",
         losses=f"{RESULTS}/{{dataset}}/validation/{{control}}/{{checkpoint}}.json",

@@ -95,7 +95,7 @@ rule compare_corrections:
     input:
         generator=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/generators/{settings.comparison.control}",
         captions=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/captions/{dataset_of(wildcards).test}.parquet",
-        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.safetensors",
+        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.json",
         critic=checkpoint_of(settings.critic),
         judge=checkpoint_of(settings.judge),
     output:

@@ -1,23 +1,54 @@
 # Text: a caption per tile, an embedding per distinct caption.
 
+MODEL_CAPTIONS = settings.captions.kind == "vlm"
+
+if settings.captions.model and settings.captions.model.repo:
+
+    rule fetch_caption_model:
+        output:
+            where=f"{RESULTS}/caption_model.json",
+        log:
+            f"{RESULTS}/logs/fetch_caption_model.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/fetch_caption_model.tsv"
+        retries: 1
+        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
+        localrule: True
+        conda:
+            "../envs/generator.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=600,
+        params:
+            model=dump(settings.captions.model),
+        message:
+            "Fetching the captioning model from the hub"
+        script:
+            "../workflow_scripts/fetch_caption_model.py"
+
 
 rule caption_tiles:
     input:
         tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+        model=caption_model,
     output:
         manifest=f"{RESULTS}/{{dataset}}/captions/{{split}}.parquet",
     log:
         f"{RESULTS}/logs/{{dataset}}/caption_tiles-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/caption_tiles-{{split}}.tsv"
+    retries: 1
     conda:
         "../envs/generator.yaml"
+    threads: 4 if MODEL_CAPTIONS else 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=(48000 if GPU else 16000) if MODEL_CAPTIONS else 2000,
+        runtime=1440 if MODEL_CAPTIONS else 60,
+        gpu=GPU if MODEL_CAPTIONS else 0,
     params:
         dataset=dataset_section,
         captions=dump(settings.captions),
+        device=settings.device if MODEL_CAPTIONS else "cpu",
     message:
         "Captioning the {wildcards.split} tiles of {wildcards.dataset}"
     script:
@@ -29,7 +60,7 @@ rule encode_prompts:
         captions=f"{RESULTS}/{{dataset}}/captions/{{split}}.parquet",
         base=base_model,
     output:
-        prompts=f"{RESULTS}/{{dataset}}/prompts/{{split}}.safetensors",
+        prompts=f"{RESULTS}/{{dataset}}/prompts/{{split}}.json",
     log:
         f"{RESULTS}/logs/{{dataset}}/encode_prompts-{{split}}.log",
     benchmark:

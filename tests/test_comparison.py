@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -10,7 +9,6 @@ from statistics import mean
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from segmentor_tiles import write_tiles
 from tiny_models import TinyCritic, tiny_pipeline
 from torch.nn import functional as F
@@ -24,7 +22,7 @@ from crfm_core.sampling.comparison import compare_corrections
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.segmentor.critic import Critic, as_critic
 from crfm_core.settings import Comparison
-from crfm_core.text.encoders import prompt_key, read_prompts
+from crfm_core.text.encoders import prompt_key, read_prompts, write_prompts
 
 STEPS = 4
 MASKS = 3
@@ -53,7 +51,7 @@ class Bench:
 
     @property
     def prompts(self) -> Path:
-        return self.root / "prompts" / "test.safetensors"
+        return self.root / "prompts" / "test.json"
 
     def compare(self, preset: str, steps=(1, STEPS), batch_size: int = 2, name: str | None = None) -> dict:
         """The JSON of one preset, and in ``noise`` the seeds that the pipeline was called with for each of its forms."""
@@ -78,12 +76,10 @@ def bench(tmp_path_factory) -> Bench:
     bench = Bench(tmp_path_factory.mktemp("comparison"))
     names = [f"tile {index}" for index in range(MASKS + 1)]  # one more than is used
     write_tiles(bench.captions, count=len(names), size=16, caption=names, prompt=[prompt_key(name) for name in names])
-    draws, tensors = torch.Generator().manual_seed(5), {}
-    for name in names:
-        tensors[f"{prompt_key(name)}.embeds"] = 9 * torch.randn(6, 32, generator=draws)  # a random network hardly hears a prompt
-        tensors[f"{prompt_key(name)}.pooled"] = 9 * torch.randn(24, generator=draws)
-    bench.prompts.parent.mkdir()
-    save_file(tensors, bench.prompts, metadata={"prompts": json.dumps({prompt_key(name): name for name in names})})
+    draws = torch.Generator().manual_seed(5)
+    # a random network hardly hears a prompt
+    loud = {name: (9 * torch.randn(6, 32, generator=draws), 9 * torch.randn(24, generator=draws)) for name in names}
+    write_prompts(loud, bench.prompts)
     return bench
 
 

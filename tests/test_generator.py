@@ -38,7 +38,7 @@ from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.models.mmdit import MaskMMDiT, _released_key
 from crfm_core.sampling.pipeline import MaskToImagePipeline, open_generator
 from crfm_core.settings import Control
-from crfm_core.text.encoders import NO_PROMPT
+from crfm_core.text.encoders import NO_PROMPT, hash_of_encoders, read_prompts, write_prompts
 
 STEPS = 7
 
@@ -148,10 +148,9 @@ def test_a_generator_trained_with_empty_prompts_says_so_and_learns_from_them(wor
     without = train(world, tmp_path / "without", control(caption_dropout=0.9999))
     assert MaskToImagePipeline.load_config(tmp_path / "without" / "out")["caption_dropout"] == 0.9999
     # the same as with the empty prompt's embedding under every prompt's name
-    tensors, emptied = load_file(world.prompts), tmp_path / "prompts.safetensors"
-    with safe_open(world.prompts, framework="pt") as file:
-        metadata = file.metadata()
-    save_file({name: tensors[f"{NO_PROMPT}.{name.partition('.')[2]}"].clone() for name in tensors}, emptied, metadata=metadata)
+    cache, emptied = read_prompts(world.prompts), tmp_path / "prompts.json"
+    empty = tuple(part[0] for part in cache.take([NO_PROMPT]))
+    write_prompts(dict.fromkeys(cache.prompts.values(), empty), emptied, hash_of_encoders(world.base))
     assert same(without, train(world, tmp_path / "emptied", control(), prompts=emptied))
 
 
@@ -184,8 +183,6 @@ def test_the_folder_is_a_pipeline_that_samples(trained):
 
 
 def metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         return file.metadata()
 

@@ -41,9 +41,9 @@ def build_world(root: Path) -> World:
     dataset = Dataset(name="d", classes=CLASSES, palette=PALETTE, source=source, tile={"size": 32})
     captions, base = root / "captions" / "train.parquet", root / "base_model"
     table = caption_tiles(tiles, dataset, Captions(template=TEMPLATE), captions)
-    everything = caption_of(range(len(CLASSES)), CLASSES, Captions(template=TEMPLATE))
+    everything = caption_of([1] * len(CLASSES), CLASSES, Captions(template=TEMPLATE))
     build_base_model(tiles, root, len(CLASSES), [everything], tiny_base_settings(), base, root / "work" / "base_model")
-    prompts, latents = root / "prompts" / "train.safetensors", root / "latents" / "grey.safetensors"
+    prompts, latents = root / "prompts" / "train.json", root / "latents" / "grey.safetensors"
     encode_prompts_file(base, table.caption, prompts)
     encode_tiles(base, tiles, root, len(CLASSES), "grey", latents)
     return World(root, tiles, captions, base, prompts, latents)

@@ -1,4 +1,4 @@
-"""Build the embedded base model from the training tiles: the tile manifest in, a diffusers pipeline folder out."""
+"""Build the embedded base model from the training tiles: their captioned manifest in, a diffusers pipeline folder out."""
 
 from job import job
 
@@ -8,16 +8,15 @@ with job(snakemake):
     from crfm_core.devices import use_threads
     from crfm_core.models.base import build_base_model
     from crfm_core.settings import Captions, Dataset, EmbeddedBase
-    from crfm_core.text.captions import caption_of
+    from crfm_core.text.captions import vocabulary_of
 
     use_threads(snakemake.threads)
-    dataset = Dataset(**snakemake.params.dataset)
-    longest = caption_of(range(len(dataset.classes)), dataset.classes, Captions(**snakemake.params.captions))
+    dataset, captioned = Dataset(**snakemake.params.dataset), Path(snakemake.input.captions)
     build_base_model(
-        manifest=Path(snakemake.input.tiles),
+        manifest=captioned,
         root=Path(snakemake.output.folder).parent,
         num_classes=len(dataset.classes),
-        captions=[longest],
+        captions=vocabulary_of(captioned, dataset.classes, Captions(**snakemake.params.captions)),
         settings=EmbeddedBase(**snakemake.params.base),
         out=Path(snakemake.output.folder),
         work=Path(f"{snakemake.output.folder}.unfinished"),

@@ -1,4 +1,4 @@
-"""Encode each distinct caption once: the captioned manifest and the base model in, the prompt cache out."""
+"""Encode each distinct caption once: the captioned manifest and the base model in, the index of the prompts out."""
 
 from job import job
 
@@ -6,10 +6,11 @@ with job(snakemake):
     import torch
 
     from crfm_core.checkpoints import base_folder
-    from crfm_core.devices import resolve
+    from crfm_core.devices import resolve, use_threads
     from crfm_core.manifest import read_manifest
     from crfm_core.text.encoders import encode_prompts_file
 
+    use_threads(snakemake.threads)
     device = resolve(snakemake.params.device)
     captions = read_manifest(snakemake.input.captions).caption
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -8,7 +8,7 @@ with job(snakemake):
     from crfm_core.reporting.page import make_report
     from crfm_core.settings import Dataset, Settings
 
-    kinds = ("tables", "tiles", "test", "synthetic", "filtered", "agreement", "reconstruction", "validation", "comparison")
+    kinds = ("tables", "tiles", "data_sheets", "synthetic", "filtered", "agreement", "reconstruction", "validation", "comparison")
     make_report(
         **{kind: [Path(path) for path in snakemake.input.get(kind, [])] for kind in kinds},
         paper=Path(snakemake.input.paper),

@@ -237,7 +237,8 @@ def _clip_vocabulary(words: list[str]) -> tuple[dict[str, int], list[tuple[str, 
     symbols = sorted(ByteLevel.alphabet())
     tokens, merges = symbols + [f"{symbol}</w>" for symbol in symbols], []
     for word in words:
-        letters = [*word[:-1], f"{word[-1]}</w>"]
+        spelled = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)[0][0]
+        letters = [*spelled[:-1], f"{spelled[-1]}</w>"]
         built = letters[0]
         for letter in letters[1:]:
             if (built, letter) not in merges:

@@ -1,14 +1,16 @@
 """Prompts to embeddings as Stable Diffusion 3 makes them (CLIP-L, CLIP-G, T5), and the cache of embeddings by prompt.
 
-Each distinct prompt is encoded once, by itself, so that an embedding never depends on what else was encoded with it. The
-cache is one safetensors file: ``{key}.embeds`` [T, D] and ``{key}.pooled`` [P] per prompt, with ``key`` = :func:`prompt_key`
-of its text; the file's metadata holds the texts and the hash of the encoders.
+Each distinct prompt is encoded once, by itself, so that an embedding never depends on what else was encoded with it. Embeddings lie in a
+store, a folder with one safetensors file per prompt, ``embeds`` [T, D] and ``pooled`` [P], named by :func:`prompt_key` of its text. The
+folder is named by the encoders, the dtype and T5's length, so all splits share it and changed captions encode only what is new. What a
+stage hands over is an index: a JSON file with its prompts, and where the store is.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,10 +21,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import DataError, WeightsError
-from crfm_core.files import atomic_path, hash_of, sha256_of
+from crfm_core.files import atomic_path, hash_of, inside, read_json, require_disk, sha256_of, write_json
 
 T5_LENGTH = 256
 PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3")
+#: Files of a store that a cache holds open; they are mapped, not read, so this bounds handles and not memory.
+OPEN_FILES = 256
 
 
 class TextEncoders:
@@ -39,12 +43,11 @@ class TextEncoders:
         """Load them from a diffusers pipeline folder. Raises WeightsError when one is missing or damaged."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
+        _require_parts(folder)
         kinds = (CLIPTokenizer, CLIPTextModelWithProjection) * 2 + (T5TokenizerFast, T5EncoderModel)
         parts = {}
         for name, kind in zip(PARTS, kinds, strict=True):
             place = Path(folder) / name
-            if not place.is_dir():
-                raise WeightsError(f"{place} is missing; the folder must be a diffusers pipeline with all three text encoders")
             loading = {"dtype": dtype, "use_safetensors": True} if "encoder" in name else {}
             try:
                 part = kind.from_pretrained(place, local_files_only=True, **loading)
@@ -86,23 +89,106 @@ def prompt_key(prompt: str) -> str:
 NO_PROMPT = prompt_key("")
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """What an embedding depends on beside its text: the encoders' hash, the dtype's name, and the tokens that T5 reads."""
+
+    encoders: str
+    dtype: str
+    t5_length: int
+
+    @classmethod
+    def of(cls, folder: Path | str, dtype: torch.dtype) -> Encoding:
+        """That of a pipeline folder's encoders, known without loading them. Raises WeightsError when one is missing."""
+        _require_parts(folder)
+        length = read_json(Path(folder) / "tokenizer_3" / "tokenizer_config.json").get("model_max_length", T5_LENGTH)
+        return cls(hash_of_encoders(folder), str(dtype).removeprefix("torch."), int(min(T5_LENGTH, length)))
+
+    @property
+    def store(self) -> str:
+        """The name of the store's folder."""
+        return f"{self.encoders[:16]}-{self.dtype}-{self.t5_length}"
+
+
 def encode_prompts_file(
     base_folder: Path | str, prompts: Iterable[str], out: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> None:
-    """Encode the distinct prompts among ``prompts``, and the empty one, by the encoders of a pipeline folder; write the cache ``out``."""
+    """Encode the distinct prompts among ``prompts``, and the empty one, by the encoders of a pipeline folder; write the index ``out``.
+
+    Embeddings go to the store in the folder ``encoded`` beside ``out``, each as soon as it is made. Those that are there and whole are
+    kept, whoever made them; when none is missing the encoders are not loaded.
+    """
     distinct = set(prompts)
     if not distinct:
         raise DataError(f"{out}: no prompts to encode; the captions stage before it wrote none")
-    distinct = sorted(distinct | {""})
-    encoders = TextEncoders.from_folder(base_folder, device, dtype)
-    tensors = {}
-    for prompt in tqdm(distinct, desc="prompts", disable=None):
-        embeds, pooled = encoders.encode([prompt])
-        key = prompt_key(prompt)
-        tensors[f"{key}.embeds"], tensors[f"{key}.pooled"] = embeds[0].cpu().contiguous(), pooled[0].cpu().contiguous()
-    with atomic_path(out) as aside:
-        texts = {prompt_key(prompt): prompt for prompt in distinct}
-        save_file(tensors, aside, metadata={"prompts": json.dumps(texts), "encoders": hash_of_encoders(base_folder)})
+    texts = {prompt_key(prompt): prompt for prompt in sorted(distinct | {""})}
+    encoding = Encoding.of(base_folder, dtype)
+    store = Path(out).parent / "encoded" / encoding.store
+    missing = [text for key, text in texts.items() if not _is_stored(store / f"{key}.safetensors", text, encoding)]
+    print(f"{len(texts)} prompts, {len(texts) - len(missing)} of them already encoded", flush=True)
+    encoders = TextEncoders.from_folder(base_folder, device, dtype) if missing else None
+    for number, text in enumerate(tqdm(missing, desc="prompts", disable=None)):
+        path = store / f"{prompt_key(text)}.safetensors"
+        if number and _is_stored(path, text, encoding):
+            continue  # another split's job had the same prompt
+        embeds, pooled = encoders.encode([text])
+        _write_embedding(path, text, encoding, embeds[0], pooled[0])
+        if not number:
+            require_disk(store, len(missing) * path.stat().st_size)
+    _write_index(Path(out), texts, encoding)
+
+
+def write_prompts(embeddings: Mapping[str, tuple[Tensor, Tensor]], out: Path | str, encoders: str | None = None) -> None:
+    """Write embeddings that were made elsewhere, ([T, D], [P]) by text, as the index ``out`` and its store, replacing what is there.
+
+    ``encoders`` is the hash of those that are to count as their makers; None: one of the embeddings themselves.
+    """
+    dtype = str(next(iter(embeddings.values()))[0].dtype).removeprefix("torch.")
+    numbers = {text: [part.tolist() for part in parts] for text, parts in embeddings.items()}
+    encoding = Encoding(encoders or hash_of(numbers), dtype, T5_LENGTH)
+    for text, (embeds, pooled) in embeddings.items():
+        _write_embedding(Path(out).parent / "encoded" / encoding.store / f"{prompt_key(text)}.safetensors", text, encoding, embeds, pooled)
+    _write_index(Path(out), {prompt_key(text): text for text in embeddings}, encoding)
+
+
+def _write_index(out: Path, texts: Mapping[str, str], encoding: Encoding) -> None:
+    write_json(out, {"store": f"encoded/{encoding.store}", **asdict(encoding), "prompts": texts})
+
+
+def _write_embedding(path: Path, text: str, encoding: Encoding, embeds: Tensor, pooled: Tensor) -> None:
+    tensors = {"embeds": embeds.cpu().contiguous(), "pooled": pooled.cpu().contiguous()}
+    with atomic_path(path) as aside:
+        save_file(tensors, aside, metadata=_label(text, encoding))
+
+
+def _label(text: str, encoding: Encoding) -> dict[str, str]:
+    """What a file of the store says of itself."""
+    return {"prompt": text, **{name: str(value) for name, value in asdict(encoding).items()}}
+
+
+def _open_embedding(path: Path, text: str, encoding: Encoding) -> safe_open:
+    """The open file of a prompt's embedding. Raises DataError when it is missing, cut off or another's."""
+    try:
+        file = safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable embedding of prompt {text!r} ({error})") from None
+    if file.metadata() != _label(text, encoding) or set(file.keys()) != {"embeds", "pooled"}:
+        raise DataError(f"{path}: not the embedding of prompt {text!r} by the encoders, dtype and length of its folder")
+    return file
+
+
+def _is_stored(path: Path, text: str, encoding: Encoding) -> bool:
+    try:
+        _open_embedding(path, text, encoding)
+    except DataError:
+        return False
+    return True
+
+
+def _require_parts(folder: Path | str) -> None:
+    for name in PARTS:
+        if not (Path(folder) / name).is_dir():
+            raise WeightsError(f"{Path(folder) / name} is missing; the folder must be a diffusers pipeline with all three text encoders")
 
 
 def hash_of_encoders(folder: Path | str) -> str:
@@ -111,35 +197,53 @@ def hash_of_encoders(folder: Path | str) -> str:
 
 
 class PromptCache:
-    """Embeddings by prompt, read from the file when asked for. ``prompts`` maps each key to its text."""
+    """Embeddings by prompt, read from their files when asked for. ``prompts`` maps each key to its text."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        index = read_json(self.path)
         try:
-            self._file = safe_open(self.path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: not a readable prompt cache ({error}); delete it and run the workflow again") from None
-        metadata = self._file.metadata() or {}
-        self.prompts, self._encoders = json.loads(metadata.get("prompts", "{}")), metadata.get("encoders")
+            self.prompts, store = dict(index["prompts"]), index["store"]
+            self._encoding = Encoding(index["encoders"], index["dtype"], index["t5_length"])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{path}: not an index of prompts; delete it and run the workflow again") from None
+        self._store = inside(self.path.parent, store)
+        self._file = lru_cache(OPEN_FILES)(self._open)
+        if missing := [key for key in self.prompts if not self._path(key).is_file()]:
+            raise DataError(f"{self._path(missing[0])}: missing, of {self.path}; {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return f"delete {self.path} and run the workflow again, it encodes what is missing"
 
     @property
     def tokens(self) -> int:
         """Tokens T of an embedding."""
-        return self._file.get_slice(f"{next(iter(self.prompts))}.embeds").get_shape()[0]
+        return self._file(next(iter(self.prompts))).get_slice("embeds").get_shape()[0]
 
     def check(self, base: Path | str) -> None:
         """Raise DataError unless the text encoders of the pipeline folder ``base`` made these embeddings."""
-        if self._encoders != hash_of_encoders(base):
+        if self._encoding.encoders != hash_of_encoders(base):
             raise DataError(f"{self.path}: embeddings of other text encoders than those of {base}; delete it and run the workflow again")
 
     def take(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, T, D] and pooled embeddings [B, P] of the prompts with these keys. Raises DataError naming unknown keys."""
+        """Embeddings [B, T, D] and pooled embeddings [B, P] of the prompts with these keys. Raises DataError naming unknown keys, or
+        the file that cannot be read."""
         unknown = [key for key in keys if key not in self.prompts]
         if unknown:
             raise DataError(f"{self.path}: no embedding of prompt {', '.join(unknown[:5])}; delete the file and run the workflow again")
-        return tuple(torch.stack([self._file.get_tensor(f"{key}.{part}") for key in keys]) for part in ("embeds", "pooled"))
+        return tuple(torch.stack([self._file(key).get_tensor(part) for key in keys]) for part in ("embeds", "pooled"))
+
+    def _path(self, key: str) -> Path:
+        return self._store / f"{key}.safetensors"
+
+    def _open(self, key: str) -> safe_open:
+        try:
+            return _open_embedding(self._path(key), self.prompts[key], self._encoding)
+        except DataError as error:
+            raise DataError(f"{error}; {self._remedy}") from None
 
 
 def read_prompts(path: Path | str) -> PromptCache:
-    """Open the prompt cache ``path``. Raises DataError when it is missing or damaged."""
+    """Open the cache with the index ``path``. Raises DataError when it, or a file of its store, is missing or damaged."""
     return PromptCache(path)

@@ -1,0 +1,259 @@
+"""Captions by a vision-language model: each image is shown to it once, and its answers are kept.
+
+Any model of transformers for image and text to text, from a folder with its weights in safetensors. Decoding is greedy, so an image
+gets the same caption each time; prompts in a batch are padded on the left, so neighbours change nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from crfm_core import DataError, ResourceError, WeightsError
+from crfm_core.data.rasters import hash_of_pixels, read_rgb
+from crfm_core.files import exclusive, hash_of, read_json, sha256_of
+from crfm_core.hub import fetch_repository
+from crfm_core.settings import CaptionModel
+
+#: What a model's folder holds beside its weights: configuration, tokenizer and chat template.
+SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
+
+
+def is_model_file(name: str) -> bool:
+    """Whether transformers may read the file ``name`` of a model's folder: nothing in it can run code. Weights in one other file
+    ("consolidated") are a second copy."""
+    return "/" not in name and Path(name).suffix in SUFFIXES and not name.startswith(("consolidated", "fetched."))
+
+
+def fetch_caption_model(settings: CaptionModel, command: str) -> Path:
+    """Download the model from the hub into its folder, as :func:`crfm_core.hub.fetch_repository` does it, and return the folder."""
+
+    def check(names: set[str]) -> None:
+        if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+            raise WeightsError(f"captions.model.repo: {settings.repo} has no config.json with weights in safetensors; give another model")
+
+    instead = "give the folder of a model as path, without repo"
+    folder = fetch_repository(
+        settings.repo, settings.revision, settings.folder,
+        needed=is_model_file, check=check, key="captions.model", instead=instead, command=command,
+    )  # fmt: skip
+    return check_caption_model(folder)
+
+
+def check_caption_model(folder: Path | str) -> Path:
+    """Return ``folder`` if it holds a model's configuration and weights in safetensors, by their names. Raises WeightsError if not."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            f"captions.model.path: {folder} is no model folder, it has no config.json; give one of transformers, or repo and revision"
+        )
+    if not any(is_model_file(path.name) for path in folder.glob("*.safetensors")):
+        pickled = ", ".join(sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)))
+        found = f"its weights ({pickled}) are pickled, which can run code" if pickled else "it has no weights"
+        raise WeightsError(f"captions.model.path: {folder}: {found}; give a folder with weights in safetensors")
+    return folder
+
+
+def model_folder(place: Path | str) -> Path:
+    """The checked folder of a model: ``place`` itself, or what the JSON file ``place`` says it was fetched to."""
+    place = Path(place)
+    if place.suffix != ".json":
+        return check_caption_model(place)
+    where = read_json(place)
+    try:
+        return check_caption_model(where["folder"])
+    except WeightsError as error:
+        raise WeightsError(f"{error}; delete {place} to have {where['repo']} fetched again") from None
+
+
+def hash_of_model(folder: Path) -> str:
+    """Hash of all files that the model is made of."""
+    return hash_of({path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file() and is_model_file(path.name)})
+
+
+def describe_images(
+    names: Sequence[str],
+    images: Sequence[Path],
+    digests: Sequence[str] | None,
+    folder: Path,
+    settings: CaptionModel,
+    answers: Path,
+    part: str,
+    device: str = "cpu",
+) -> list[str]:
+    """What the model in ``folder`` says of each image, on one line, in their order.
+
+    Answers are kept under ``answers`` by model, prompt, length and image, as soon as they are given; what is there is not asked for
+    again, so a stopped run continues, and images that occur twice, in other parts too, are shown once. When all answers are there the
+    model is not loaded.
+
+    Args:
+        names: for messages.
+        images: files as :func:`crfm_core.data.rasters.read_rgb` reads them.
+        digests: hashes of their pixels; None: they are computed.
+        part: name of the caller's share of the answers; callers with different ones may run side by side.
+
+    Raises DataError naming the image whose answer is empty, and WeightsError or ResourceError when the model cannot be loaded or run.
+    """
+    folder, images = check_caption_model(folder), list(images)
+    asked = hash_of(hash_of_model(folder), settings.prompt, settings.max_new_tokens)[:16]
+    digests = [digest_of(path) for path in tqdm(images, "hashes", disable=None)] if digests is None else list(digests)
+    with exclusive(Path(answers) / asked / part):
+        known = read_answers(Path(answers) / asked)
+        first = {digest: index for index, digest in reversed(list(enumerate(digests)))}  # of several with the same pixels
+        missing = sorted(index for digest, index in first.items() if digest not in known)
+        print(f"{len(first)} images, answers about {len(first) - len(missing)} of them already there", flush=True)
+        if missing:
+            model = VisionLanguageModel.from_folder(folder, device)
+        with tqdm(total=len(missing), desc="captions", unit="image", disable=None) as progress:
+            for start in range(0, len(missing), settings.batch_size):
+                batch = missing[start : start + settings.batch_size]
+                said = model.answer([read_rgb(images[index]) for index in batch], settings.prompt, settings.max_new_tokens)
+                given = {digests[index]: answer for index, answer in zip(batch, said, strict=True) if answer}
+                keep_answers(Path(answers) / asked / part / "answers.jsonl", given)
+                if empty := [names[index] for index, answer in zip(batch, said, strict=True) if not answer]:
+                    raise DataError(f"{folder} says nothing about tile {', '.join(empty)}; set another captions.model.prompt or model")
+                known |= given
+                progress.update(len(batch))
+    return [known[digest] for digest in digests]
+
+
+def digest_of(path: Path) -> str:
+    """Hash of an image's pixels, as in the manifests' column ``image_digest``."""
+    return hash_of_pixels(read_rgb(path))
+
+
+def read_answers(folder: Path) -> dict[str, str]:
+    """The kept answers of all parts, by the image's digest. A line that a killed job left unfinished counts as none."""
+    known = {}
+    for path in sorted(Path(folder).glob("*/answers.jsonl")):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                known[entry["image"]] = entry["caption"]
+    return known
+
+
+def keep_answers(path: Path, answers: Mapping[str, str]) -> None:
+    """Append answers to a file of JSON lines, and have the disk take them."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # the line that a killed job left stays by itself
+                file.write(b"\n")
+        file.write("".join(json.dumps({"image": image, "caption": text}) + "\n" for image, text in answers.items()).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class VisionLanguageModel:
+    """A model for image and text to text, with the processor that makes its inputs."""
+
+    def __init__(self, model, processor, folder: Path) -> None:
+        self.model, self.processor, self.folder = model, processor, folder
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = "left"  # an answer continues the prompt
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, device: str = "cpu") -> VisionLanguageModel:
+        """Load it without running code from the folder, in float32 on the CPU and bfloat16 on a GPU.
+
+        Raises WeightsError when the folder holds no such model, lacks weights, or needs software that is not installed.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+
+        folder = check_caption_model(folder)
+        own = {"local_files_only": True, "trust_remote_code": False}
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        try:
+            processor = AutoProcessor.from_pretrained(folder, **own)
+            model, loaded = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **own
+            )
+        except ImportError as error:
+            raise WeightsError(f"captions.model: {folder} needs more software; install it and run again: {_line(error)}") from None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise WeightsError(
+                f"captions.model: {folder} cannot be loaded as a model for image and text to text ({_line(error)}); fetch it again, "
+                "or give one that transformers has without code of its own"
+            ) from None
+        if not isinstance(processor, ProcessorMixin):
+            raise WeightsError(f"captions.model: {folder} has no processor for image and text; give a folder with processor_config.json")
+        if lacking := sorted(loaded["missing_keys"]):
+            raise WeightsError(
+                f"captions.model: {folder} lacks {len(lacking)} weights of its model, first {lacking[0]}; fetch it again, or give another"
+            )
+        return cls(model.to(device).eval(), processor, folder)
+
+    def answer(self, images: Sequence[np.ndarray], prompt: str, max_new_tokens: int) -> list[str]:
+        """The model's answers to ``prompt`` about each of the images, uint8 [H,W,3]; white space becomes single spaces.
+
+        Raises WeightsError when prompt and images do not go together for this model, ResourceError when memory does not suffice.
+        """
+        import torch
+        from PIL import Image
+
+        with _explained(self.folder), torch.inference_mode():
+            inputs = self._inputs([Image.fromarray(image) for image in images], prompt).to(self.model.device, self.model.dtype)
+            begin = _Beginning()
+            tokens = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, stopping_criteria=[begin]
+            )  # fmt: skip
+            texts = self.processor.batch_decode(tokens[:, begin.length :], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def _inputs(self, images: list, prompt: str):
+        padding = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        if self.processor.chat_template is None:
+            return self.processor(images=images, text=[prompt] * len(images), **padding)
+        return self.processor.apply_chat_template(
+            [[{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}] for image in images],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs=padding,
+        )
+
+
+class _Beginning:
+    """Notes how many tokens stand before the first new one, which is not always the prompt's number; never stops anything."""
+
+    length: int | None = None
+
+    def __call__(self, tokens, scores, **_):
+        import torch
+
+        if self.length is None:
+            self.length = tokens.shape[1] - 1
+        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what a model raises about its inputs or memory into messages that say which setting to change."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"captions.model.batch_size: {_line(error)}; lower it, or take a smaller model") from None
+    except (ValueError, IndexError, TypeError) as error:
+        raise WeightsError(
+            f"captions.model.prompt: {folder} cannot take the prompt with an image ({_line(error)}); a model without a chat template may "
+            "need its sign for the image in the prompt, such as <image>"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
