@@ -1,4 +1,28 @@
-# Report: scores of the recipes as tables, and one page that says whether synthetic data helped.
+# Report: the data looked at, scores of the recipes as tables, and one page that says whether synthetic data helped.
+
+
+rule draw_data_sheet:
+    input:
+        scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+        tiles=lambda wildcards: [f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in used_splits(wildcards)],
+        disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
+    output:
+        sheet=directory(f"{RESULTS}/{{dataset}}/data_sheet"),
+    log:
+        f"{RESULTS}/logs/{{dataset}}/draw_data_sheet.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/draw_data_sheet.tsv"
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        dataset=lambda wildcards: dump(dataset_of(wildcards)),
+    message:
+        "Drawing the data sheet of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/draw_data_sheet.py"
 
 
 rule make_table:
@@ -32,7 +56,7 @@ rule make_report:
     input:
         tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.tables),
         tiles=[f"{RESULTS}/{name}/captions/{dataset.train}.parquet" for name, dataset in datasets.items()],
-        test=[f"{RESULTS}/{name}/tiles/{dataset.test}.parquet" for name, dataset in datasets.items()],
+        data_sheets=[f"{RESULTS}/{name}/data_sheet" for name in datasets],
         synthetic=[f"{RESULTS}/{name}/synthetic/{c}/{s}/all.parquet" for name in datasets for c, s in generated()],
         filtered=[f"{RESULTS}/{name}/filtered/{c}/{s}/{f}.parquet" for name in datasets for c, s, f in filtered()],
         agreement=[f"{RESULTS}/{name}/agreement/{c}/{s}.json" for name in datasets for c, s in generated()],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -17,6 +19,7 @@ from crfm_core.files import write_json
 from crfm_core.manifest import read_manifest, relocate, write_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
 from crfm_core.reporting.comparison import best_form, read_comparison
+from crfm_core.reporting.data_sheet import draw_data_sheet
 from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.findings import against_baseline
 from crfm_core.reporting.page import make_report
@@ -125,7 +128,8 @@ def test_the_text_table_fits_a_terminal(tmp_path):
 
 def configuration(**changes):
     raw = yaml.safe_load((REPO / "config.yaml").read_text()) | changes
-    return Settings(**raw), Dataset(**yaml.safe_load((REPO / "configs" / "datasets" / "embedded.yaml").read_text()))
+    dataset = yaml.safe_load((REPO / "configs" / "datasets" / "embedded.yaml").read_text())
+    return Settings(**raw), Dataset(**dataset | {"licence": "none: an embedded world"})
 
 
 def tile(folder, prefix, draw, split, **more):
@@ -180,6 +184,17 @@ def synthesise(root, rows, tiles, sampler, corrected, rng):
         )
     write_manifest(target, kept)
     return out, target
+
+
+def draw_sheet(root, dataset, manifests):
+    """The data sheet of the tiles, all cut from one scene."""
+    image = root / "scenes" / "s.tif"
+    write_raster(image, np.full((24, 16, 3), 90, np.uint8))
+    row = {"dataset": dataset.name, "split": "", "scene": "s", "image": "scenes/s.tif", "label": "scenes/s.tif"}
+    row |= {"group": "", "low": [], "high": [], "caption": ""}
+    pd.DataFrame([row]).to_parquet(root / "scenes.parquet")
+    draw_data_sheet(dataset, root / "scenes.parquet", manifests, root, root / "data_sheet")
+    return root / "data_sheet"
 
 
 PLAIN, DEFAULT = ([30, 32, 34], [40, 42, 44]), ([33, 34, 38], [50, 53, 56])  #: mIoU per seed by judge and critic
@@ -256,7 +271,8 @@ def build(folder, miou=MIOU, **changes):
         make_table(
             paths, table, ["embedded"], settings.seeds, settings.scale, "ab" * 32, results, tables[-1], tables[-1].with_suffix(".txt")
         )
-    paths = {"tiles": [captions], "test": [manifests["test"]], "synthetic": synthetic, "filtered": filtered, "agreement": agreement}
+    sheet = draw_sheet(root, dataset, manifests)
+    paths = {"tiles": [captions], "data_sheets": [sheet], "synthetic": synthetic, "filtered": filtered, "agreement": agreement}
     paths |= {"tables": tables, "reconstruction": [reconstruction], "paper": REPO / "configs" / "paper_results.yaml", "results": results}
     forms = {
         "released": [form([29, 32.5, 33], [39, 42, 44], gradient_ratio=8.3e-5, clamp_ratio=0.483)],
@@ -331,12 +347,41 @@ def test_published_figures_never_stand_in_the_rows_of_ours(report):
 
 def test_every_number_names_its_file_and_every_figure_lies_in_the_folder(report):
     arguments, page = report
-    for kind in ("tables", "agreement", "reconstruction", "validation", "synthetic", "filtered", "tiles", "test", "comparison"):
+    for kind in ("tables", "agreement", "reconstruction", "validation", "synthetic", "filtered", "tiles", "data_sheets", "comparison"):
         assert all(str(path) in page for path in arguments[kind])
     found = {path.name for path in arguments["figures"].iterdir()}
     names = ["legend", "agreement", "samples", "corrections", "main-classes", "main-differences", "forms", "forms-steps"]
     assert found == {f"embedded-{name}.{suffix}" for name in names for suffix in ("png", "svg")}
-    assert page.count("data:image/") == 7 and "abababababab" in page
+    assert page.count("data:image/") == 10 and "abababababab" in page
+
+
+def test_the_data_are_shown_with_their_licence_shares_and_what_the_filter_kept(report):
+    arguments, page = report
+    section = page[page.index('<section id="data">') : page.index('<section id="provenance">')]
+    sheet = arguments["data_sheets"][0]
+    assert all(str(sheet / name) in section for name in ("contact-train.png", "class_shares.svg", "tile_map.png", "data_sheet.json"))
+    assert "contact-test.png" not in section and "embedded world" in section
+    text, numbers = text_of(section), json.loads((sheet / "data_sheet.json").read_text())["splits"]
+    assert "train trained on 6 1 16 × 16 0.30 100.0 %" in text and "test scored 4 1 16 × 16" in text
+    for index, name in enumerate(arguments["datasets"][0].classes):
+        cells = [f"{100 * numbers[split]['shares'][index]:.1f} % {numbers[split]['shown'][index]}" for split in ("train", "test")]
+        assert f"{name} {' '.join(cells)} 50.0 %" in text  # the last: half of the synthetic pixels are kept
+    assert "ignored, of all pixels 0 % 6 0 % 4 50.0 % 50.0 %" in text
+
+
+def test_a_data_sheet_without_a_picture_the_report_shows_is_named(report, tmp_path):
+    arguments, _ = report
+    sheet = tmp_path / "data_sheet"
+    shutil.copytree(arguments["data_sheets"][0], sheet)
+    out = {"page": tmp_path / "report.html", "figures": tmp_path / "figures", "data_sheets": [sheet]}
+    (sheet / "tile_map.png").unlink()
+    with pytest.raises(DataError, match=r"data_sheet/tile_map\.png: no such picture; delete its folder"):
+        make_report(**arguments | out)
+    found = json.loads((sheet / "data_sheet.json").read_text())
+    write_json(sheet / "data_sheet.json", found | {"pictures": found["pictures"][1:]})
+    with pytest.raises(DataError, match=r"data_sheet\.json: no picture of contact for train; delete the folder"):
+        make_report(**arguments | out)
+    assert not out["page"].exists() and not out["figures"].exists()
 
 
 def test_the_generators_loss_stands_with_and_without_masks(report):
@@ -533,8 +578,6 @@ def test_the_samplers_are_told_by_what_their_images_depend_on(adaptive, report):
 
 
 def test_the_tiles_of_the_sheet_do_not_depend_on_the_order_of_rows(report):
-    import pandas as pd
-
     table = pd.read_parquet(report[0]["tiles"][0])
     mixed = table.sample(frac=1, random_state=3)
     assert list(table.tile_id.iloc[choose_tiles(table, 3)]) == list(mixed.tile_id.iloc[choose_tiles(mixed, 3)])

@@ -51,10 +51,11 @@ STYLE = {
 }
 
 
-def _save(figure: Figure, folder: Path, name: str) -> str:
+def save(figure: Figure, folder: Path, name: str, dpi: int = 130) -> str:
+    """Write the figure as PNG and SVG of one name; ``dpi`` is also that of pictures within the SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", dpi=dpi, bbox_inches="tight", metadata={"Date": None})
     return name
 
 
@@ -90,7 +91,7 @@ def difference_plot(rows: pd.DataFrame, baseline: str, colours: dict[str, str], 
         axes.spines["left"].set_visible(False)
         reach = 1.1 * max(abs(edge) for edge in (*axes.get_xlim(), 0.5))
         axes.set_xlim(-reach, reach)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
 def per_class_bars(rows: pd.DataFrame, classes: Sequence[str], colours: dict[str, str], folder: Path, name: str) -> str:
@@ -112,7 +113,7 @@ def per_class_bars(rows: pd.DataFrame, classes: Sequence[str], colours: dict[str
         axes.set_ylim(0, 100)
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside upper left", ncols=5, columnspacing=1.4, handlelength=1.1)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
 def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str:
@@ -139,7 +140,7 @@ def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str
             axes.set_xlim(0, 105)
             axes.set_xlabel(f"{score} in percent")
             axes.grid(axis="y", visible=False)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
 def class_legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]], folder: Path, name: str) -> str:
@@ -147,7 +148,7 @@ def class_legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 0.3))
         figure.legend(handles=_swatches(classes, palette), loc="center", ncols=8)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
 def _swatches(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> list[Patch]:
@@ -181,21 +182,30 @@ def sample_sheet(sheet: Sheet, classes: Sequence[str], palette: Sequence[tuple[i
         lines = math.ceil(len(handles) / max(3, across))
         below = (0.5, figure.subplotpars.bottom - 0.01)
         figure.legend(handles=handles, loc="upper center", bbox_to_anchor=below, ncols=math.ceil(len(handles) / lines), fontsize=9)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
 def choose_tiles(table: pd.DataFrame, count: int, least: float = 0.03) -> list[int]:
     """Rows of a tile manifest that show many classes: each next tile adds most classes not shown yet (a class counts from a share
-    ``least`` of the pixels), then is the most mixed one, then comes first by name. Nothing is drawn at random or by quality."""
-    shares = np.stack([np.asarray(pixels, float) / max(1, sum(pixels)) for pixels in table.pixels])
+    ``least`` of the pixels), then is of a scene shown least, then is the most mixed one, then comes first by name. A tile that overlaps
+    a chosen one comes only when no other is left. Nothing is drawn at random or by quality."""
+    pixels = np.stack([np.asarray(counts, float) for counts in table.pixels])
+    shares = pixels / np.maximum(1, pixels.sum(axis=1, keepdims=True))
     mixed = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
-    names, chosen, shown = list(table.tile_id), [], np.zeros(shares.shape[1], int)
+    scenes, corners = pd.factorize(table.scene)[0], table[["row", "col"]].to_numpy()
+    sides, names = table[["height", "width"]].to_numpy(), table.tile_id.to_numpy()
+    shown, seen = np.zeros(shares.shape[1], int), np.zeros(scenes.max() + 1, int)
+    free, apart, chosen = np.ones(len(table), bool), np.ones(len(table), bool), []
     while len(chosen) < min(count, len(table)):
-        rest = [row for row in range(len(table)) if row not in chosen]
-        rarest = {row: ((shares[row] >= least) & (shown == shown.min())).sum() for row in rest}
-        best = min(rest, key=lambda row: (-rarest[row], -mixed[row], names[row]))
+        among = np.flatnonzero(free & apart if (free & apart).any() else free)
+        for merit in (((shares >= least) & (shown == shown.min())).sum(axis=1), -seen[scenes], mixed):
+            among = among[merit[among] == merit[among].max()]
+        best = int(min(among, key=lambda row: names[row]))
         chosen.append(best)
         shown += shares[best] >= least
+        seen[scenes[best]] += 1
+        free[best] = False
+        apart &= ~((scenes == scenes[best]) & (np.abs(corners - corners[best]) < np.minimum(sides, sides[best])).all(axis=1))
     return chosen
 
 
@@ -228,7 +238,7 @@ def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], 
             axes.set_ylim(bottom=0, top=1.15 * _top(axes))
             axes.legend(fontsize=8)
             axes.xaxis.get_major_locator().set_params(integer=True)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
 #: Markers beside the colours, for those who see colours alike.
@@ -248,7 +258,7 @@ def levels_by_steps(levels: dict[str, pd.DataFrame], score: str, folder: Path, n
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, (who, title) in zip(panels, titles.items(), strict=True):
             axes.axhline(next(iter(levels.values()))[who].iloc[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-            hues, marks = _repeated(COLOURS, len(levels)), _repeated(MARKERS, len(levels))
+            hues, marks = repeated(COLOURS, len(levels)), repeated(MARKERS, len(levels))
             for index, (form, frame) in enumerate(levels.items()):
                 aside = 0.09 * (index - (len(levels) - 1) / 2)  # whiskers beside each other
                 axes.errorbar(
@@ -261,7 +271,7 @@ def levels_by_steps(levels: dict[str, pd.DataFrame], score: str, folder: Path, n
             axes.grid(axis="x", visible=False)
         panels[0].set_ylabel(f"{score} in percent")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=6, columnspacing=1.6)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
 def corrections_by_step(curves: dict[str, pd.DataFrame], folder: Path, name: str) -> str:
@@ -274,7 +284,7 @@ def corrections_by_step(curves: dict[str, pd.DataFrame], folder: Path, name: str
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(5.0, 2.15 * across), 4.6), layout="constrained")
         losses, changes = figure.subplots(2, across, sharex=True, sharey="row", squeeze=False)
-        for upper, lower, colour, (form, curve) in zip(losses, changes, _repeated(COLOURS, across), curves.items(), strict=True):
+        for upper, lower, colour, (form, curve) in zip(losses, changes, repeated(COLOURS, across), curves.items(), strict=True):
             steps = curve.step + 1
             upper.plot(steps, curve.loss_after, **solid, color=colour)
             upper.plot(steps, curve.loss_before, **before)  # on top: a correction that does nothing hides neither
@@ -292,10 +302,11 @@ def corrections_by_step(curves: dict[str, pd.DataFrame], folder: Path, name: str
         styles = {"loss before": before, "loss after; change by gradient": solid, "change by clamp": clamp}
         lines = [Line2D([], [], label=label, **({"color": FAINT} | style)) for label, style in styles.items()]
         figure.legend(handles=lines, loc="outside upper left", ncols=4, columnspacing=1.6, handlelength=2.6)
-        return _save(figure, folder, name)
+        return save(figure, folder, name)
 
 
-def _repeated(things: Sequence[str], count: int) -> list[str]:
+def repeated(things: Sequence[str], count: int) -> list[str]:
+    """The first ``count`` of ``things``, from the start again when they run out."""
     return [things[index % len(things)] for index in range(count)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 import crfm_core
 from crfm_core import DataError
@@ -23,7 +22,9 @@ from crfm_core.files import atomic_path, read_json, write_text
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.comparison import best_form, read_comparison
+from crfm_core.reporting.data_sheet import read_data_sheet, shown_picture
 from crfm_core.reporting.findings import Finding, against_baseline, caveats, number, of_rectification, rectified_pairs
+from crfm_core.reporting.rendering import embed, environment
 from crfm_core.reporting.tables import SCORES, VERSIONS, read_table
 from crfm_core.settings import PRESETS, Dataset, RectifySettings, Sampler, Settings
 
@@ -34,7 +35,7 @@ Key = tuple[str, str]  #: control, sampler
 def make_report(
     tables: list[Path],
     tiles: list[Path],
-    test: list[Path],
+    data_sheets: list[Path],
     synthetic: list[Path],
     filtered: list[Path],
     agreement: list[Path],
@@ -53,8 +54,8 @@ def make_report(
 
     Args:
         tables: CSV files of :func:`crfm_core.reporting.tables.make_table`, named like the tables of ``settings``.
-        tiles, test, reconstruction: one per dataset, in the order of ``datasets``: the captioned manifest of the training tiles, the
-            manifest of the test tiles, and {results}/{dataset}/agreement/reconstruction.json.
+        tiles, data_sheets, reconstruction: one per dataset, in the order of ``datasets``: the captioned manifest of the training tiles,
+            the folder of :func:`crfm_core.reporting.data_sheet.draw_data_sheet`, {results}/{dataset}/agreement/reconstruction.json.
         synthetic: {results}/{dataset}/synthetic/{control}/{sampler}/all.parquet.
         filtered: {results}/{dataset}/filtered/{control}/{sampler}/{filter}.parquet.
         agreement: {results}/{dataset}/agreement/{control}/{sampler}.json.
@@ -79,7 +80,7 @@ def make_report(
                 dataset,
                 results=results,
                 tiles=tiles[index],
-                test=test[index],
+                data_sheet=data_sheets[index],
                 synthetic={_key(path): path for path in synthetic if path.parts[-5] == dataset.name},
                 filtered={(*_key(path), path.stem): path for path in filtered if path.parts[-5] == dataset.name},
                 agreement={(path.parts[-2], path.stem): path for path in agreement if path.parts[-4] == dataset.name},
@@ -134,9 +135,7 @@ class Pictures:
         self.folder, self.final = folder, final
 
     def __call__(self, name: str, alt: str, suffix: str = "svg") -> dict:
-        kind = {"svg": "image/svg+xml", "png": "image/png"}[suffix]
-        data = base64.b64encode((self.folder / f"{name}.{suffix}").read_bytes()).decode()
-        return {"data": f"data:{kind};base64,{data}", "alt": alt, "file": str(Path(self.final) / f"{name}.{suffix}")}
+        return embed(self.folder / f"{name}.{suffix}", alt, Path(self.final) / f"{name}.{suffix}")
 
 
 class Material:
@@ -147,7 +146,7 @@ class Material:
         dataset: Dataset,
         results: Path,
         tiles: Path,
-        test: Path,
+        data_sheet: Path,
         synthetic: dict,
         filtered: dict,
         agreement: dict,
@@ -156,9 +155,9 @@ class Material:
         comparison: list[Path],
     ):
         self.dataset, self.root = dataset, Path(results) / dataset.name
-        self.files = {"tiles": tiles, "test": test, "synthetic": synthetic, "filtered": filtered}
+        self.files = {"tiles": tiles, "data_sheet": data_sheet, "synthetic": synthetic, "filtered": filtered}
         self.files |= {"agreement": agreement, "reconstruction": reconstruction, "validation": validation, "comparison": comparison}
-        self.tiles, self.test = read_manifest(tiles), read_manifest(test)
+        self.tiles, self.data_sheet = read_manifest(tiles), read_data_sheet(data_sheet)
         self.synthetic: dict[Key, pd.DataFrame] = {key: read_manifest(path) for key, path in synthetic.items()}
         self.filtered: dict[tuple, pd.DataFrame] = {key: read_manifest(path) for key, path in filtered.items()}
         self.agreement: dict[Key, dict] = {key: _read(path, "critic", "judge") for key, path in agreement.items()}
@@ -237,7 +236,7 @@ def _dataset_section(
         "sheet": _sheet(material, show),
         "corrections": _corrections(material, colours, show),
         "notes": _notes(material),
-        "data": _data_sheet(material),
+        "data": _data(material),
         "generators": {material.name_of(key): sorted(set(table.generator)) for key, table in material.synthetic.items()},
         "samples": {material.name_of(key): len(table) for key, table in material.synthetic.items()},
         "files": material.files,
@@ -369,31 +368,23 @@ def _forms(material: Material, show: Pictures) -> dict | None:
     }
 
 
-def _data_sheet(material: Material) -> dict:
-    """Tiles and class shares of every split at hand, and the share of each class's synthetic pixels that the filter kept."""
-    dataset = material.dataset
-    splits = {dataset.train: material.tiles, dataset.test: material.test}
-    for split in dataset.splits:
-        path = material.root / "tiles" / f"{split}.parquet"
-        if split not in splits and path.is_file():
-            splits[split] = read_manifest(path)
-    columns = [{"name": split, "tiles": len(table), "scenes": table.scene.nunique(), **_shares(table)} for split, table in splits.items()]
+def _data(material: Material) -> dict:
+    """The dataset's sheet with its pictures, and the share of each class's synthetic pixels that the filter kept."""
+    sheet, folder, train = material.data_sheet, material.files["data_sheet"], material.dataset.train
+    wanted = {"contact": sheet.of_kind("contact", train), "shares": sheet.of_kind("shares"), "scenes": sheet.of_kind("scenes")}
+    if missing := [kind for kind, picture in wanted.items() if picture is None]:
+        raise DataError(f"{folder}/data_sheet.json: no picture of {missing[0]} for {train}; delete the folder and run the workflow again")
     kept = []
     for key, table in material.filtered.items():
         after, before = _pixels(table), _pixels(material.synthetic[key[:2]]) if key[:2] in material.synthetic else _pixels(table) * 0
         with np.errstate(divide="ignore", invalid="ignore"):
             share = [_nullable(value) for value in 100 * after / before]
         kept.append({"name": f"{material.name_of(key[:2])}, {key[2]}", "shares": share, "all": 100 * float(table.kept.mean())})
-    return {"columns": columns, "kept": kept}
+    return {"sheet": sheet, "kept": kept, **{kind: shown_picture(folder, picture) for kind, picture in wanted.items()}}
 
 
 def _pixels(table: pd.DataFrame) -> np.ndarray:
     return np.stack([np.asarray(counts, float) for counts in table.pixels]).sum(axis=0)
-
-
-def _shares(table: pd.DataFrame) -> dict:
-    pixels, area = _pixels(table), float((table.width * table.height).sum())
-    return {"shares": [_nullable(100 * count / area) for count in pixels], "ignored": 100 * (1 - float(pixels.sum()) / area)}
 
 
 def _nullable(value: float) -> float | None:
@@ -505,25 +496,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _percent(share: float | None) -> str:
-    """A share in percent, with as many decimals as small ones need."""
-    if share is None or np.isnan(share):
-        return "–"
-    if 0 < share < 1e-6:
-        return "< 0.0001 %"
-    return f"{100 * share:{'.1f' if share >= 0.01 else '.2g'}} %"
-
-
 def _spread(mean: float | None, sd: float | None = None, digits: int = 1) -> str:
     text = number(mean, digits=digits)
     return text if sd is None or np.isnan(sd) or text == "–" else f"{text} ± {number(sd, digits=digits)}"
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "signed": lambda value, digits=1: number(value, True, digits), "duration": _duration}
-    environment.filters |= {"percent": _percent, "sampler": _sampler_line}
-    environment.globals |= {"spread": _spread}
-    return environment
+    found = environment()
+    found.filters |= {"duration": _duration, "sampler": _sampler_line}
+    found.globals |= {"spread": _spread}
+    return found

@@ -1,0 +1,323 @@
+"""A dataset looked at before anything is trained on it: contact sheets, class shares, maps of the tiles, and one page that shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+
+from crfm_core import DataError
+from crfm_core.data.adapters import read_scenes
+from crfm_core.data.rasters import bands_of, is_palette, open_raster, palette_of, read_label, read_rgb, scaled
+from crfm_core.files import atomic_path, read_json, write_json, write_text
+from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.reporting import composition
+from crfm_core.reporting import data_figures as draw
+from crfm_core.reporting.composition import Distance, Note, SplitNumbers
+from crfm_core.reporting.figures import choose_tiles
+from crfm_core.reporting.rendering import embed, environment
+from crfm_core.settings import Dataset, Scale
+
+CONTACTS = 8  #: tiles of a contact sheet
+VIEWS = 12  #: scenes of the tile map
+SYSTEMS = 6  #: coordinate systems of the ground map
+
+
+class PictureFile(BaseModel):
+    """A picture of the sheet: its files, of which the first is the one to show."""
+
+    kind: Literal["contact", "shares", "scenes", "ground"]
+    split: str | None = None
+    files: list[str]
+    alt: str
+    caption: str
+
+
+class DataSheet(BaseModel):
+    """What ``data_sheet.json`` holds."""
+
+    dataset: str
+    about: str
+    licence: str
+    classes: list[str]
+    palette: list[tuple[int, int, int]]
+    train: str
+    test: str
+    splits: dict[str, SplitNumbers]
+    distances: list[Distance]
+    notes: list[Note]
+    pictures: list[PictureFile]
+
+    def of_kind(self, kind: str, split: str | None = None) -> PictureFile | None:
+        """The first picture of a kind, of one split if it is given."""
+        return next((picture for picture in self.pictures if picture.kind == kind and split in (None, picture.split)), None)
+
+
+def draw_data_sheet(dataset: Dataset, scenes: Path, tiles: dict[str, Path], root: Path, out: Path) -> DataSheet:
+    """Write the folder ``out``: index.html, data_sheet.json, class_shares.csv and the pictures that the page shows.
+
+    Args:
+        scenes: the dataset's scene manifest.
+        tiles: split name to its tile manifest, in the order in which splits are shown.
+        root: the dataset's results folder, which no path of a manifest may leave.
+
+    Raises DataError naming the file, and the row or scene in it, that is missing, damaged or contradicts another.
+    """
+    tables = {split: read_manifest(path) for split, path in tiles.items()}
+    for split, table in tables.items():
+        composition.check_table(tiles[split], table, len(dataset.classes))
+    listed, sizes = read_scenes(scenes), composition.scene_sizes(list(tables.values()))
+    _check_scenes(scenes, listed, tiles, tables)
+    splits = {split: composition.count_split(table, sizes) for split, table in tables.items()}
+    distances = composition.compare(splits, dataset.classes)
+    notes = composition.notes_on(splits, distances, dataset.classes, dataset.train, dataset.test)
+    notes += [*_without_tiles(listed, tables), *_same_pictures(tables)]
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        pictures = [_contact(dataset, split, tiles[split], table, root, folder) for split, table in tables.items()]
+        pictures += [_shares(dataset, splits, folder), _scene_map(dataset, listed, tables, sizes, folder)]
+        pictures += _ground_map(tables, folder)
+        sheet = DataSheet(
+            dataset=dataset.name, about=dataset.about, licence=dataset.licence, classes=dataset.classes, palette=dataset.palette,
+            train=dataset.train, test=dataset.test, splits=splits, distances=distances, notes=notes, pictures=pictures,
+        )  # fmt: skip
+        _class_shares(sheet).to_csv(folder / "class_shares.csv", index=False)
+        write_json(folder / "data_sheet.json", sheet.model_dump(mode="json"))
+        shown = [{"kind": picture.kind, **shown_picture(folder, picture, out)} for picture in pictures]
+        page = environment().get_template("data_sheet.html")
+        files = [str(path) for path in (scenes, *tiles.values())]
+        write_text(folder / "index.html", page.render(sheet=sheet, pictures=shown, folder=out, files=files))
+    return sheet
+
+
+def read_data_sheet(folder: Path) -> DataSheet:
+    """The numbers and pictures of a folder of :func:`draw_data_sheet`. Raises DataError naming the file and what is wrong in it."""
+    path = Path(folder) / "data_sheet.json"
+    content = read_json(path)
+    try:
+        return DataSheet.model_validate(content)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'all of it'}: {fault['msg']}" for fault in error.errors()]
+        raise DataError(f"{path}: {'; '.join(faults[:3])}; delete the folder and run the workflow again") from None
+
+
+def shown_picture(folder: Path, picture: PictureFile, final: Path | None = None) -> dict:
+    """A picture as the pages hold it, with its caption; ``final`` is where the folder will lie."""
+    name = picture.files[0]
+    return embed(folder / name, picture.alt, (final or folder) / name) | {"caption": picture.caption, "split": picture.split}
+
+
+def _check_scenes(scenes: Path, listed: pd.DataFrame, tiles: dict[str, Path], tables: dict[str, pd.DataFrame]) -> None:
+    if (again := listed.scene[listed.scene.duplicated()]).size:
+        raise DataError(f"{scenes}: scene {again.iloc[0]!r} is listed twice; delete it and run the workflow again")
+    known = set(listed.scene)
+    for split, table in tables.items():
+        if unknown := sorted(set(table.scene) - known):
+            raise DataError(f"{tiles[split]}: scene {unknown[0]!r} is not in {scenes}; delete both and run the workflow again")
+
+
+def _class_shares(sheet: DataSheet) -> pd.DataFrame:
+    rows = []
+    for split, numbers in sheet.splits.items():
+        columns = zip(sheet.classes, numbers.pixels, numbers.shares, numbers.shown, strict=True)
+        rows += [{"split": split, "class": name, "pixels": p, "share_of_labelled": s, "tiles": n} for name, p, s, n in columns]
+    return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------------------------------------------------- notes
+
+
+def _without_tiles(listed: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> list[Note]:
+    """Scenes of the shown splits that no tile was cut from; a scene without a split belongs to all."""
+    used = set().union(*(table.scene for table in tables.values()))
+    left = sorted(set(listed.scene[listed.split.isin(["", *tables])]) - used)
+    if not left:
+        return []
+    count = f"{len(left)} scene{'' if len(left) == 1 else 's'}"
+    text = f"{count} gave no tile, for want of labels or by the selection: {composition.listed(left, 3)}."
+    return [Note(kind="no tile", text=text)]
+
+
+def _same_pictures(tables: dict[str, pd.DataFrame]) -> list[Note]:
+    """Tiles of one split whose images are the same file, where the manifest tells."""
+    notes = []
+    for split, table in tables.items():
+        if "image_digest" in table and (again := table[table.image_digest.duplicated()]).size:
+            verb = "tile shows" if len(again) == 1 else "tiles show"
+            text = f"{len(again)} {verb} a picture of {split} that another tile of it shows already, such as {again.tile_id.iloc[0]}."
+            notes.append(Note(kind="same picture", text=text))
+    return notes
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def _contact(dataset: Dataset, split: str, manifest: Path, table: pd.DataFrame, root: Path, folder: Path) -> PictureFile:
+    chosen = table.iloc[choose_tiles(table, CONTACTS)]
+    images, labels = (paths_of(manifest, chosen, column, root) for column in ("image", "label"))
+    files = zip(chosen.tile_id, images, labels, strict=True)
+    tiles = [draw.ContactTile(name, read_rgb(image), read_label(label)) for name, image, label in files]
+    for tile, label in zip(tiles, labels, strict=True):
+        if tile.image.shape[:2] != tile.label.shape:
+            raise DataError(f"{label}: {tile.label.shape[1]}x{tile.label.shape[0]} pixels, its image has another size; cut the tiles again")
+    every = f"All {len(table)} tiles of {split}" if len(table) > 1 else f"The tile of {split}"
+    some = f"{len(tiles)} of {len(table)} tiles of {split}, chosen for the classes they show, none by chance or quality"
+    name = draw.contact_sheet(tiles, dataset.classes, dataset.palette, folder, f"contact-{split}")
+    return PictureFile(
+        kind="contact",
+        split=split,
+        files=[f"{name}.png"],
+        alt=f"{len(tiles)} tiles of the split {split}, each as image, mask and mask laid over the image: {', '.join(chosen.tile_id)}",
+        caption=f"{some if len(tiles) < len(table) else every}. The bar and the line below tell what covers a tile. In the overlay each "
+        "class is rimmed in its colour; dark and hatched is ignored.",
+    )
+
+
+def _shares(dataset: Dataset, splits: dict[str, SplitNumbers], folder: Path) -> PictureFile:
+    shares = {split: numbers.shares for split, numbers in splits.items()}
+    ignored = {split: 1 - numbers.labelled for split, numbers in splits.items()}
+    name = draw.share_bars(shares, ignored, dataset.classes, dataset.palette, folder, "class_shares")
+    return PictureFile(
+        kind="shares",
+        files=[f"{name}.svg", f"{name}.png"],
+        alt=f"Bars of the share of each class in {', '.join(splits)}; the numbers stand in the table of classes",
+        caption="Share of each class in the labelled pixels of each split, and of ignored pixels in all. The axis is of square roots, so "
+        "that rare classes can be seen.",
+    )
+
+
+def choose_scenes(per_split: Sequence[Sequence[str]], most: int) -> list[str]:
+    """At most so many scenes, as evenly from the splits as they have them and evenly spaced within each; a scene belongs to the first
+    split that has it."""
+    seen: set[str] = set()
+    lists = []
+    for names in per_split:
+        lists.append(sorted(set(names) - seen, key=_natural))
+        seen |= set(names)
+    counts = [0] * len(lists)
+    while sum(counts) < min(most, len(seen)):
+        open_ = [index for index, names in enumerate(lists) if counts[index] < len(names)]
+        counts[min(open_, key=lambda index: (counts[index], index))] += 1
+    places = [np.linspace(0, len(names) - 1, number).round().astype(int) for names, number in zip(lists, counts, strict=True)]
+    return [names[place] for names, found in zip(lists, places, strict=True) for place in found]
+
+
+def _natural(name: str) -> list:
+    """What sorts scene 9 before scene 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _scene_map(
+    dataset: Dataset, listed: pd.DataFrame, tables: dict[str, pd.DataFrame], sizes: dict[str, tuple[int, int]], folder: Path
+) -> PictureFile:
+    chosen = choose_scenes([list(table.scene) for table in tables.values()], VIEWS)
+    rows = listed.set_index("scene")
+    boxes = {split: table.loc[table.scene.isin(chosen), ["scene", "row", "col", "height", "width"]] for split, table in tables.items()}
+    side, views = {1: 1600, 2: 850, 3: 560}.get(len(chosen), 430), []
+    for scene in chosen:
+        tiles = {split: frame[frame.scene == scene].iloc[:, 1:].to_numpy(int) for split, frame in boxes.items()}
+        picture = thumbnail(Path(rows.image[scene]), side, dataset.tile.bands, _limits(rows.loc[scene]))
+        views.append(draw.SceneView(scene, picture, *sizes[scene], {split: found for split, found in tiles.items() if len(found)}))
+    some = len(chosen) < len(sizes)
+    title = f"{len(chosen)} of {len(sizes)} scenes" if some else f"All {len(sizes)} scenes" if len(sizes) > 1 else "The scene"
+    name = draw.scene_map(views, list(tables), title, folder, "tile_map")
+    return PictureFile(
+        kind="scenes",
+        files=[f"{name}.png", f"{name}.svg"],
+        alt=f"{title} with the outlines of their tiles, coloured by split: {', '.join(chosen)}",
+        caption=f"{title}{', spread evenly over the splits and their lists' if some else ''}. Tiles are outlined in the colour of their "
+        "split, darker where they overlap; what lies in no tile is grey. Scenes are not to one scale.",
+    )
+
+
+def _limits(scene: pd.Series) -> tuple[Sequence[float], Sequence[float]] | None:
+    """What the scene manifest says its bands were scaled between; None where it says nothing."""
+    low, high = scene.get("low"), scene.get("high")
+    return (low, high) if np.ndim(low) == 1 and len(low) else None
+
+
+def thumbnail(
+    path: Path, side: int, bands: Sequence[int] | None = None, limits: tuple[Sequence[float], Sequence[float]] | None = None
+) -> np.ndarray:
+    """A raster of any size, depth and number of bands as uint8 [h,w,3], its longer side at most ``side`` pixels.
+
+    It is read at twice that size at most, so a large file is never read whole. ``limits`` are the values per band that become 0 and
+    255; without them depths other than uint8 are stretched between two percentiles of what was read. Pixels without a value are
+    white. Raises DataError for an unreadable file or a band that is not there.
+    """
+    with open_raster(path) as source:
+        chosen = bands_of(source, bands)
+        shrink = max(1.0, max(source.shape) / (2 * side))
+        shape = tuple(max(1, round(length / shrink)) for length in source.shape)
+        pixels = source.read(chosen, out_shape=(len(chosen), *shape))
+        valid = (source.dataset_mask(out_shape=shape) > 0) & np.isfinite(pixels).all(axis=0)
+        colours = palette_of(source) if is_palette(source) and len(chosen) == 1 and limits is None else None
+    if colours is not None:
+        pixels = np.moveaxis(colours[pixels[0]], -1, 0)
+    elif limits is not None or pixels.dtype != np.uint8:
+        pixels = scaled(pixels, *(limits or _percentiles(pixels[:, valid])))
+    picture = np.broadcast_to(np.where(valid, pixels, 255).astype(np.uint8), (3, *shape))
+    shrink = max(1.0, max(shape) / side)
+    size = tuple(max(1, round(length / shrink)) for length in reversed(shape))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(np.moveaxis(picture, 0, -1))).resize(size, Image.Resampling.BOX))
+
+
+def _percentiles(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two percentiles of each band of pixels [bands, n]; zeros where there is no pixel."""
+    scale = Scale()
+    low, high = np.percentile(pixels.astype(float), (scale.low, scale.high), axis=1) if pixels.size else np.zeros((2, len(pixels)))
+    return low, high
+
+
+def _ground_map(tables: dict[str, pd.DataFrame], folder: Path) -> list[PictureFile]:
+    """The map of footprints, if any tile has a georeference; the coordinate systems with most tiles."""
+    counts = pd.concat([table.crs for table in tables.values()]).value_counts().drop("", errors="ignore")
+    if counts.empty:
+        return []
+    grounds = [_ground(crs, tables) for crs in counts.index[:SYSTEMS]]
+    name = draw.ground_map(grounds, list(tables), folder, "ground_map")
+    left = f" {len(counts) - SYSTEMS} more systems are not drawn." if len(counts) > SYSTEMS else ""
+    return [
+        PictureFile(
+            kind="ground",
+            files=[f"{name}.png", f"{name}.svg"],
+            alt=f"Map of the footprints of {counts.sum()} tiles on the ground, coloured by split, in {', '.join(g.name for g in grounds)}",
+            caption="Where the tiles lie on the ground, in the coordinates of their files. Tiles that would be specks are drawn "
+            f"larger than they are.{left}",
+        )
+    ]
+
+
+def _ground(crs: str, tables: dict[str, pd.DataFrame]) -> draw.Ground:
+    quads = {split: _footprints(table[table.crs == crs]) for split, table in tables.items() if (table.crs == crs).any()}
+    parsed, middle = composition.parse_crs(crs), float(np.median(np.concatenate([quad[..., 1].ravel() for quad in quads.values()])))
+    metres = composition.metres_per_unit(crs, middle)
+    if parsed.is_geographic:
+        axes = "longitude (degrees)", "latitude (degrees)"
+    else:
+        unit = parsed.linear_units if metres else "unknown unit"
+        axes = f"easting ({unit})", f"northing ({unit})"
+    return draw.Ground(_name_of(crs), axes, metres, quads)
+
+
+def _name_of(crs: str) -> str:
+    """``WGS 84 / UTM zone 31N (EPSG:32631)``, or as much of it as is known."""
+    parsed = composition.parse_crs(crs)
+    quoted = parsed.to_wkt().split('"')
+    code = parsed.to_epsg()
+    name = quoted[1] if len(quoted) > 1 else "unnamed system"
+    return f"{name} (EPSG:{code})" if code else name
+
+
+def _footprints(table: pd.DataFrame) -> np.ndarray:
+    """Ground corners of tiles in turn, [n,4,2]."""
+    a, b, c, d, e, f = composition.transforms_of(table).T[..., None]
+    col = table.width.to_numpy()[:, None] * np.array([0, 1, 1, 0])
+    row = table.height.to_numpy()[:, None] * np.array([0, 0, 1, 1])
+    return np.stack([a * col + b * row + c, d * col + e * row + f], -1)
