@@ -1,7 +1,10 @@
-"""The benchmark of sampling runs and compares like with like."""
+"""The benchmarks run and compare like with like."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,15 @@ def test_the_benchmark_of_sampling_prints_every_comparison(synthesis, capsys):
         summary = printed.partition(part)[2]
         for line in ("ours, images per second: plain sampling", "CRFM k=4 / plain sampling", "plain / ours, CRFM k=4, measured: "):
             assert line in summary
+
+
+def test_the_benchmark_of_tiling_prints_a_line_for_each_contender():
+    command = [sys.executable, BENCHMARKS / "tiling.py", "--side", "1100", "--rounds", "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = ["ours, 1 process", "ours, 2 processes", *["gdal_retile.py"] * bool(shutil.which("gdal_retile.py"))]
+    assert [line[:18].strip() for line in printed[1:]] == names
+    written = {float(line[18:].split()[3]) for line in printed[1:]}
+    assert max(written) < 1.1 * min(written), "what is compared is as large"
 
 
 def test_the_benchmark_refuses_to_compare_what_differs(synthesis):
