@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import rasterio
 from hypothesis import given, settings
@@ -239,6 +240,24 @@ def test_splits_that_share_a_tile_are_refused_with_both_names(manifests, columns
     name = read_manifest(manifests[1]).tile_id[0]
     with pytest.raises(DataError, match=rf"train.parquet: tile {train.tile_id} and .*test.parquet: tile {name} are {how}"):
         check_disjoint(manifests)
+
+
+def test_processes_end_with_the_one_that_started_them_however_it_ends(tmp_path):
+    rng = np.random.default_rng(0)
+    write_raster(tmp_path / "a.tif", rng.integers(0, 256, (2000, 2000, 3), np.uint8), **GRID)
+    write_raster(tmp_path / "b.tif", rng.integers(0, 3, (2000, 2000), np.uint8), **GRID)
+    program = "from crfm_core.data.tiling import tile_scene; tile_scene('a.tif', 'b.tif', 'tiles', 32, 8, num_classes=3, processes=2)"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as job:
+        me = psutil.Process(job.pid)
+        end = time.monotonic() + 60
+        while not (tmp_path / "tiles" / "images").is_dir():
+            assert job.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        workers = me.children()
+        assert len(workers) == 2
+        job.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert len(gone) == 2 and alive == []
 
 
 def test_a_manifest_of_100000_tiles_is_written_read_and_compared_in_seconds(tmp_path):

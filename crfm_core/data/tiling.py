@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -242,11 +245,23 @@ def _mapped(chunks: list[tuple], processes: int) -> Iterable[list[dict]]:
         yield from map(_cut, chunks)
         return
     # Forked, so that they start at once; they do nothing but read and write by GDAL, of which nothing is open here.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         try:
             yield from pool.map(_cut, chunks)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when ``parent`` is gone, which a kill -9 gives no chance to say."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @lru_cache(4)  # a table of all colours is worth keeping
