@@ -56,14 +56,14 @@ class LabelMap:
 
     def ids_of_values(self, values: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray:
         """Training ids of ids read from ``source``, as uint8 of the same shape; errors as of :meth:`ids_of`."""
-        ids = self._lookup[_whole(values, source)]
+        ids = self._lookup.take(_whole(values, source))
         if (ids < 0).any():
             raise DataError(self._unknown(source))
         return ids.astype(np.uint8)
 
     def _mapped(self, source: rasterio.DatasetReader, window: Window | None) -> np.ndarray:
         raw, ignored = self._raw(source, window)
-        ids = self._lookup[raw]
+        ids = self._lookup.take(raw)
         if ignored is not None:
             ids[ignored] = IGNORE
         return ids
