@@ -22,7 +22,7 @@ from crfm_core.data.scenes import CLASSES
 from crfm_core.data.splits import check_disjoint
 from crfm_core.data.tiling import tile_offsets, tile_scene, tile_split
 from crfm_core.manifest import TILE_COLUMNS, paths_of, read_manifest, write_manifest
-from crfm_core.settings import Dataset
+from crfm_core.settings import Dataset, Selection
 
 GRID = {"crs": "EPSG:32631", "transform": (0.3, 0, 400_000, 0, -0.3, 5_000_000)}
 
@@ -191,6 +191,20 @@ def test_a_split_becomes_a_manifest_that_is_the_same_twice(tmp_path):
     table = read_manifest(tmp_path / "tiles" / "train.parquet")
     assert (tmp_path / "tiles" / table.image[0]).is_file() and table.image[0] == "train/images/train-000_0_0.tif"
     assert all(sum(pixels) == 32 * 32 for pixels in table.pixels)
+
+
+def test_a_selection_writes_its_tiles_alone_with_their_ids_which_give_the_same_again(tmp_path):
+    dataset, scenes = world(tmp_path, train=3, test=1)
+    every = tile_split(scenes, dataset, "train", tmp_path / "tiles" / "train.parquet")
+    dataset = dataset.model_copy(update={"select": {"train": Selection(tiles=5, seed=1)}})
+    some = tile_split(scenes, dataset, "train", tmp_path / "tiles" / "train.parquet")
+    assert len(some) == 5 and set(some.digest) < set(every.digest)
+    left = {path.name for path in (tmp_path / "tiles" / "train" / "images").iterdir()}
+    assert left == {f"{tile_id}.tif" for tile_id in some.tile_id}, "tiles of the earlier run are gone"
+    listed = tmp_path / "ids.txt"
+    listed.write_text((tmp_path / "tiles" / "train.ids.txt").read_text())
+    dataset = dataset.model_copy(update={"select": {"train": Selection(ids=str(listed))}})
+    assert tile_split(scenes, dataset, "train", tmp_path / "again" / "train.parquet").equals(some)
 
 
 def test_an_empty_split_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,12 +191,12 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
         _require_classes(found, dataset, scenes_manifest, split)
         chosen = select_tiles(pd.DataFrame(found), selection, f"select.{split}", dataset.classes)
         tasks = [(task, [place for place in places if _tile_id(task, place) in chosen]) for task, places in tasks]
+    shutil.rmtree(out_manifest.with_suffix(""), ignore_errors=True)  # tiles of an earlier run, cut otherwise
     rows = list(_cut_all(tasks, processes, f"tiles of {title}"))
     _require_classes(rows, dataset, scenes_manifest, split)
-    table = write_manifest(out_manifest, rows)
     if selection:
-        write_text(out_manifest.with_suffix(".ids.txt"), "".join(f"{tile_id}\n" for tile_id in table.tile_id))
-    return table
+        write_text(out_manifest.with_suffix(".ids.txt"), "".join(f"{row['tile_id']}\n" for row in rows))
+    return write_manifest(out_manifest, rows)
 
 
 def places_of(scene: Scene, regions: Sequence[Region] | None = None) -> list[Place]:
