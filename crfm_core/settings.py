@@ -257,20 +257,24 @@ class Dataset(Section):
         """``label_map`` as tiling applies it: None where listing the scenes has already written training ids."""
         return None if isinstance(self.source, GeotiffSource) else self.label_map
 
-    @field_validator("label_map", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _keys(cls, value: Any) -> Any:
-        """Whole numbers as ids (JSON knows them as text only), colours in capitals."""
-        if not isinstance(value, dict):
-            return value
-        normal = {}
-        for key, new in value.items():
-            text = str(key).strip()
-            key = int(text) if re.fullmatch(r"-?\d+", text) else text.upper() if re.fullmatch(r"#[0-9A-Fa-f]{6}", text) else key
-            if key in normal:
-                raise ValueError(f"label_map: {key} occurs twice")
-            normal[key] = new
-        return normal
+    def _label_keys(cls, data: Any) -> Any:
+        """Keys of ``label_map``: as text where they are an attribute's values, else whole numbers as ids and colours in capitals."""
+        if not isinstance(data, dict) or not isinstance(data.get("label_map"), dict):
+            return data
+        source, keys = data.get("source"), {}
+        as_text = bool(source.get("attribute") if isinstance(source, dict) else getattr(source, "attribute", None))
+        for key, new in data["label_map"].items():
+            if isinstance(key, bool):
+                raise ValueError(f"label_map: YAML reads a key as {key}; write it in quotes, 'yes' or 'true' as the labels have it")
+            text = "null" if key is None else str(int(key)) if isinstance(key, float) and key.is_integer() else str(key).strip()
+            if not as_text:
+                text = int(text) if re.fullmatch(r"-?\d+", text) else text.upper() if re.fullmatch(r"#[0-9A-Fa-f]{6}", text) else text
+            if text in keys:
+                raise ValueError(f"label_map: {text} occurs twice")
+            keys[text] = new
+        return data | {"label_map": keys}
 
     @model_validator(mode="after")
     def _consistent(self) -> Dataset:
@@ -293,6 +297,8 @@ class Dataset(Section):
             if new != 255 and not 0 <= new < len(self.classes):
                 raise ValueError(f"label_map: {raw} -> {new} is no class id; allowed: 0...{len(self.classes) - 1} and 255")
         self._check_labels()
+        if isinstance(self.split, BlockSplit) and self.tile.scale and self.tile.scale.over == "dataset":
+            raise ValueError("tile.scale.over: with a split by blocks no scene is for training alone; set it to scene")
         if isinstance(self.split, BlockSplit) and self.split.block < self.tile.size + self.split.buffer:
             raise ValueError(f"split.block: {self.split.block} is less than a tile of {self.tile.size} and a buffer of {self.split.buffer}")
         return self
@@ -871,6 +877,8 @@ def load_dataset(path: Path | str) -> Dataset:
     """Read a dataset file. Raises ConfigError when it is missing, not YAML or not a valid dataset."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: holds no keys; write a dataset as in configs/datasets/folder.yaml")
         return Dataset.model_validate(content)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in Path(path).parent.glob("*.yaml")))

@@ -7,9 +7,11 @@ import subprocess
 
 import numpy as np
 import pandas as pd
+import pyogrio
 import pytest
 import rasterio
 import shapely
+from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.warp import reproject
@@ -38,6 +40,7 @@ from test_bad_input import (
 from crfm_core.data.adapters import list_scenes, read_scenes, scene_name
 from crfm_core.data.grid import grid_of
 from crfm_core.data.rasters import open_raster, read_label, read_rgb, read_tags
+from crfm_core.data.scaling import sample_bands
 from crfm_core.data.tiling import read_mask, tile_scene
 from crfm_core.manifest import read_manifest
 
@@ -332,3 +335,134 @@ def test_a_padded_tile_shows_nothing_of_a_neighbouring_block(tmp_path):
             assert (read_rgb(tmp_path / "results/tiles" / row.image).any(-1) == inside).all()
             assert ((read_label(tmp_path / "results/tiles" / row.label) != 255) == inside).all()
         assert len(table) % 4 == 0 and table.tile_id.is_unique
+
+
+# ------------------------------------------------------------------------------------------ what real files come with
+
+
+def test_a_nodata_value_that_the_map_names_stays_a_class_when_the_label_shrinks(tmp_path):
+    ids = (np.arange(64) >= 40).astype(np.uint8)[None].repeat(64, 0)
+    image, label = write_tif(tmp_path / "a.tif", pattern(0, 64)[0]), write_tif(tmp_path / "b.tif", ids, nodata=0)
+    for label_map, left in (({0: 0, 1: 1}, 0), ({1: 1}, 255)):
+        rows = tile_scene(image, label, tmp_path / "tiles", 32, ground_distance=1.0, label_map=label_map, num_classes=2)
+        tile = read_label(tmp_path / rows[0]["label"])
+        assert (tile[:, :20] == left).all() and (tile[:, 20:] == 1).all()
+
+
+def test_a_nodata_value_that_the_map_names_stays_a_class_on_another_grid(tmp_path):
+    config = raster_data(tmp_path / "data") | {"label_map": {0: 0, 1: 1, 2: 2}}
+    expected = [read_label(path) for path in scenes_of(tmp_path, config).label]
+    with rasterio.open(tmp_path / "data" / "labels.tif", "r+") as labels:
+        labels.nodata = 0
+    again = [read_label(path) for path in scenes_of(tmp_path, config).label]
+    assert all(np.array_equal(a, b) and 0 in a for a, b in zip(expected, again, strict=True))
+
+
+def test_a_south_up_label_raster_is_found_and_turned(tmp_path):
+    config = raster_data(tmp_path / "data")
+    expected = [read_label(path) for path in scenes_of(tmp_path, config).label]
+    with rasterio.open(tmp_path / "data" / "labels.tif") as source:
+        ids, place = source.read(1), source.transform
+    write_tif(tmp_path / "data" / "labels.tif", ids[::-1], transform=place @ Affine.translation(0, len(ids)) @ Affine.scale(1, -1))
+    assert all(np.array_equal(a, read_label(b)) for a, b in zip(expected, scenes_of(tmp_path, config).label, strict=True))
+
+
+def test_masked_transparent_and_undefined_label_pixels_are_ignored(tmp_path):
+    image, ids = write_tif(tmp_path / "a.tif", pattern(0)[0]), pattern(0)[1]
+    masked = write_tif(tmp_path / "masked.tif", ids)
+    with rasterio.open(masked, "r+") as target:
+        target.write_mask(np.broadcast_to(np.arange(24) >= 10, (24, 24)))
+    numbers = ids.astype(np.float32)
+    numbers[:, :10] = np.nan
+    undefined = write_tif(tmp_path / "undefined.tif", numbers)
+    palette = tmp_path / "palette.png"
+    save(palette, np.where(np.arange(24) >= 10, ids, 3).astype(np.uint8))
+    picture = Image.fromarray(np.asarray(Image.open(palette)), mode="P")
+    picture.putpalette(np.vstack([COLOURS, [[9, 9, 9]]]).astype(np.uint8).tobytes())
+    picture.save(palette, transparency=3)
+    colours = {"#3C1098": 0, "#FEDD3A": 1, "#E2A929": 2}
+    for label, label_map in ((masked, None), (undefined, None), (palette, colours)):
+        rows = tile_scene(image, label, tmp_path / "tiles", 24, label_map=label_map, num_classes=3)
+        tile = read_label(tmp_path / rows[0]["label"])
+        assert (tile[:, :10] == 255).all() and np.array_equal(tile[:, 10:], ids[:, 10:]), label.name
+
+
+def test_values_of_an_attribute_are_taken_as_they_are_written(tmp_path):
+    config = vector_data(tmp_path / "data")
+    (tmp_path / "data" / "ground.gpkg").unlink()
+    write_polygons(tmp_path / "data" / "ground.gpkg", ["007", "7", None] * 6)
+    config["label_map"] = {"007": 0, 7: 1, None: 255}
+    ids = [read_label(path) for path in scenes_of(tmp_path, config).label]
+    assert set(np.unique(ids).tolist()) == {0, 1, 255}
+    with pytest.raises(ValueError, match=r"label_map: YAML reads a key as True; write it in quotes"):
+        dataset_of(config | {"label_map": {True: 0}})
+    with pytest.raises(ValueError, match="label_map: 1 occurs twice"):
+        dataset_of(folder_data(tmp_path / "more") | {"label_map": {1: 0, "01": 0}})
+
+
+def test_an_unclosed_ring_is_closed(tmp_path):
+    config = vector_data(tmp_path / "data")
+    open_ring = shapely.to_wkb(shapely.box(400_000, 4_999_988, 400_200, 5_000_000))
+    open_ring = open_ring[:5] + (1).to_bytes(4, "little") + (4).to_bytes(4, "little") + open_ring[13:-16]
+    (tmp_path / "data" / "ground.gpkg").unlink()
+    values = [np.array(["wood"], object)]
+    pyogrio.raw.write(
+        tmp_path / "data" / "ground.gpkg",
+        np.array([open_ring], object),
+        values,
+        ["class"],
+        geometry_type="Polygon",
+        crs=UTM,
+        layer="ground",
+    )
+    assert (read_label(scenes_of(tmp_path, config).label[0]) == 0).all()
+
+
+def test_the_overviews_of_an_image_are_read_where_they_are_fine_enough(tmp_path):
+    image, label = write_tif(tmp_path / "a.tif", np.full((64, 64, 3), 10, np.uint8)), write_tif(tmp_path / "b.tif", pattern(0, 64)[1])
+    with rasterio.open(image, "r+") as target:
+        target.build_overviews([2, 4], Resampling.average)
+    with rasterio.open(image, "r+", overview_level=0) as half:
+        half.write(np.full((3, 32, 32), 200, np.uint8))
+    for distance, value in ((0.5, 10), (0.75, 10), (1.0, 200), (1.5, 200), (2.0, 10)):
+        rows = tile_scene(image, label, tmp_path / "tiles", 8, ground_distance=distance, num_classes=3)
+        assert (read_rgb(tmp_path / rows[0]["image"]) == value).all(), distance
+
+
+def test_ground_of_one_colour_may_be_in_two_splits(tmp_path):
+    config = folder_data(tmp_path / "data")
+    for path in (tmp_path / "data").glob("*/images/*.png"):
+        picture = np.asarray(Image.open(path)).copy()
+        picture[:8, :8] = 0
+        save(path, picture)
+    for path in (tmp_path / "data").glob("*/labels/*.png"):
+        ids = np.asarray(Image.open(path)).copy()
+        ids[:8, :8] = 1
+        save(path, ids)
+    run(dataset_of(config), tmp_path / "results")
+    table = read_manifest(tmp_path / "results" / "tiles" / "test.parquet")
+    assert list(table.tile_id[table.uniform]) == ["c_0_0"]
+
+
+def test_scaling_does_not_look_at_transparent_pixels(tmp_path):
+    bands = np.full((24, 24, 5), 1000, np.uint16) + np.arange(24, dtype=np.uint16)[None, :, None]
+    bands[:12] = 0
+    bands[12:, :, 1] = 65535
+    write_tif(tmp_path / "a.tif", bands, alpha="yes")
+    assert sample_bands(tmp_path / "a.tif", [1, 3, 4]).min() == 1000
+
+
+def test_a_glob_of_everything_below_takes_files_at_any_depth(tmp_path):
+    root = tmp_path / "data"
+    for index, place in enumerate(("x", "x/y")):
+        image, ids = pattern(index)
+        save(root / "images" / place / f"{index}.png", image)
+        save(root / "labels" / place / f"{index}.png", ids)
+    source = {"kind": "folder", "root": str(root), "images": "images/**", "labels": "labels/**"}
+    split = {"by": "group", "group": "scene", "shares": {"train": 0.5, "test": 0.5}}
+    assert sorted(scenes_of(tmp_path, {"source": source, "split": split, "tile": {"size": 8}}).scene) == ["x-0", "x-y-1"]
+
+
+def test_long_names_are_shortened_and_stay_apart():
+    one, other = (scene_name(("a" * 150, "b" * 100, tail)) for tail in "xy")
+    assert one != other and len(one) < 140

@@ -230,6 +230,10 @@ BLOCKS = {"by": "blocks", "block": 12, "shares": {"train": 0.5, "test": 0.5}}
 CASES = [
     # ---- files that are broken
     ("truncated PNG", folder_data, spoils(lambda r: cut(r / "train/images/a.png")), r"train/images/a\.png: not a readable raster"),
+    ("truncated PNG read whole", lambda r: merged(folder_data(r), tile={"size": 24}), spoils(lambda r: cut(r / "train/images/a.png")),
+     r"train/images/a\.png: not a readable raster"),
+    ("truncated JPG read whole", lambda r: merged(jpg_data(r), tile={"size": 24}), spoils(lambda r: cut(r / "train/images/a.jpg", 0.9)),
+     r"train/images/a\.jpg: not a readable raster"),
     ("truncated JPG", jpg_data, spoils(lambda r: cut(r / "test/images/c.jpg")), r"test/images/c\.jpg: not a readable raster"),
     ("truncated TIFF", tif_data, spoils(lambda r: cut(r / "train/images/b.tif")), r"train/images/b\.tif: not a readable raster"),
     ("truncated label", folder_data, spoils(lambda r: cut(r / "train/labels/b.png")), r"train/labels/b\.png: not a readable raster"),
@@ -279,9 +283,7 @@ CASES = [
     ("16-bit label", folder_data, spoils(lambda r: save(r / "train/labels/a.png", np.full((24, 24), 300, np.uint16))),
      r"a\.png: unknown label id 300 in 576 pixels"),
     ("fractions", tif_data, spoils(lambda r: write_tif(r / "train/labels/a.tif", np.full((24, 24), 0.5, np.float32))),
-     r"a\.tif: 0\.5 is no class id; expected whole numbers 0\.\.\.65535"),
-    ("label NaN", tif_data, spoils(lambda r: write_tif(r / "train/labels/a.tif", np.full((24, 24), np.nan, np.float32))),
-     r"a\.tif: nan is no class id"),
+     r"a\.tif: 0\.5 is no class id, first at row 0, column 0; expected whole numbers 0\.\.\.65535\. Declare it as nodata"),
     ("negative ids", tif_data, spoils(lambda r: write_tif(r / "train/labels/a.tif", np.full((24, 24), -1, np.int16))),
      r"a\.tif: -1 is no class id"),
     ("one class to train on", folder_data, spoils(lambda r: [save(p, np.full((24, 24), 1, np.uint8)) for p in r.glob("train/labels/*")]),
@@ -307,6 +309,11 @@ CASES = [
      r"labels/a\.tif: is in another coordinate system than its image .*images/a\.tif; warp the label .* kind geotiff, which does"),
     ("label elsewhere", tif_data, spoils(lambda r: write_tif(r / "train/labels/a.tif", pattern(0)[1],
      transform=PLACE @ Affine.translation(3, 0))), r"labels/a\.tif: lies elsewhere on the ground than its image"),
+    ("label of other pixels", tif_data, spoils(
+        lambda r: write_tif(r / "train/labels/a.tif", pattern(0)[1], transform=PLACE @ Affine.scale(1.1))),
+     r"labels/a\.tif: lies elsewhere on the ground than its image"),
+    ("label raster of colours", raster_data, spoils(lambda r: write_tif(r / "labels.tif", pattern(0)[0])),
+     r"labels\.tif: 3 bands, expected one"),
     ("splits overlap", tif_data, spoils(lambda r: [write_tif(r / f"test/{k}/c.tif", pattern(2)[i], transform=PLACE
      @ Affine.translation(2, 2)) for i, k in enumerate(("images", "labels"))]),
      r"tile a_0_0 and .*tile c_0_0 are overlapping on the ground; splits must not share ground"),
@@ -484,6 +491,21 @@ def test_a_full_disk_is_named_and_leaves_no_manifest(tmp_path):
         r"ResourceError /mnt/results/tiles/train/\w+/\w+\.tif: could not be written whole \(No space left on device\); free", said
     )
     assert "train.parquet" not in said.splitlines()[-1] and ".tif.' " not in said
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_mosaic_that_the_disk_does_not_take_is_named(tmp_path, suffix):
+    run(dataset_of(tif_data(tmp_path / "data")), tmp_path / "results")
+    program = f"""
+import resource, signal
+from crfm_core.data.mosaic import mosaic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))  # as a full disk: what is beyond is not written
+mosaic("results/tiles/train.parquet", "results", "a", "image", "a{suffix}")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1 and f"ResourceError: a{suffix}: could not be written whole" in done.stderr
+    assert not list(tmp_path.glob("*a.*"))
 
 
 def test_a_read_only_folder_is_named(tmp_path):

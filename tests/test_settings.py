@@ -125,7 +125,7 @@ def test_a_dataset_file_that_is_missing_or_no_yaml_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
         load_dataset(tmp_path / "broken.yaml")
     (tmp_path / "empty.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"empty\.yaml is not a valid configuration"):
+    with pytest.raises(ConfigError, match=r"empty\.yaml: holds no keys"):
         load_dataset(tmp_path / "empty.yaml")
 
 

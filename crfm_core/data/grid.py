@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -67,7 +68,7 @@ def open_scene(
     grow; of a label's ids, or indices into its palette, the most frequent is taken, of its colours the nearest. Raises DataError when
     the two differ in size.
     """
-    with open_raster(image) as picture, open_raster(label) as ids:
+    with open_raster(image) as picture, open_raster(label) as ids, contextlib.ExitStack() as stack:
         if picture.shape != ids.shape:
             raise DataError(
                 f"{label}: {ids.width}x{ids.height} pixels, but its image {image} has {picture.width}x{picture.height}; "
@@ -79,15 +80,32 @@ def open_scene(
         grid = grid_of(picture, ground_distance)
         shrinks = grid.width < picture.width
         labels = Resampling.mode if shrinks and ids.count == 1 else Resampling.nearest
+        reduced = stack.enter_context(_reduced(image, picture, grid))
         masked = any(MaskFlags.per_dataset in flags for flags in picture.mask_flag_enums) and alpha_band(picture) is None
         colours = Resampling.average if shrinks else Resampling.bilinear
-        with _on(picture, grid, colours, picture, add_alpha=masked) as near, _on(ids, grid, labels, picture) as flat:
+        # A label's nodata is one value among others here: it may be a class, which the label map knows.
+        plain = {"nodata": None, "src_nodata": None}
+        with _on(reduced, grid, colours, reduced, add_alpha=masked) as near, _on(ids, grid, labels, picture, **plain) as flat:
             yield near, flat
 
 
-def _on(source: rasterio.DatasetReader, grid: Grid, how: Resampling, placed: rasterio.DatasetReader, add_alpha: bool = False) -> WarpedVRT:
+@contextlib.contextmanager
+def _reduced(path: Path | str, picture: rasterio.DatasetReader, grid: Grid) -> Iterator[rasterio.DatasetReader]:
+    """The image at the coarsest overview that is no coarser than ``grid``; itself where it has none that fine."""
+    shrink = min(picture.width / grid.width, picture.height / grid.height)
+    common = set.intersection(*(set(picture.overviews(band)) for band in picture.indexes))
+    levels = [level for level, factor in enumerate(picture.overviews(1)) if factor in common and factor <= shrink * 1.001]
+    if not levels:
+        yield picture
+        return
+    with open_raster(path, overview_level=levels[-1]) as reduced:
+        yield reduced
+
+
+def _on(source: rasterio.DatasetReader, grid: Grid, how: Resampling, placed: rasterio.DatasetReader, **options: Any) -> WarpedVRT:
     """``source`` resampled to ``grid``; it lies where ``placed`` does, as a label without a georeference lies under its image."""
-    holes = {"nodata": np.nan, "src_nodata": np.nan} if source.nodata is None and source.dtypes[0].startswith("float") else {}
+    if source.nodata is None and source.dtypes[0].startswith("float"):
+        options = {"nodata": np.nan, "src_nodata": np.nan} | options
     return WarpedVRT(
         source,
         src_crs=placed.crs,
@@ -97,6 +115,5 @@ def _on(source: rasterio.DatasetReader, grid: Grid, how: Resampling, placed: ras
         width=grid.width,
         height=grid.height,
         resampling=how,
-        add_alpha=add_alpha,
-        **holes,
+        **options,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import rasterio
+from rasterio.enums import MaskFlags
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
@@ -23,8 +24,8 @@ class LabelMap:
         label_map: raw ids 0...65535, or colours "#RRGGBB", to ids 0...K-1 or 255 (ignore); None: raw ids are training ids.
         num_classes: K; None: any id below 255.
 
-    A raw 255, and what a raster of ids declares as nodata, is ignored unless ``label_map`` names it. In pictures, transparent
-    pixels are ignored. ConfigError for a key or an id that cannot be.
+    A raw 255, and what a raster of ids declares as nodata, is ignored unless ``label_map`` names it; masked and transparent pixels and
+    NaN are ignored. ConfigError for a key or an id that cannot be.
     """
 
     def __init__(self, label_map: Mapping[int | str, int] | None, num_classes: int | None = None) -> None:
@@ -73,16 +74,23 @@ class LabelMap:
         return (self._colours if self.by_colour else self._ids)(source, window)
 
     def _ids(self, source: rasterio.DatasetReader, window: Window | None) -> tuple[np.ndarray, np.ndarray | None]:
-        if source.count != 1:
-            raise DataError(
-                f"{name_of(source)}: {source.count} bands, expected one band of class ids; "
-                "if these are colours, give label_map keys like '#RRGGBB'"
-            )
-        ids, nodata = read_bands(source, 1, window), source.nodata
-        if nodata is None or nodata in self._named:
-            return _whole(ids, source), None
-        ignored = np.isnan(ids) if np.isnan(nodata) else ids == nodata
-        return _whole(np.where(ignored, np.zeros_like(ids), ids), source), ignored
+        require_ids(source)
+        ids = read_bands(source, 1, window)
+        ignored = self.no_label(ids, source)
+        if MaskFlags.per_dataset in source.mask_flag_enums[0]:
+            masked = source.read_masks(1, window=window) == 0
+            ignored = masked if ignored is None else ignored | masked
+        if ignored is not None:
+            ids = np.where(ignored, np.zeros_like(ids), ids)
+        return _whole(ids, source, window), ignored
+
+    def no_label(self, ids: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray | None:
+        """Which ids read from ``source`` stand for no label: its nodata, unless the map names it, and NaN; None: none can."""
+        nodata = (source.src_dataset if isinstance(source, WarpedVRT) else source).nodata
+        missing = np.isnan(ids) if ids.dtype.kind == "f" else None
+        if nodata is None or np.isnan(nodata) or nodata in self._named:
+            return missing
+        return ids == nodata if missing is None else missing | (ids == nodata)
 
     def _colours(self, source: rasterio.DatasetReader, window: Window | None) -> tuple[np.ndarray, np.ndarray | None]:
         if source.count < 3 and not is_palette(source):
@@ -90,10 +98,10 @@ class LabelMap:
         if any(dtype != "uint8" for dtype in source.dtypes):
             raise DataError(f"{name_of(source)}: colours of {source.dtypes[0]}, expected uint8; save it as an 8-bit picture")
         if is_palette(source):
-            rgb = np.moveaxis(palette_of(source)[read_bands(source, 1, window)], -1, 0).astype(np.int32)
+            rgba = np.moveaxis(palette_of(source)[read_bands(source, 1, window)], -1, 0)
+            rgb, transparent = rgba[:3].astype(np.int32), rgba[3] == 0
         else:
-            rgb = read_bands(source, (1, 2, 3), window).astype(np.int32)
-        transparent = None
+            rgb, transparent = read_bands(source, (1, 2, 3), window).astype(np.int32), None
         if (alpha := alpha_band(source)) is not None:
             transparent = read_bands(source, alpha, window) == 0
         return rgb[0] << 16 | rgb[1] << 8 | rgb[2], transparent
@@ -121,10 +129,26 @@ class LabelMap:
         )
 
 
-def _whole(ids: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray:
-    """Ids as they index a table; DataError for what is no whole number of 0...65535."""
+def require_ids(source: rasterio.DatasetReader) -> None:
+    """Raise DataError unless a label raster has the one band that ids are in."""
+    if source.count != 1:
+        raise DataError(
+            f"{name_of(source)}: {source.count} bands, expected one band of class ids; "
+            "if these are colours, give label_map keys like '#RRGGBB'"
+        )
+
+
+def _whole(ids: np.ndarray, source: rasterio.DatasetReader, window: Window | None = None) -> np.ndarray:
+    """Ids as they index a table; DataError, with the place of the first, for what is no whole number of 0...65535."""
     if ids.dtype in (np.uint8, np.uint16):
         return ids
     if (wrong := ~((ids >= 0) & (ids <= 65535) & (ids == np.round(ids)))).any():
-        raise DataError(f"{name_of(source)}: {ids[wrong][0]} is no class id; expected whole numbers 0...65535")
+        first, where = np.argwhere(wrong)[0], ""
+        if len(first) == 2:
+            row, column = first + ((window.row_off, window.col_off) if window else (0, 0))
+            where = f", first at row {row:.0f}, column {column:.0f}"
+        raise DataError(
+            f"{name_of(source)}: {ids[wrong][0]} is no class id{where}; expected whole numbers 0...65535. Declare it as nodata "
+            "(gdal_edit.py -a_nodata) if it stands for no label, or write the labels anew"
+        )
     return ids.astype(np.uint16)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from crfm_core import DataError
-from crfm_core.data.rasters import IGNORE, open_raster, read_label, read_rgb
-from crfm_core.files import atomic_path
+from crfm_core.data.rasters import IGNORE, STRIP, create_raster, read_label, read_rgb
 from crfm_core.manifest import paths_of, read_manifest
 
 
@@ -21,7 +17,7 @@ def mosaic(manifest: Path | str, root: Path | str, scene: str, kind: str, out: P
     """Write ``out`` (.tif or .png), the scene that the tiles of ``manifest`` were cut from, with the scene's size, CRS and transform.
 
     Where tiles overlap the later row counts, whose pixels are the same for tiles of one scene. What they pad beyond the scene is left
-    out; ground without a tile is black, or 255 for labels. Written in strips of a tile's height, so a scene may be larger than memory.
+    out; ground without a tile is black, or 255 for labels. Written in strips, so a scene may be larger than memory.
 
     Args:
         manifest: of tiles, with the columns scene_width and scene_height that tiling writes.
@@ -44,19 +40,13 @@ def mosaic(manifest: Path | str, root: Path | str, scene: str, kind: str, out: P
     if first.crs and profile["driver"] == "GTiff":
         corner = Affine(*first["transform"]) @ Affine.translation(-int(first.col), -int(first.row))
         profile |= {"crs": first.crs, "transform": corner}
-    step = 512
-    with atomic_path(out) as aside, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(aside, "w", **profile) as target:
-            for top in range(0, height, step):
-                strip = np.full((min(step, height - top), width, bands), fill, np.uint8)
-                for (row, col), path in zip(rows[["row", "col"]].itertuples(index=False), paths, strict=True):
-                    if row < top + len(strip) and row + first.height > top:
-                        _paste(strip, read(path), row - top, col)
-                target.write(np.moveaxis(strip, -1, 0), window=Window(0, top, width, len(strip)))
-        with open_raster(aside) as written:  # on a full disk GDAL may end a file early and say nothing
-            for top in range(0, height, step):
-                written.read(window=Window(0, top, width, min(step, height - top)))
+    with create_raster(out, **profile) as target:
+        for top in range(0, height, STRIP):
+            strip = np.full((min(STRIP, height - top), width, bands), fill, np.uint8)
+            for (row, col), path in zip(rows[["row", "col"]].itertuples(index=False), paths, strict=True):
+                if row < top + len(strip) and row + first.height > top:
+                    _paste(strip, read(path), row - top, col)
+            target.write(np.moveaxis(strip, -1, 0), window=Window(0, top, width, len(strip)))
 
 
 def _paste(strip: np.ndarray, tile: np.ndarray, row: int, col: int) -> None:

@@ -13,26 +13,33 @@ from typing import Any
 import numpy as np
 import rasterio
 from PIL import Image, PngImagePlugin
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from crfm_core import DataError
+from crfm_core import DataError, ResourceError
 from crfm_core.files import atomic_path
 
 IGNORE = 255
+#: What rasterio raises when GDAL or PROJ cannot do something.
+GDAL_FAULTS = (RasterioError, CRSError, CPLE_BaseError)
+STRIP = 1024  #: rows of a raster that are read or written at once where it may be larger than memory
 IGNORED = (64, 68, 74)  #: colour of ignored pixels in pictures; dark, as palettes are light or vivid
 
-#: A broken-off JPEG is an error and not grey ground; the cache stays small in every process (bytes).
-GDAL_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES", "GDAL_CACHEMAX": 128 * 2**20}
+#: A broken-off JPEG or PNG is an error and not grey ground or noise; the cache stays small in every process (bytes).
+GDAL_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES", "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", "GDAL_CACHEMAX": 128 * 2**20}
 
 
 @contextlib.contextmanager
-def open_raster(path: Path | str) -> Iterator[rasterio.DatasetReader]:
-    """Open any raster GDAL knows; whatever goes wrong with it, also while it is read inside the block, is a DataError naming the file."""
+def open_raster(path: Path | str, **options: Any) -> Iterator[rasterio.DatasetReader]:
+    """Open any raster GDAL knows, with ``options`` of its driver.
+
+    Whatever goes wrong with it, also while it is read inside the block, is a DataError naming the file.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -41,13 +48,29 @@ def open_raster(path: Path | str) -> Iterator[rasterio.DatasetReader]:
     with rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(path) as source:
+            with rasterio.open(path, **options) as source:
                 yield source
-        except RasterioError as error:
+        except GDAL_FAULTS as error:
             raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path | str, error: RasterioError) -> DataError:
+@contextlib.contextmanager
+def create_raster(path: Path | str, **profile: Any) -> Iterator[rasterio.io.DatasetWriter]:
+    """A raster to write in parts, atomically. Whatever goes wrong with it, a full disk too, is a ResourceError naming ``path``."""
+    path = Path(path)
+    with atomic_path(path) as aside, rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.open(aside, "w", **profile) as target:
+                yield target
+            with rasterio.open(aside) as written:  # on a full disk GDAL may end a file early and say nothing
+                for top in range(0, written.height, STRIP):
+                    written.read(window=Window(0, top, written.width, min(STRIP, written.height - top)))
+        except GDAL_FAULTS as error:
+            raise ResourceError(f"{path}: could not be written whole ({error.__cause__ or error}); free some space on its disk") from None
+
+
+def _unreadable(path: Path | str, error: Exception) -> DataError:
     return DataError(f"{path}: not a readable raster ({error.__cause__ or error}); is it complete, and an image?")
 
 
@@ -55,7 +78,7 @@ def read_bands(source: rasterio.DatasetReader, bands: int | Sequence[int], windo
     """``source.read`` whose faults name this raster, where several are open."""
     try:
         return source.read(bands, window=window, **options)
-    except RasterioError as error:
+    except GDAL_FAULTS as error:
         raise _unreadable(name_of(source), error) from error
 
 
@@ -128,7 +151,7 @@ def rgb_of(
     if len(chosen) == 3:
         return np.moveaxis(pixels, 0, -1)
     if limits is None and is_palette(source):
-        return palette_of(source)[pixels[0]]
+        return palette_of(source)[pixels[0], :3]
     return np.repeat(pixels[0][..., None], 3, axis=2)
 
 
@@ -147,10 +170,10 @@ def is_palette(source: rasterio.DatasetReader) -> bool:
 
 
 def palette_of(source: rasterio.DatasetReader) -> np.ndarray:
-    """The colours of a palette raster, uint8 [256,3]."""
-    colours = np.zeros((256, 3), np.uint8)
+    """The colours of a palette raster and how opaque they are, uint8 [256,4]."""
+    colours = np.zeros((256, 4), np.uint8)
     for value, rgba in source.colormap(1).items():
-        colours[value] = rgba[:3]
+        colours[value] = rgba
     return colours
 
 

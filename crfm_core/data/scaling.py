@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from crfm_core import DataError
-from crfm_core.data.rasters import bands_of, open_raster, read_bands
+from crfm_core.data.rasters import alpha_band, bands_of, open_raster, read_bands
 from crfm_core.settings import Scale
 
 #: Pixels looked at, of one scene or of the training scenes together. They lie at even distances, in an overview where there is one.
@@ -22,6 +22,8 @@ def sample_bands(image: Path | str, bands: list[int] | None, count: int = SAMPLE
         chosen = bands_of(source, bands)
         pixels = read_bands(source, chosen, out_shape=(len(chosen), *shape))
         valid = (source.dataset_mask(out_shape=shape) > 0) & np.isfinite(pixels).all(axis=0)
+        if (alpha := alpha_band(source)) is not None:
+            valid &= read_bands(source, alpha, out_shape=shape) > 0
     if not valid.any():
         raise DataError(f"{image}: has no valid pixel, all are nodata or not a number; leave the scene out")
     return pixels[:, valid].T

@@ -115,7 +115,7 @@ def tile_scene(
 
     Pixels that the label or the image declares as nodata, or that are not numbers, become 255. Rows have the columns
     :data:`crfm_core.manifest.TILE_COLUMNS`, and inner_width and inner_height (of what is not padded), scene_width, scene_height,
-    image_digest (hash of the pixels), licence and given_caption.
+    image_digest (hash of the pixels), uniform (whether it shows one colour), licence and given_caption.
 
     Raises DataError for an unreadable file, sizes that differ, a scene smaller than a tile (edge ``shift``), or a label outside map or
     classes; ConfigError for a stride that would leave gaps.
@@ -194,8 +194,11 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     shutil.rmtree(out_manifest.with_suffix(""), ignore_errors=True)  # tiles of an earlier run, cut otherwise
     rows = list(_cut_all(tasks, processes, f"tiles of {title}"))
     _require_classes(rows, dataset, scenes_manifest, split)
+    listed = out_manifest.with_suffix(".ids.txt")
     if selection:
-        write_text(out_manifest.with_suffix(".ids.txt"), "".join(f"{row['tile_id']}\n" for row in rows))
+        write_text(listed, "".join(f"{row['tile_id']}\n" for row in rows))
+    else:
+        listed.unlink(missing_ok=True)
     return write_manifest(out_manifest, rows)
 
 
@@ -345,6 +348,7 @@ def _write(scene: Scene, place: Place, picture: rasterio.DatasetReader, crs: str
         "scene_width": picture.width,
         "scene_height": picture.height,
         "image_digest": hash_of_pixels(image),
+        "uniform": bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all()),
         "licence": scene.licence,
         "given_caption": scene.caption,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rasterio.crs import CRS
+from rasterio.transform import Affine
 
 from crfm_core import DataError
 from crfm_core.data.adapters import folder, fusu, geotiff, loveda, released
@@ -27,6 +28,8 @@ from crfm_core.settings import BlockSplit, Dataset, EmbeddedSource, GeotiffSourc
 #: that become 0 and 255 (empty: pixels stay as they are); ``caption`` is the text that came with the scene. With a split by blocks
 #: ``split`` is "", since a scene may have ground in several.
 SCENE_COLUMNS = ("dataset", "split", "scene", "image", "label", "group", "low", "high", "caption")
+
+LONGEST_NAME = 120
 
 FINDERS = {
     "folder": folder.find_scenes,
@@ -111,12 +114,14 @@ def _rows(dataset: Dataset, found: list[FoundScene]) -> list[dict]:
 def scene_name(key: tuple[str, ...]) -> str:
     """A scene's name for files and targets: letters without accents, digits and ``. _ -``.
 
-    What has no such letters, as names in other scripts, is told apart by a hash of the whole.
+    What has no such letters, as names in other scripts, or is too long for a file's name, is told apart by a hash of the whole.
     """
     text = "-".join(key)
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).lstrip(".")
-    return name if all(c.isascii() for c in plain) and name else f"{name.strip('_') or 'scene'}-{hash_of(text)[:8]}"
+    if all(c.isascii() for c in plain) and name and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name.strip('_')[:LONGEST_NAME] or 'scene'}-{hash_of(text)[:8]}"
 
 
 def _group(row: dict, relative: Path, how: str) -> str:
@@ -171,12 +176,16 @@ def check_pair(image: Path, label: Path) -> None:
             f"{label}: is in another coordinate system than its image {image}; warp the label to that of the image (gdalwarp), or use a "
             "source of kind geotiff, which does"
         )
-    pixel = np.hypot(ours["transform"][0], ours["transform"][3])
-    if not np.allclose(ours["transform"], theirs["transform"], rtol=0, atol=pixel / 2):
+    one, other = (np.array([Affine(*grid["transform"]) @ corner for corner in _corners(grid)]) for grid in (ours, theirs))
+    if np.abs(one - other).max() > np.hypot(ours["transform"][0], ours["transform"][3]) / 2:
         raise DataError(
             f"{label}: lies elsewhere on the ground than its image {image}; resample the label to the grid of the image, or use a source "
             "of kind geotiff, which does"
         )
+
+
+def _corners(grid: dict) -> list[tuple[int, int]]:
+    return [(0, 0), (grid["width"], 0), (0, grid["height"]), (grid["width"], grid["height"])]
 
 
 def same_crs(one: str, other: str) -> bool:

@@ -65,6 +65,8 @@ def files_by_key(
     """
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise DataError(f"the glob {pattern} leads outside {root}; give one below the root, or another root")
+    if Path(pattern).name == "**":
+        pattern += "/*"
     found: dict[tuple[str, ...], Path] = {}
     for relative in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
         path = root / relative

@@ -21,13 +21,11 @@ from rasterio.windows import transform as window_transform
 from crfm_core import DataError
 from crfm_core.data.adapters.folder import files_by_key
 from crfm_core.data.adapters.found import FoundScene
-from crfm_core.data.labels import LabelMap
-from crfm_core.data.rasters import describe, open_raster
-from crfm_core.files import atomic_path
+from crfm_core.data.labels import LabelMap, require_ids
+from crfm_core.data.rasters import STRIP, create_raster, describe, open_raster, read_bands
 from crfm_core.settings import Dataset, GeotiffSource
 
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".gml", ".kml")
-STRIP = 1024  #: rows of a scene that are burned at once
 
 
 def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
@@ -78,31 +76,30 @@ def _burn(picture: rasterio.DatasetReader, layers: list[_Polygons | _Raster], ba
         "driver": "GTiff", "dtype": "uint8", "count": 1, "width": picture.width, "height": picture.height, "crs": picture.crs,
         "transform": picture.transform, "compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512, "bigtiff": "if_safer",
     }  # fmt: skip
-    with atomic_path(out) as aside:
-        with rasterio.open(aside, "w", **profile) as target:
-            for top in range(0, picture.height, STRIP):
-                window = Window(0, top, picture.width, min(STRIP, picture.height - top))
-                ids = np.full((window.height, window.width), background, np.uint8)
-                for layer in layers:
-                    layer.lay_over(ids, picture, window)
-                target.write(ids, 1, window=window)
-        with open_raster(aside) as written:  # on a full disk GDAL may end a file early and say nothing
-            for top in range(0, picture.height, STRIP):
-                written.read(1, window=Window(0, top, picture.width, min(STRIP, picture.height - top)))
+    with create_raster(out, **profile) as target:
+        for top in range(0, picture.height, STRIP):
+            window = Window(0, top, picture.width, min(STRIP, picture.height - top))
+            ids = np.full((window.height, window.width), background, np.uint8)
+            for layer in layers:
+                layer.lay_over(ids, picture, window)
+            target.write(ids, 1, window=window)
 
 
 class _Raster:
     """A label raster of any grid."""
 
     def __init__(self, path: Path, dataset: Dataset) -> None:
-        self.path, self.labels = path, LabelMap(dataset.label_map, len(dataset.classes))
+        ids = dataset.label_map and {int(key): new for key, new in dataset.label_map.items() if str(key).isdigit()}
+        self.path, self.labels = path, LabelMap(ids, len(dataset.classes))
         with open_raster(path) as source:
+            require_ids(source)
             if not source.crs:
                 raise DataError(f"{path}: has no coordinate system, so no scene can be found for it by place; write it into the file")
-            self.crs, self.bounds = source.crs, source.bounds
+            self.crs, self.bounds = source.crs, _bounds(source.transform, source.width, source.height)
 
     def meets(self, picture: rasterio.DatasetReader) -> bool:
-        return _boxes_meet(transform_bounds(self.crs, picture.crs, *self.bounds), picture.bounds)
+        own = _bounds(picture.transform, picture.width, picture.height)
+        return _boxes_meet(transform_bounds(self.crs, picture.crs, *self.bounds), own)
 
     def lay_over(self, ids: np.ndarray, picture: rasterio.DatasetReader, window: Window) -> None:
         """Write the raster's nearest values over ``ids``; what it does not cover, or declares as nodata, stays."""
@@ -117,10 +114,14 @@ class _Raster:
                 resampling=Resampling.nearest,
                 tolerance=0.001,  # pixels; GDAL takes no 0
                 add_alpha=True,
+                src_nodata=None,  # it may be a class, which the label map knows
+                nodata=None,
             ) as warped,
         ):
-            covered = warped.read(warped.count) > 0
-            ids[covered] = self.labels.ids_of_values(warped.read(1)[covered], source)
+            raw, covered = read_bands(warped, 1), read_bands(warped, warped.count) > 0
+            if (missing := self.labels.no_label(raw, source)) is not None:
+                covered &= ~missing
+            ids[covered] = self.labels.ids_of_values(raw[covered], source)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class _Polygons:
             raise DataError(f"{path}: not a readable vector file ({error}); is it complete?") from None
         if not info["crs"]:
             raise DataError(f"{path}: layer {layer} has no coordinate system; write it into the file (ogr2ogr -a_srs EPSG:...)")
-        shapes = shapely.from_wkb(geometry)
+        shapes = shapely.from_wkb(geometry, on_invalid="fix")
         if other := Counter(shape.geom_type for shape in shapes if shape is not None and "Polygon" not in shape.geom_type):
             kinds = ", ".join(f"{count} {kind}" for kind, count in other.items())
             raise DataError(f"{path}: layer {layer} holds {kinds}, expected polygons only; buffer or remove the others")
@@ -169,7 +170,7 @@ class _Polygons:
         return cls(path, info["crs"], shapes[there], np.array([known[value] for value in values], np.uint8)[there])
 
     def meets(self, picture: rasterio.DatasetReader) -> bool:
-        return len(self._near(picture, picture.bounds)) > 0
+        return len(self._near(picture, _bounds(picture.transform, picture.width, picture.height))) > 0
 
     def lay_over(self, ids: np.ndarray, picture: rasterio.DatasetReader, window: Window) -> None:
         """Burn the polygons' ids over ``ids``."""
@@ -196,6 +197,8 @@ def _text(value: object) -> str:
     """An attribute's value as a key of ``label_map`` is written: whole numbers without a fraction, nothing as null."""
     if value is None or isinstance(value, float) and np.isnan(value):
         return "null"
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
     return str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer() else str(value)
 
 
