@@ -30,8 +30,7 @@ BLOCK = 1 << 20
 #: What the libraries raise for archives that are damaged, cut off, encrypted or compressed in a way they do not know. An OSError without
 #: a number, or from seeking before the file's beginning, is theirs too; any other is the disk's.
 DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error, NotImplementedError, RuntimeError, ValueError,
-    OverflowError,
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error, RuntimeError, ValueError, OverflowError,
 )  # fmt: skip
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from crfm_core import DataError
-from crfm_core.files import read_json
 from crfm_core.reporting.findings import Finding, number, points, said
+from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
 from crfm_core.settings import Preset
 
@@ -110,7 +110,7 @@ def read_comparison(paths: list[Path]) -> Comparison:
 
     Raises DataError naming the file that is missing, lacks something, or is of other masks, steps or seeds than plain's.
     """
-    found = {path: _read(path) for path in paths}
+    found = {path: read_model(path, Measured) for path in paths}
     plain_path = next((path for path, measured in found.items() if measured.preset == PLAIN), None)
     if plain_path is None:
         raise DataError(f"{paths[0].with_name(PLAIN)}.json: not among the files of the comparison; what all forms are compared with")
@@ -128,15 +128,6 @@ def read_comparison(paths: list[Path]) -> Comparison:
             slower = form.seconds_per_image / baseline.seconds_per_image
             rows.append(Row(measured.preset, form, slower, gains["judge"], gains["critic"], ahead))
     return Comparison(rows, plain.masks, plain.num_steps, [one.seed for one in baseline.seeds])
-
-
-def _read(path: Path) -> Measured:
-    content = read_json(path)
-    try:
-        return Measured.model_validate(content)
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'all of it'}: {fault['msg']}" for fault in error.errors()]
-        raise DataError(f"{path}: {'; '.join(faults[:3])}; delete it and run the workflow again") from None
 
 
 def _shared(measured: Measured, form: Form) -> tuple:

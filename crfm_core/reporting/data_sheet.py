@@ -10,17 +10,18 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from crfm_core import DataError
 from crfm_core.data.adapters import read_scenes
 from crfm_core.data.rasters import bands_of, is_palette, open_raster, palette_of, read_label, read_rgb, scaled
-from crfm_core.files import atomic_path, read_json, write_json, write_text
+from crfm_core.files import atomic_path, write_json, write_text
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import composition
 from crfm_core.reporting import data_figures as draw
 from crfm_core.reporting.composition import Distance, Note, SplitNumbers
 from crfm_core.reporting.figures import choose_tiles
+from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.rendering import embed, environment
 from crfm_core.settings import Dataset, Scale
 
@@ -98,13 +99,7 @@ def draw_data_sheet(dataset: Dataset, scenes: Path, tiles: dict[str, Path], root
 
 def read_data_sheet(folder: Path) -> DataSheet:
     """The numbers and pictures of a folder of :func:`draw_data_sheet`. Raises DataError naming the file and what is wrong in it."""
-    path = Path(folder) / "data_sheet.json"
-    content = read_json(path)
-    try:
-        return DataSheet.model_validate(content)
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'all of it'}: {fault['msg']}" for fault in error.errors()]
-        raise DataError(f"{path}: {'; '.join(faults[:3])}; delete the folder and run the workflow again") from None
+    return read_model(Path(folder) / "data_sheet.json", DataSheet, remedy="delete the folder")
 
 
 def shown_picture(folder: Path, picture: PictureFile, final: Path | None = None) -> dict:
