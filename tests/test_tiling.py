@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.transform import Affine
+from rasterio.warp import transform
 
 from crfm_core import ConfigError, DataError
 from crfm_core.data.adapters import list_scenes
@@ -231,6 +232,25 @@ def _rewrite(path, **changes):
 
 def test_splits_of_the_embedded_world_are_disjoint(manifests):
     check_disjoint(manifests)
+
+
+def test_ground_in_coordinates_of_a_drawing_is_compared_where_the_drawing_is_the_same(manifests):
+    drawing = 'LOCAL_CS["a drawing",UNIT["metre",1]]'
+    _rewrite(manifests[1], crs=drawing)
+    check_disjoint(manifests)
+    here = read_manifest(manifests[1])["transform"][0]
+    _rewrite(manifests[0], crs=drawing, transform=here)
+    with pytest.raises(DataError, match="overlapping on the ground"):
+        check_disjoint(manifests)
+
+
+def test_splits_in_two_coordinate_systems_are_compared_on_the_ground(manifests):
+    a, _, left, _, e, top = read_manifest(manifests[0])["transform"][0]
+    (x0, x1), (y0, y1) = transform("EPSG:32631", "EPSG:3857", [left, left + 32 * a], [top, top + 32 * e])
+    web = CRS.from_epsg(3857).to_wkt()
+    _rewrite(manifests[1], crs=web, transform=[(x1 - x0) / 32, 0.0, x0, 0.0, (y1 - y0) / 32, y0])
+    with pytest.raises(DataError, match=r"tile train-000_0_0 and .*tile test-000_0_0 are overlapping on the ground"):
+        check_disjoint(manifests)
 
 
 def test_splits_that_touch_are_disjoint(manifests):

@@ -11,10 +11,9 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from crfm_core import ConfigError, DataError
-from crfm_core.data.rasters import IGNORE, alpha_band, is_palette, name_of, palette_of, read_bands
+from crfm_core.data.rasters import IGNORE, STRIP, alpha_band, is_palette, name_of, palette_of, read_bands
 
 UNKNOWN = -1
-STRIP = 1024  #: rows read at once where a whole label is counted
 
 
 class LabelMap:

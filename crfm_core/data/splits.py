@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import shapely
-from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as reproject
 
 from crfm_core import DataError
 from crfm_core.data.grid import Grid, grid_of
-from crfm_core.data.rasters import open_raster
+from crfm_core.data.rasters import GDAL_FAULTS, open_raster
 from crfm_core.files import hash_of
 from crfm_core.manifest import read_manifest
 from crfm_core.settings import BlockSplit, Dataset
@@ -210,7 +209,7 @@ def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterable[tuple[pd.DataFr
                 chosen = (table.crs == crs).to_numpy()
                 xs, ys = reproject(crs, target, *quads[chosen].reshape(-1, 2).T)
                 quads[chosen] = np.stack([xs, ys], -1).reshape(-1, 4, 2)
-    except (CRSError, RasterioError):
+    except GDAL_FAULTS:
         for crs in sorted(set(a.crs) & set(b.crs)):
             yield tuple(_footprints(table[table.crs == crs], _corners(table[table.crs == crs])) for table in (a, b))
         return
