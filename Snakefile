@@ -26,6 +26,6 @@ include: "rules/report.smk"
 rule all:
     default_target: True
     input:
-        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.tables),
+        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.selected),
         report=f"{RESULTS}/report.html",
         stages=stage_files(),

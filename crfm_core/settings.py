@@ -242,6 +242,7 @@ class Dataset(Section):
     select: dict[Name, Selection] = Field({}, description="split name to which of its tiles are kept; all where none is named")
     train: Name = Field("train", description="split the generator, the critic and the recipes train on")
     test: Name = Field("test", description="split that is scored; nothing trains on it")
+    val: Name | None = Field(None, description="split that chooses the best checkpoint of a segmentor; null: the last one is used")
 
     @property
     def splits(self) -> list[str]:
@@ -288,9 +289,13 @@ class Dataset(Section):
             raise ValueError(f"split: a source of kind {self.source.kind} has splits of its own; leave this out")
         if not self.splits:
             raise ValueError("split: the source has no splits; add the section split, or splits to the source")
-        for key in ("train", "test"):
-            if getattr(self, key) not in self.splits:
-                raise ValueError(f"{key}: {getattr(self, key)!r} is no split of the source; it has: {', '.join(self.splits)}")
+        for key in ("train", "test", "val"):
+            if (name := getattr(self, key)) is not None and name not in self.splits:
+                raise ValueError(f"{key}: {name!r} is no split of the source; it has: {', '.join(self.splits)}")
+        if self.val in (self.train, self.test):
+            raise ValueError(
+                f"val: {self.val!r} is trained on or scored; a checkpoint chosen there would flatter itself; name another split"
+            )
         if unknown := [name for name in self.select if name not in self.splits]:
             raise ValueError(f"select: {unknown[0]!r} is no split of the source; it has: {', '.join(self.splits)}")
         for raw, new in (self.label_map or {}).items():
@@ -369,19 +374,12 @@ class HubBase(Section):
     path: str = Field("models/stable-diffusion-3.5-medium", description="folder to download to")
 
 
-class CaptionModel(Section):
-    """A vision-language model of transformers (any that takes an image and a text and gives text), asked for the captions."""
+class Model(Section):
+    """A folder of a transformers model, or what it is downloaded from."""
 
     path: str | None = Field(None, description="its folder; with repo the folder to download to, null: models/NAME")
     repo: str | None = Field(None, pattern=r"^[\w.-]+/\w[\w.-]*$", description="OWNER/NAME on the hub; null: the folder is there already")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit, with repo, so that every run gets the same files")
-    prompt: str = Field(
-        "Describe this satellite image in one sentence.",
-        pattern=r"\S",
-        description="what it is asked; a model without a chat template may need its sign for the image in it, such as <image>",
-    )
-    max_new_tokens: Positive = Field(60, description="an answer is cut after so many tokens")
-    batch_size: Positive = Field(8, description="images asked about together")
 
     @property
     def folder(self) -> str:
@@ -389,12 +387,24 @@ class CaptionModel(Section):
         return self.path or f"models/{self.repo.split('/')[1]}"
 
     @model_validator(mode="after")
-    def _consistent(self) -> CaptionModel:
+    def _one_place(self) -> Model:
         if not (self.path or self.repo):
             raise ValueError("path: give the model's folder, or repo and revision of one on the model hub")
         if (self.repo is None) != (self.revision is None):
             raise ValueError("revision: repo and revision go together; give the commit (40 hexadecimal digits) to download")
         return self
+
+
+class CaptionModel(Model):
+    """A vision-language model of transformers (any that takes an image and a text and gives text), asked for the captions."""
+
+    prompt: str = Field(
+        "Describe this satellite image in one sentence.",
+        pattern=r"\S",
+        description="what it is asked; a model without a chat template may need its sign for the image in it, such as <image>",
+    )
+    max_new_tokens: Positive = Field(60, description="an answer is cut after so many tokens")
+    batch_size: Positive = Field(8, description="images asked about together")
 
 
 class Captions(Section):
@@ -536,6 +546,9 @@ class RectifySettings:
     ] = "relative"
     shrink: Annotated[bool, Field(description="Also shrink the velocity by the factor 1 - alpha.")] = False
     clamp: Annotated[bool, Field(description="Clip the corrected velocity to [-1, 1]; it changes far more than the gradient does.")] = False
+    ascend: Annotated[
+        bool, Field(description="Add the gradient instead of taking it away, as releases before 2026-02-04 did; for comparison only.")
+    ] = False
     search: Annotated[
         Literal["none", "backtracking"],
         Field(description="backtracking: each sample's step is the first one tried that lowers its loss; the step size is the longest."),
@@ -548,9 +561,15 @@ class RectifySettings:
     measure: Annotated[bool, Field(description="Also measure the loss after each correction, which takes a third of its time.")] = True
 
     def __post_init__(self) -> None:
-        alone = (self.normalise, self.pixels, self.inner_steps, self.shrink, self.clamp) == ("relative", "valid", 1, False, False)
+        alone = not (self.shrink or self.clamp or self.ascend) and (self.normalise, self.pixels, self.inner_steps) == (
+            "relative",
+            "valid",
+            1,
+        )
         if self.search == "backtracking" and not alone:
-            raise ValueError("search: backtracking needs normalise: relative, pixels: valid, one inner step, and neither shrink nor clamp")
+            raise ValueError(
+                "search: backtracking needs normalise: relative, pixels: valid, one inner step, and no shrink, clamp or ascend"
+            )
 
     @classmethod
     def paper(cls, **changes: Any) -> RectifySettings:
@@ -641,19 +660,55 @@ class Sampler(Section):
 # ---------------------------------------------------------------------------------------------- segmentors and recipes
 
 
+class Download(Section):
+    """A file of weights with a fixed content."""
+
+    url: str = Field(pattern=r"^https?://", description="where it is fetched from, once")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{8,64}$", description="checksum, whole or its first digits, which model zoos put into file names"
+    )
+    path: str | None = Field(None, description="the file to download to; null: models/ and the name in the url")
+
+    @property
+    def file(self) -> str:
+        """Where the weights are, or will be downloaded to."""
+        return self.path or f"models/{self.url.split('?')[0].rsplit('/', 1)[-1]}"
+
+
 class Segmentor(Section):
     """A segmentation model and how it is trained."""
 
-    architecture: Literal["segformer_tiny", "unet_tiny", "pspnet_r50", "segformer_b2"]
+    architecture: (
+        Literal["segformer_tiny", "unet_tiny", "pspnet_r50", "segformer_b2", "upernet_convnext_t", "deeplabv3plus_r50"] | None
+    ) = Field(None, description="a model known by name; null: that of config")  # fmt: skip
+    config: str | None = Field(None, description="instead: a configuration file of mmsegmentation, whose model is taken, read as data")
     iterations: Positive = Field(description="length of the 1x schedule")
-    batch_size: Positive
+    batch_size: Positive = Field(description="tiles per iteration, of all processes together")
     learning_rate: float = Field(gt=0)
     optimiser: Literal["AdamW", "SGD"] = "AdamW"
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(0, ge=0, description="iterations of linear warm-up; after it the rate falls as poly")
     poly_power: float = Field(0.9, gt=0)
-    pretrained: str | None = Field(None, description="file of backbone weights; null: none")
+    class_weights: Literal["median_frequency"] | list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="of the loss: median frequency / frequency of each class among the pixels trained on, or one number per class"
+    )
+    pretrained: str | Download | None = Field(None, description="file of backbone weights, or url and sha256 of one; null: none")
+    precision: Literal["no", "bf16"] = Field("no", description="bf16: automatic mixed precision; weights stay float32")
+    processes: Positive = Field(1, description="each on a GPU of its own")
     checkpoint_every: Positive = Field(500, description="iterations between checkpoints to resume from")
+    validate_every: Positive | None = Field(
+        None, description="iterations between looks at the dataset's split val, where it names one; null: checkpoint_every"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Segmentor:
+        if (self.architecture is None) == (self.config is None):
+            raise ValueError("architecture: give the name of one, or config, a configuration file of mmsegmentation")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size: {self.batch_size} tiles cannot be shared out evenly over {self.processes} processes")
+        if isinstance(self.class_weights, list) and not any(self.class_weights):
+            raise ValueError("class_weights: all are 0; nothing would be learned")
+        return self
 
 
 class Judge(Section):
@@ -675,9 +730,44 @@ class Judge(Section):
 
 
 class Filter(Section):
-    """Synthetic pixels that the critic finds too hard are ignored (FreeMask)."""
+    """Which synthetic pixels or images are left out."""
 
-    margin: float = Field(1.25, gt=0, description="a pixel is dropped above margin x its class's mean loss on real tiles")
+    kind: Literal["pixel", "agreement", "clip"] = Field(
+        "pixel", description="pixel (those the critic finds too hard are ignored, FreeMask) | agreement (images, by the critic's mIoU with "
+        "their mask) | clip (images, by the score of image and caption)"
+    )  # fmt: skip
+    after: Name | None = Field(None, description="filter that is applied before; null: none")
+    margin: float | None = Field(None, gt=0, description="pixel: dropped above margin x its class's mean loss on real tiles; null: 1.25")
+    statistics_split: Name | None = Field(
+        None, description="pixel: real tiles of the mean losses, e.g. held-out ones; null: those trained on"
+    )
+    keep: float | None = Field(None, gt=0, le=1, description="agreement, clip: share of the images that is kept, the best")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Filter:
+        of_pixels = self.kind == "pixel"
+        for key in ("margin", "statistics_split"):
+            if getattr(self, key) is not None and not of_pixels:
+                raise ValueError(f"{key}: is of kind pixel, and this filter is of kind {self.kind}")
+        if (self.keep is None) != of_pixels:
+            raise ValueError(
+                f"keep: kind {self.kind} {'drops pixels, not images; leave it out' if of_pixels else 'needs the share to keep'}"
+            )
+        return self
+
+
+class Resampling(Section):
+    """Which of the synthetic images are used how often for lack of others like them."""
+
+    kind: Literal["hardness", "rare"] = Field(
+        description="hardness (more versions of masks whose classes the critic finds hard, FreeMask) | rare (images that show a poorly "
+        "segmented class, or of which most survived the pixel filter, TISynth)"
+    )
+    worst: Positive = Field(2, description="rare: so many classes with the highest mean loss on real tiles count as poorly segmented")
+    classes: list[str] | None = Field(None, description="rare: these instead")
+    min_pixels: Positive = Field(100, description="rare: an image is kept if it shows so many pixels of such a class after filtering")
+    survival: float = Field(0.8, ge=0, lt=1, description="rare: or if more than this share of its labelled pixels survived filtering")
+    seed: int = Field(0, description="hardness: draws which versions are kept")
 
 
 class Recipe(Section):
@@ -685,12 +775,17 @@ class Recipe(Section):
 
     split: Name | None = Field(None, description="split of real tiles; null: the dataset's train split")
     schedule: Annotated[float, Field(gt=0)] | Literal["longest"] = Field(
-        1.0, description="length as a multiple of the segmentor's iterations; longest: the longest of all recipes"
+        1.0, description="length as a multiple of the segmentor's iterations; longest: the longest of all compared recipes"
     )
     control: Name | None = Field(None, description="generator of the synthetic tiles; null: real tiles only")
     sampler: Name | None = None
-    filter: Name | None = None
-    synthetic_per_real: int = Field(0, ge=0, description="synthetic tiles per real one")
+    filter: Name | None = Field(None, description="the last filter the synthetic tiles go through; null: none")
+    resample: Name | None = Field(None, description="re-sampling after it; null: none")
+    synthetic_per_real: int = Field(
+        0,
+        ge=0,
+        description="synthetic tiles mixed in per real one; after a filter of images or a re-sampling as many as are left, at most so many",
+    )
     real_weight: float = Field(1.0, gt=0, description="how often a real tile is drawn relative to a synthetic one")
 
     @model_validator(mode="after")
@@ -698,8 +793,9 @@ class Recipe(Section):
         synthetic = [self.control is not None, self.sampler is not None, self.synthetic_per_real > 0]
         if any(synthetic) and not all(synthetic):
             raise ValueError("control, sampler and synthetic_per_real go together: set all three, or none for real tiles only")
-        if self.filter and not any(synthetic):
-            raise ValueError("filter: filters synthetic tiles, and this recipe has none")
+        for key in ("filter", "resample"):
+            if getattr(self, key) and not any(synthetic):
+                raise ValueError(f"{key}: is for synthetic tiles, and this recipe has none")
         return self
 
 
@@ -708,8 +804,14 @@ class Table(Section):
 
     title: str
     recipes: list[Name] = Field(min_length=1)
-    segmentor: Name
-    baseline: Name | None = Field(None, description="recipe the differences refer to")
+    segmentors: list[Name] = Field(min_length=1, description="each is trained on every recipe")
+    datasets: list[Name] | None = Field(
+        None,
+        min_length=1,
+        description="names of datasets (few_shot: parts of one), also others than those of the run; null: those of the run",
+    )
+    baseline: Name | None = Field(None, description="recipe the differences refer to, for each dataset and segmentor")
+    generation: bool = Field(False, description="also how the recipes' samples compare with real tiles: Fréchet distance, agreement")
     paper: Name | None = Field(None, description="table of configs/paper_results.yaml shown beside")
 
     @model_validator(mode="after")
@@ -717,6 +819,40 @@ class Table(Section):
         if self.baseline is not None and self.baseline not in self.recipes:
             raise ValueError(f"baseline: {self.baseline!r} is not among the recipes; allowed: {', '.join(self.recipes)}")
         return self
+
+
+class Evaluation(Section):
+    """How a trained segmentor looks at tiles and scenes."""
+
+    mode: Literal["whole", "slide"] = Field("whole", description="whole tiles, or windows of the side window whose logits are averaged")
+    window: Positive | None = Field(None, description="side in pixels, for mode slide and for whole scenes; null: the tile size")
+    stride: Positive | None = Field(None, description="distance between windows; null: two thirds of the window")
+    scales: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0], min_length=1, description="test-time augmentation: probabilities are averaged over these"
+    )
+    flip: bool = Field(False, description="test-time augmentation: and over the image as it is and mirrored")
+    batch_size: Positive = Field(16, description="tiles or windows looked at together")
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> Evaluation:
+        if self.window and self.stride and self.stride > self.window:
+            raise ValueError(f"stride: {self.stride} with windows of {self.window} pixels leaves gaps; allowed: 1...{self.window}")
+        return self
+
+
+class Generation(Section):
+    """How samples are compared with real tiles: distance of their distributions, copies of training tiles, diversity."""
+
+    features: Literal["inception", "clip", "judge"] = Field(
+        "judge", description="what distances are measured in: inception (FID, KID), clip, or the judge's deepest features (small scale)"
+    )
+    weights: str | Download | None = Field(
+        None, description="inception: file of its weights (pt_inception, converted from TensorFlow), or url and sha256; missing: no FID"
+    )
+    cmmd: bool = Field(False, description="also the maximum mean discrepancy of CLIP embeddings (CMMD); needs the section clip")
+    split: Name | None = Field(None, description="real tiles that samples are compared with; null: those trained on")
+    subset: Positive = Field(100, description="KID: tiles per subset")
+    batch_size: Positive = 16
 
 
 class Comparison(Section):
@@ -754,11 +890,28 @@ class Settings(Section):
     samplers: dict[Name, Sampler]
     segmentors: dict[Name, Segmentor]
     filters: dict[Name, Filter] = {}
+    resamplings: dict[Name, Resampling] = {}
+    clip: Model | None = Field(
+        None, description="CLIP-like model of transformers, for filters of kind clip and generation.cmmd; null: none"
+    )
     recipes: dict[Name, Recipe]
     critic: Judge = Field(description="the segmentor that guides the sampling and filters pixels")
     judge: Judge = Field(description="an independent segmentor that says whether samples agree with their masks")
     comparison: Comparison | None = Field(None, description="forms of the correction to compare in the report; null: none")
-    tables: dict[Name, Table]
+    evaluation: Evaluation = Evaluation()
+    generation: Generation = Generation()
+    experiments: dict[Name, Table] = Field(min_length=1, description="the tables that can be built, by name")
+    tables: list[Name] = Field(min_length=1, description="those that are built and reported; all: every one")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_tables(cls, data: Any) -> Any:
+        """``tables`` as a list: from a name, several with commas between them, or all."""
+        if isinstance(data, dict) and isinstance(data.get("tables"), str):
+            known, said = data.get("experiments"), data["tables"].strip()
+            names = list(known) if said == "all" and isinstance(known, dict) else [name.strip() for name in said.split(",")]
+            return data | {"tables": names}
+        return data
 
     @model_validator(mode="after")
     def _names_exist(self) -> Settings:
@@ -772,14 +925,34 @@ class Settings(Section):
             known(f"recipes.{name}.control", recipe.control, self.controls)
             known(f"recipes.{name}.sampler", recipe.sampler, self.samplers)
             known(f"recipes.{name}.filter", recipe.filter, self.filters)
+            known(f"recipes.{name}.resample", recipe.resample, self.resamplings)
         for name, sampler in self.samplers.items():
             for control in {r.control for r in self.recipes.values() if r.sampler == name and r.control in self.controls}:
                 if sampler.guidance_scale > 1 and not self.controls[control].caption_dropout:
                     problems.append(f"samplers.{name}.guidance_scale: needs caption_dropout in controls.{control}; set it, or 1")
-        for name, table in self.tables.items():
+        for name, filter_ in self.filters.items():
+            known(f"filters.{name}.after", filter_.after, self.filters)
+            if filter_.kind == "clip" and not self.clip:
+                problems.append(f"filters.{name}.kind: clip needs the section clip; give path of a CLIP-like model, or repo and revision")
+            seen = [name]
+            while (before := self.filters[seen[-1]].after) in self.filters:
+                if before in seen:
+                    problems.append(f"filters.{name}.after: goes in a circle: {' after '.join([*seen, before])}")
+                    break
+                seen.append(before)
+        for name, recipe in self.recipes.items() if not problems else ():  # filters that go in a circle have no chain
+            rare = recipe.resample is not None and self.resamplings[recipe.resample].kind == "rare"
+            if rare and all(self.filters[one].kind != "pixel" for one in self.filters_of(recipe.filter)):
+                problems.append(f"recipes.{name}.filter: re-sampling of kind rare asks what survived a filter of kind pixel; name one")
+        if (self.generation.cmmd or self.generation.features == "clip") and not self.clip:
+            problems.append("generation: needs the section clip; give path of a CLIP-like model, or repo and revision")
+        for name, table in self.experiments.items():
             for index, recipe in enumerate(table.recipes):
-                known(f"tables.{name}.recipes.{index}", recipe, self.recipes)
-            known(f"tables.{name}.segmentor", table.segmentor, self.segmentors)
+                known(f"experiments.{name}.recipes.{index}", recipe, self.recipes)
+            for index, segmentor in enumerate(table.segmentors):
+                known(f"experiments.{name}.segmentors.{index}", segmentor, self.segmentors)
+        for index, name in enumerate(self.tables):
+            known(f"tables.{index}", name, self.experiments)
         for key in ("critic", "judge"):
             known(f"{key}.recipe", getattr(self, key).recipe, self.recipes)
             known(f"{key}.segmentor", getattr(self, key).segmentor, self.segmentors)
@@ -794,17 +967,33 @@ class Settings(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    @property
+    def selected(self) -> dict[str, Table]:
+        """The tables that are built, by name."""
+        return {name: self.experiments[name] for name in dict.fromkeys(self.tables)}
+
     def iterations(self, recipe: str, segmentor: str) -> int:
-        """Training iterations of a segmentor on a recipe; ``longest`` follows the longest recipe of the tables."""
+        """Training iterations of a segmentor on a recipe; ``longest`` follows the longest recipe of all tables, built or not."""
         schedule = self.recipes[recipe].schedule
         if schedule == "longest":
-            compared = {name for table in self.tables.values() for name in table.recipes}
+            compared = {name for table in self.experiments.values() for name in table.recipes}
             schedule = max([1.0, *(s for name in compared if (s := self.recipes[name].schedule) != "longest")])
         return round(self.segmentors[segmentor].iterations * schedule)
 
     def copies(self, control: str, sampler: str) -> int:
-        """Synthetic tiles made per real one: as many as the most demanding recipe takes, 1 where none takes any."""
-        return max((r.synthetic_per_real for r in self.recipes.values() if (r.control, r.sampler) == (control, sampler)), default=1)
+        """Synthetic tiles made per real one: as many as the most demanding recipe of the tables that are built takes; for samples that
+        none of those uses, as the most demanding recipe of all does, or 1."""
+        compared = {name for table in self.selected.values() for name in table.recipes}
+        takes = {name: r.synthetic_per_real for name, r in self.recipes.items() if (r.control, r.sampler) == (control, sampler)}
+        return max([takes[name] for name in takes if name in compared] or takes.values(), default=1)
+
+    def filters_of(self, name: str | None) -> list[str]:
+        """The filters that tiles go through when ``name`` is the last of them, in their order; none for None."""
+        chain: list[str] = []
+        while name is not None:
+            chain.insert(0, name)
+            name = self.filters[name].after
+        return chain
 
 
 def _explain(source: str, error: ValidationError) -> ConfigError:
@@ -874,39 +1063,82 @@ def load_settings(config: dict, source: str = "configuration") -> Settings:
 
 
 def load_dataset(path: Path | str) -> Dataset:
-    """Read a dataset file. Raises ConfigError when it is missing, not YAML or not a valid dataset."""
+    """Read a dataset file; with ``like: NAME`` it takes what it does not say itself from the file NAME.yaml beside it.
+
+    Raises ConfigError when it is missing, not YAML or not a valid dataset.
+    """
+    content = _read_dataset(Path(path))
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: holds no keys; write a dataset as in configs/datasets/folder.yaml")
         return Dataset.model_validate(content)
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in Path(path).parent.glob("*.yaml")))
-        raise ConfigError(f"datasets: no file {path}; allowed: a path, or one of {known or '(no files there)'}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     except ValidationError as error:
         raise _explain(str(path), error) from None
 
 
+def _read_dataset(path: Path, liked: tuple[Path, ...] = ()) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise ConfigError(f"datasets: no file {path}; allowed: a path, or one of {known or '(no files there)'}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds no keys; write a dataset as in configs/datasets/folder.yaml")
+    if (other := content.pop("like", None)) is None:
+        return content
+    if path in liked or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(other)):
+        raise ConfigError(f"{path}: like: {other!r} {'goes in a circle' if path in liked else 'is no name'}; name a dataset file beside it")
+    return _read_dataset(path.parent / f"{other}.yaml", (*liked, path)) | content
+
+
 def load_datasets(settings: Settings, root: Path | str) -> dict[str, Dataset]:
-    """Read the dataset files that ``settings.datasets`` names (below ``root``/configs/datasets, or as paths) and check
-    that every split the recipes name exists."""
-    datasets = {}
+    """Read the dataset files that ``settings.datasets`` names (below ``root``/configs/datasets, or as paths), and those that only its
+    experiments name, and check that what the settings say of splits and classes fits each of them."""
+    folder = Path(root) / "configs" / "datasets"
+    datasets: dict[str, Dataset] = {}
     for entry in settings.datasets:
-        path = Path(entry) if entry.endswith(".yaml") else Path(root) / "configs" / "datasets" / f"{entry}.yaml"
-        dataset = load_dataset(path)
+        dataset = load_dataset(entry if entry.endswith(".yaml") else folder / f"{entry}.yaml")
         if dataset.name in datasets:
             raise ConfigError(f"datasets: the name {dataset.name!r} occurs twice ({entry})")
         datasets[dataset.name] = dataset
-        for name, recipe in settings.recipes.items():
-            if recipe.split is not None and recipe.split not in dataset.splits:
-                raise ConfigError(
-                    f"recipes.{name}.split: {dataset.name} has no split {recipe.split!r}; allowed: {', '.join(dataset.splits)}"
-                )
-            if (recipe.split or dataset.train) == dataset.test:
-                raise ConfigError(f"recipes.{name}.split: {recipe.split!r} is the test split of {dataset.name}; nothing may train on it")
+    for key, table in settings.experiments.items():
+        for name in table.datasets or []:
+            if name not in datasets:
+                dataset = load_dataset(folder / f"{name}.yaml")
+                if dataset.name != name:
+                    raise ConfigError(f"experiments.{key}.datasets: {folder / name}.yaml is named {dataset.name!r}; let both be the same")
+                datasets[name] = dataset
+    for dataset in datasets.values():
+        _check_fit(settings, dataset)
     return datasets
+
+
+def _check_fit(settings: Settings, dataset: Dataset) -> None:
+    """Raise ConfigError when the settings name splits or classes that the dataset does not have, or train on its test split."""
+    named = {f"recipes.{name}.split": recipe.split or dataset.train for name, recipe in settings.recipes.items()}
+    named |= {f"filters.{name}.statistics_split": one.statistics_split for name, one in settings.filters.items()}
+    for key, split in named.items():
+        if split is not None and split not in dataset.splits:
+            raise ConfigError(f"{key}: {dataset.name} has no split {split!r}; allowed: {', '.join(dataset.splits)}")
+        if split == dataset.test:
+            raise ConfigError(f"{key}: {split!r} is the test split of {dataset.name}; nothing may train on it")
+    if settings.generation.split not in (None, *dataset.splits):
+        raise ConfigError(
+            f"generation.split: {dataset.name} has no split {settings.generation.split!r}; allowed: {', '.join(dataset.splits)}"
+        )
+    for name, resampling in settings.resamplings.items():
+        if unknown := [one for one in resampling.classes or [] if one not in dataset.classes]:
+            raise ConfigError(
+                f"resamplings.{name}.classes: {dataset.name} has no class {unknown[0]!r}; allowed: {', '.join(dataset.classes)}"
+            )
+    for name, segmentor in settings.segmentors.items():
+        if isinstance(segmentor.class_weights, list) and len(segmentor.class_weights) != len(dataset.classes):
+            raise ConfigError(
+                f"segmentors.{name}.class_weights: {len(segmentor.class_weights)} numbers for the {len(dataset.classes)} classes of "
+                f"{dataset.name}; give one per class"
+            )
 
 
 def json_schema() -> str:

@@ -13,7 +13,7 @@ from crfm_core import CrfmError
 from crfm_core.checkpoints import check_base_model
 from crfm_core.devices import require_gpus
 from crfm_core.files import hash_of, require_disk
-from crfm_core.settings import PRESETS, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
+from crfm_core.settings import PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
 
@@ -22,6 +22,7 @@ try:
     datasets = load_datasets(settings, HERE)
 except CrfmError as error:
     raise WorkflowError(str(error)) from None
+config["tables"] = settings.tables  # a list, in whichever way they were named
 validate(config, str(HERE / "configs" / "schema.json"), set_default=False)  # the models fill them
 
 for key in ("critic", "judge"):
@@ -31,6 +32,12 @@ for key in ("critic", "judge"):
             f"{key}.path: there is no {given} (seen from {Path.cwd()}); give a checkpoint of mmsegmentation or a model folder"
         )
 
+for name, segmentor in settings.segmentors.items():
+    for key in ("config", "pretrained"):
+        given = getattr(segmentor, key)
+        if isinstance(given, str) and not Path(given).is_file():
+            raise WorkflowError(f"segmentors.{name}.{key}: there is no file {given} (seen from {Path.cwd()})")
+
 if settings.captions.model and not settings.captions.model.repo:
     from crfm_core.text.vision_language import check_caption_model
 
@@ -39,9 +46,25 @@ if settings.captions.model and not settings.captions.model.repo:
     except CrfmError as error:
         raise WorkflowError(str(error)) from None
 
+if settings.clip and not settings.clip.repo:
+    from crfm_core.text.clip import check_clip_model
+
+    try:
+        check_clip_model(settings.clip.folder)
+    except CrfmError as error:
+        raise WorkflowError(str(error)) from None
+
 RESULTS = settings.results
 GPU = int(settings.device == "cuda")
 PUBLISHED = [name for name, dataset in datasets.items() if dataset.source.kind in ("loveda", "fusu")]  # where they can be fetched
+LOVEDA = [name for name, dataset in datasets.items() if dataset.source.kind == "loveda"]
+DOWNLOADS = {name: one.pretrained for name, one in settings.segmentors.items() if isinstance(one.pretrained, Download)}
+
+if isinstance(settings.generation.weights, Download):
+    if "inception" in DOWNLOADS:
+        raise WorkflowError("segmentors.inception: its weights and generation.weights would share one note; give it another name")
+    DOWNLOADS["inception"] = settings.generation.weights
+
 CONFIGURATION = hash_of(settings.model_dump(), [dataset.model_dump() for dataset in datasets.values()])
 
 
@@ -52,10 +75,11 @@ wildcard_constraints:
     sampler="|".join(settings.samplers),
     checkpoint=r"final|step-\d+",
     preset="|".join(("plain", *PRESETS)),
-    filter="|".join(settings.filters) or "none",
+    filter="|".join([*settings.filters, "none"]),
+    resampling="|".join(settings.resamplings) or "none",
     recipe="|".join(settings.recipes),
     segmentor="|".join(settings.segmentors),
-    table="|".join(settings.tables),
+    table="|".join(settings.experiments),
     kind="image|label",
     suffix="tif|png",
     seed=r"\d+",
@@ -145,68 +169,192 @@ def checkpoint_of(judge):
     return lambda wildcards: f"{segmentor_folder(wildcards.dataset, judge.recipe, judge.segmentor, judge.seed)}/checkpoint.pth"
 
 
+def synthetic_folder(wildcards):
+    return f"{RESULTS}/{wildcards.dataset}/synthetic/{wildcards.control}/{wildcards.sampler}"
+
+
+def filtered_tiles(dataset, control, sampler, filter):
+    """The manifest that a filter leaves; without one that of all synthetic tiles."""
+    if filter in (None, "none"):
+        return f"{RESULTS}/{dataset}/synthetic/{control}/{sampler}/all.parquet"
+    return f"{RESULTS}/{dataset}/filtered/{control}/{sampler}/{filter}.parquet"
+
+
+def tiles_to_filter(wildcards):
+    """What a filter is applied to: what the one before it left, or all synthetic tiles."""
+    return filtered_tiles(wildcards.dataset, wildcards.control, wildcards.sampler, settings.filters[wildcards.filter].after)
+
+
+def tiles_to_resample(wildcards):
+    return filtered_tiles(wildcards.dataset, wildcards.control, wildcards.sampler, wildcards.filter)
+
+
 def synthetic_tiles(wildcards):
-    """The synthetic manifest a recipe mixes in: nothing, the gathered shards, or what the filter left of them."""
+    """The synthetic manifest a recipe mixes in: nothing, or what filter and re-sampling leave of the gathered shards."""
     recipe = recipe_of(wildcards)
-    folder = f"{RESULTS}/{wildcards.dataset}"
     if recipe.control is None:
         return []
-    if recipe.filter is None:
-        return f"{folder}/synthetic/{recipe.control}/{recipe.sampler}/all.parquet"
-    return f"{folder}/filtered/{recipe.control}/{recipe.sampler}/{recipe.filter}.parquet"
+    if recipe.synthetic_per_real > (copies := settings.copies(recipe.control, recipe.sampler)):
+        raise WorkflowError(
+            f"recipes.{wildcards.recipe}.synthetic_per_real: {recipe.synthetic_per_real}, and the tables that are built need only {copies} "
+            f"per real tile of {recipe.control}, {recipe.sampler}; name a table with this recipe in `tables` (or --config tables=all)"
+        )
+    if recipe.resample:
+        folder = f"{RESULTS}/{wildcards.dataset}/resampled/{recipe.control}/{recipe.sampler}/{recipe.filter or 'none'}"
+        return f"{folder}/{recipe.resample}.parquet"
+    return filtered_tiles(wildcards.dataset, recipe.control, recipe.sampler, recipe.filter)
 
 
-def generated():
-    """The (control, sampler) pairs that the tables' recipes use, in their order."""
-    recipes = [settings.recipes[name] for table in settings.tables.values() for name in table.recipes]
+def filters_of_kind(*kinds):
+    """A pattern of the filters of these kinds, for a rule's wildcard constraint."""
+    return "|".join(name for name, one in settings.filters.items() if one.kind in kinds) or "none-of-this-kind"
+
+
+def class_losses(wildcards):
+    """The critic's mean losses on real tiles that a filter, or a re-sampling, compares with."""
+    one = settings.filters.get(getattr(wildcards, "filter", ""))
+    split = (one and one.statistics_split) or dataset_of(wildcards).train
+    return f"{RESULTS}/{wildcards.dataset}/class_losses/{split}.json"
+
+
+def clip_model(wildcards):
+    """Where the CLIP-like model is: its given folder, or the file that fetching it writes; nothing where none is configured."""
+    if not settings.clip:
+        return []
+    return f"{RESULTS}/clip_model.json" if settings.clip.repo else settings.clip.folder
+
+
+def critic_of_filter(wildcards):
+    """The critic, for a filter that asks it."""
+    if settings.filters[wildcards.filter].kind != "agreement":
+        return []
+    critic = checkpoint_of(settings.critic)
+    return critic if settings.critic.path else critic(wildcards)
+
+
+def clip_of_filter(wildcards):
+    """Where the CLIP-like model is, for a filter that asks it."""
+    return clip_model(wildcards) if settings.filters[wildcards.filter].kind == "clip" else []
+
+
+def losses_of_training_tiles(wildcards):
+    return f"{RESULTS}/{wildcards.dataset}/class_losses/{dataset_of(wildcards).train}.json"
+
+
+def keeps_every_image(wildcards):
+    """Whether nothing before the mix leaves out whole images, so that a recipe gets as many as it asks for."""
+    recipe = recipe_of(wildcards)
+    return not recipe.resample and all(settings.filters[name].kind == "pixel" for name in settings.filters_of(recipe.filter))
+
+
+def segmentor_of(wildcards):
+    return settings.segmentors[wildcards.segmentor]
+
+
+def val_tiles(wildcards):
+    """The tiles that choose the best weights; nothing where the dataset names no split for it."""
+    dataset = dataset_of(wildcards)
+    return f"{RESULTS}/{wildcards.dataset}/tiles/{dataset.val}.parquet" if dataset.val else []
+
+
+def inception_weights():
+    """What holds the weights that FID needs: their file, the note that fetching writes, or nothing where the file is missing."""
+    weights = settings.generation.weights
+    if settings.generation.features != "inception" or weights is None:
+        return []
+    if isinstance(weights, Download):
+        return f"{RESULTS}/weights/inception.json"
+    return weights if Path(weights).is_file() else []
+
+
+def weights_of_segmentor(wildcards):
+    """Given backbone weights, the note that fetching them writes, or nothing."""
+    weights = segmentor_of(wildcards).pretrained
+    return f"{RESULTS}/weights/{wildcards.segmentor}.json" if isinstance(weights, Download) else weights or []
+
+
+def datasets_of(table):
+    """The datasets a table compares on."""
+    return table.datasets or list(datasets)[: len(settings.datasets)]
+
+
+def runs(tables=None):
+    """(dataset, recipe, segmentor) that the tables compare, each once; those that are built where none are named."""
+    tables = settings.selected.values() if tables is None else tables
+    return list(dict.fromkeys((d, r, s) for table in tables for d in datasets_of(table) for r in table.recipes for s in table.segmentors))
+
+
+def used_datasets():
+    """The datasets that the tables are built on."""
+    return list(dict.fromkeys(dataset for dataset, _, _ in runs()))
+
+
+def used_recipes(dataset):
+    """Names of the recipes that the tables compare on a dataset."""
+    return list(dict.fromkeys(recipe for name, recipe, _ in runs() if name == dataset))
+
+
+def generated(dataset):
+    """The (control, sampler) pairs of those recipes, in their order."""
+    recipes = [settings.recipes[name] for name in used_recipes(dataset)]
     return list(dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control))
 
 
-def used_controls():
-    """The control schemes that the tables' recipes use."""
-    return list(dict.fromkeys(control for control, _ in generated()))
+def used_controls(dataset):
+    """The control schemes of those recipes."""
+    return list(dict.fromkeys(control for control, _ in generated(dataset)))
 
 
-def filtered():
-    """The (control, sampler, filter) triples that the tables' recipes use."""
-    recipes = [settings.recipes[name] for table in settings.tables.values() for name in table.recipes]
-    return list(dict.fromkeys((r.control, r.sampler, r.filter) for r in recipes if r.filter))
+def filtered(dataset):
+    """The (control, sampler, filter) triples of those recipes, with the filters that go before."""
+    recipes = [settings.recipes[name] for name in used_recipes(dataset)]
+    return list(dict.fromkeys((r.control, r.sampler, f) for r in recipes for f in settings.filters_of(r.filter)))
+
+
+def resampled(dataset):
+    """The (control, sampler, filter, re-sampling) of those recipes."""
+    recipes = [settings.recipes[name] for name in used_recipes(dataset)]
+    return list(dict.fromkeys((r.control, r.sampler, r.filter or "none", r.resample) for r in recipes if r.resample))
 
 
 def stage_files():
     """What every stage hands over. `all` asks for them too, because an input that is gone but not asked for would not be made again."""
     shards = [f"shard-{shard}-of-{settings.shards}" for shard in range(1, settings.shards + 1)]
     files = []
-    for name in datasets:
+    for name in used_datasets():
         folder = f"{RESULTS}/{name}"
-        recipes = list(dict.fromkeys(recipe for table in settings.tables.values() for recipe in table.recipes))
         files += [f"{folder}/scenes.parquet", f"{folder}/captions/{datasets[name].train}.parquet"]
-        files += [f"{folder}/generators/{control}" for control in used_controls()]
-        files += [f"{folder}/synthetic/{c}/{s}/{part}.parquet" for c, s in generated() for part in (*shards, "all")]
-        files += [f"{folder}/mixes/{recipe}.parquet" for recipe in recipes]
-    scores = [path for table in settings.tables.values() for path in scores_of(table)]
+        files += [f"{folder}/generators/{control}" for control in used_controls(name)]
+        files += [f"{folder}/synthetic/{c}/{s}/{part}.parquet" for c, s in generated(name) for part in (*shards, "all")]
+        files += [f"{folder}/mixes/{recipe}.parquet" for recipe in used_recipes(name)]
+    scores = [path for table in settings.selected.values() for path in scores_of(table)]
     return list(dict.fromkeys(files + [path.replace("scores.json", "checkpoint.pth") for path in scores]))
 
 
 def used_splits(wildcards):
-    """The splits that anything trains on or is scored on."""
+    """The splits that anything trains on, is chosen by, is compared with or is scored on."""
     dataset = dataset_of(wildcards)
-    return list(dict.fromkeys([dataset.train, dataset.test, *(r.split for r in settings.recipes.values() if r.split)]))
+    named = [recipe.split for recipe in settings.recipes.values()] + [one.statistics_split for one in settings.filters.values()]
+    return list(dict.fromkeys(filter(None, [dataset.train, dataset.test, dataset.val, *named, settings.generation.split])))
 
 
 def compared_corrections():
-    """What each form of the correction does to samples, and what sampling without any does."""
+    """What each form of the correction does to samples, and what sampling without any does; on the datasets of the run alone."""
     presets = ["plain", *settings.comparison.presets] if settings.comparison else []
-    return [f"{RESULTS}/{name}/comparison/{preset}.json" for name in datasets for preset in presets]
+    return [f"{RESULTS}/{name}/comparison/{preset}.json" for name in list(datasets)[: len(settings.datasets)] for preset in presets]
 
 
 def scores_of(table):
-    return [
-        f"{segmentor_folder(dataset, recipe, table.segmentor, seed)}/scores.json"
-        for dataset in datasets
-        for recipe in table.recipes
-        for seed in settings.seeds
-    ]
+    return [f"{segmentor_folder(*run, seed)}/scores.json" for run in runs([table]) for seed in settings.seeds]
+
+
+def generation_of(table):
+    """How the samples of a table's recipes compare with real tiles, for tables that show it: folders generation, agreement."""
+    if not table.generation:
+        return []
+    recipes = [settings.recipes[name] for name in table.recipes]
+    pairs = list(dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control))
+    return [f"{RESULTS}/{d}/{kind}/{c}/{s}.json" for kind in ("generation", "agreement") for d in datasets_of(table) for c, s in pairs]
 
 
 def recover_from_a_killed_run():
@@ -248,6 +396,6 @@ onstart:
 
 onsuccess:
     if Path(RESULTS, "report.html").is_file():
-        for table in settings.tables:
+        for table in settings.selected:
             print(Path(RESULTS, "tables", f"{table}.txt").read_text())
         print(f"report: {Path(RESULTS, 'report.html').resolve()}")

@@ -1,16 +1,41 @@
-# Curation: how well samples agree with their masks, which of their pixels are kept, and what a recipe trains on.
+# Curation: how well samples agree with their masks, which pixels and images are kept, which are used how often, and what a recipe
+# trains on.
+
+if settings.clip and settings.clip.repo:
+
+    rule fetch_clip_model:
+        output:
+            where=f"{RESULTS}/clip_model.json",
+        log:
+            f"{RESULTS}/logs/fetch_clip_model.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/fetch_clip_model.tsv"
+        retries: 1
+        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
+        localrule: True
+        conda:
+            "../envs/generator.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=600,
+        params:
+            model=dump(settings.clip),
+        message:
+            "Fetching the CLIP-like model from the hub"
+        script:
+            "../workflow_scripts/fetch_clip_model.py"
 
 
 rule measure_class_losses:
     input:
-        tiles=training_tiles,
+        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
         critic=checkpoint_of(settings.critic),
     output:
-        losses=f"{RESULTS}/{{dataset}}/class_losses.json",
+        losses=f"{RESULTS}/{{dataset}}/class_losses/{{split}}.json",
     log:
-        f"{RESULTS}/logs/{{dataset}}/measure_class_losses.log",
+        f"{RESULTS}/logs/{{dataset}}/measure_class_losses-{{split}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/measure_class_losses.tsv"
+        f"{RESULTS}/benchmarks/{{dataset}}/measure_class_losses-{{split}}.tsv"
     conda:
         "../envs/segmentor.yaml"
     resources:
@@ -21,15 +46,15 @@ rule measure_class_losses:
         classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,
     message:
-        "Measuring the critic's loss per class on the real tiles of {wildcards.dataset}"
+        "Measuring the critic's loss per class on the {wildcards.split} tiles of {wildcards.dataset}"
     script:
         "../workflow_scripts/measure_class_losses.py"
 
 
 rule filter_pixels:
     input:
-        synthetic=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
-        losses=f"{RESULTS}/{{dataset}}/class_losses.json",
+        synthetic=tiles_to_filter,
+        losses=class_losses,
         critic=checkpoint_of(settings.critic),
     output:
         manifest=f"{RESULTS}/{{dataset}}/filtered/{{control}}/{{sampler}}/{{filter}}.parquet",
@@ -37,6 +62,8 @@ rule filter_pixels:
         f"{RESULTS}/logs/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.tsv"
+    wildcard_constraints:
+        filter=filters_of_kind("pixel"),
     retries: 1
     conda:
         "../envs/segmentor.yaml"
@@ -49,9 +76,65 @@ rule filter_pixels:
         classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,
     message:
-        "Filtering the pixels of {wildcards.control}, {wildcards.sampler}"
+        "Filtering the pixels of {wildcards.control}, {wildcards.sampler} by the filter {wildcards.filter}"
     script:
         "../workflow_scripts/filter_pixels.py"
+
+
+rule filter_images:
+    input:
+        synthetic=tiles_to_filter,
+        critic=critic_of_filter,
+        clip=clip_of_filter,
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/filtered/{{control}}/{{sampler}}/{{filter}}.parquet",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/filter_images-{{control}}-{{sampler}}-{{filter}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/filter_images-{{control}}-{{sampler}}-{{filter}}.tsv"
+    wildcard_constraints:
+        filter=filters_of_kind("agreement", "clip"),
+    retries: 1
+    conda:
+        "../envs/segmentor.yaml"
+    threads: 4 if GPU else 1
+    resources:
+        mem_mb=16000 if GPU else 3000,
+        runtime=480,
+        gpu=GPU,
+    params:
+        filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
+        classes=lambda wildcards: dataset_of(wildcards).classes,
+        device=settings.device,
+    message:
+        "Choosing the best images of {wildcards.control}, {wildcards.sampler} by the filter {wildcards.filter}"
+    script:
+        "../workflow_scripts/filter_images.py"
+
+
+rule resample_tiles:
+    input:
+        synthetic=tiles_to_resample,
+        tiles=training_tiles,
+        losses=losses_of_training_tiles,
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/resampled/{{control}}/{{sampler}}/{{filter}}/{{resampling}}.parquet",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/resample_tiles-{{control}}-{{sampler}}-{{filter}}-{{resampling}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/resample_tiles-{{control}}-{{sampler}}-{{filter}}-{{resampling}}.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        resampling=lambda wildcards: dump(settings.resamplings[wildcards.resampling]),
+        classes=lambda wildcards: dataset_of(wildcards).classes,
+    message:
+        "Re-sampling the tiles of {wildcards.control}, {wildcards.sampler}, filter {wildcards.filter}, by {wildcards.resampling}"
+    script:
+        "../workflow_scripts/resample_tiles.py"
 
 
 rule mix_tiles:
@@ -72,6 +155,8 @@ rule mix_tiles:
         runtime=30,
     params:
         recipe=lambda wildcards: dump(recipe_of(wildcards)),
+        exactly=keeps_every_image,
+        classes=lambda wildcards: dataset_of(wildcards).classes,
     message:
         "Mixing the tiles of recipe {wildcards.recipe}"
     script:

@@ -1,5 +1,7 @@
 # Report: the data looked at, scores of the recipes as tables, and one page that says whether synthetic data helped.
 
+from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
+
 
 rule draw_data_sheet:
     input:
@@ -27,7 +29,13 @@ rule draw_data_sheet:
 
 rule make_table:
     input:
-        scores=lambda wildcards: scores_of(settings.tables[wildcards.table]),
+        scores=lambda wildcards: scores_of(settings.experiments[wildcards.table]),
+        mixes=lambda wildcards: list(
+            dict.fromkeys(
+                f"{RESULTS}/{dataset}/mixes/{recipe}.parquet" for dataset, recipe, _ in runs([settings.experiments[wildcards.table]])
+            )
+        ),
+        generation=lambda wildcards: generation_of(settings.experiments[wildcards.table]),
     output:
         csv=f"{RESULTS}/tables/{{table}}.csv",
         text=f"{RESULTS}/tables/{{table}}.txt",
@@ -41,8 +49,9 @@ rule make_table:
         mem_mb=2000,
         runtime=30,
     params:
-        table=lambda wildcards: dump(settings.tables[wildcards.table]),
-        datasets=list(datasets),
+        table=lambda wildcards: dump(settings.experiments[wildcards.table]),
+        recipes=lambda wildcards: {name: dump(settings.recipes[name]) for name in settings.experiments[wildcards.table].recipes},
+        datasets=lambda wildcards: datasets_of(settings.experiments[wildcards.table]),
         seeds=settings.seeds,
         scale=settings.scale,
         configuration=CONFIGURATION,
@@ -54,14 +63,17 @@ rule make_table:
 
 rule make_report:
     input:
-        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.tables),
-        tiles=[f"{RESULTS}/{name}/captions/{dataset.train}.parquet" for name, dataset in datasets.items()],
-        data_sheets=[f"{RESULTS}/{name}/data_sheet" for name in datasets],
-        synthetic=[f"{RESULTS}/{name}/synthetic/{c}/{s}/all.parquet" for name in datasets for c, s in generated()],
-        filtered=[f"{RESULTS}/{name}/filtered/{c}/{s}/{f}.parquet" for name in datasets for c, s, f in filtered()],
-        agreement=[f"{RESULTS}/{name}/agreement/{c}/{s}.json" for name in datasets for c, s in generated()],
-        reconstruction=[f"{RESULTS}/{name}/agreement/reconstruction.json" for name in datasets],
-        validation=[f"{RESULTS}/{name}/validation/{c}/final.json" for name in datasets for c in used_controls()],
+        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.selected),
+        tiles=[f"{RESULTS}/{name}/captions/{datasets[name].train}.parquet" for name in used_datasets()],
+        data_sheets=[f"{RESULTS}/{name}/data_sheet" for name in used_datasets()],
+        synthetic=[f"{RESULTS}/{name}/synthetic/{c}/{s}/all.parquet" for name in used_datasets() for c, s in generated(name)],
+        filtered=[f"{RESULTS}/{name}/filtered/{c}/{s}/{f}.parquet" for name in used_datasets() for c, s, f in filtered(name)],
+        resampled=[f"{RESULTS}/{name}/resampled/{c}/{s}/{f}/{r}.parquet" for name in used_datasets() for c, s, f, r in resampled(name)],
+        mixes=[f"{RESULTS}/{name}/mixes/{recipe}.parquet" for name in used_datasets() for recipe in used_recipes(name)],
+        agreement=[f"{RESULTS}/{name}/agreement/{c}/{s}.json" for name in used_datasets() for c, s in generated(name)],
+        generation=[f"{RESULTS}/{name}/generation/{c}/{s}.json" for name in used_datasets() for c, s in generated(name)],
+        reconstruction=[f"{RESULTS}/{name}/agreement/reconstruction.json" for name in used_datasets()],
+        validation=[f"{RESULTS}/{name}/validation/{c}/final.json" for name in used_datasets() for c in used_controls(name)],
         comparison=compared_corrections(),
         paper=str(HERE / "configs" / "paper_results.yaml"),
     output:
@@ -78,9 +90,47 @@ rule make_report:
         runtime=60,
     params:
         settings=dump(settings),
-        datasets=[dump(dataset) for dataset in datasets.values()],
+        datasets=[dump(datasets[name]) for name in used_datasets()],
+        own=list(datasets)[: len(settings.datasets)],
         configuration=CONFIGURATION,
+        configfiles=[str(path) for path in workflow.overwrite_configfiles],
+        overrides=dict(workflow.config_settings.config),
+        gpu_stages=[one.name for one in workflow.rules if GPU and "gpu" in one.resources],
     message:
         "Writing the report"
     script:
         "../workflow_scripts/make_report.py"
+
+
+rule plan:
+    log:
+        ".snakemake/log/plan.log",  # nor into the results: a plan makes nothing
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        settings=dump(settings),
+        datasets=[dump(dataset) for dataset in datasets.values()],
+        rates=str(HERE / "configs" / "rates.yaml"),
+        # what the list of the run's files is asked for with: the same configuration, and the same engine
+        python=sys.executable,
+        snakefile=str(workflow.main_snakefile),
+        configfiles=[str(path) for path in workflow.overwrite_configfiles],
+        overrides=workflow.config_settings.config_args or [],
+        rules=lambda wildcards: {
+            one.name: {
+                "outputs": [regex_from_filepattern(str(file)) for file in one.output],
+                "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
+            }
+            for one in workflow.rules
+        },
+        gpu_rules=lambda wildcards: [one.name for one in workflow.rules if GPU and one.resources.get("gpu")],
+        cores=workflow.cores,
+        gpus=workflow.global_resources.get("gpu"),
+    message:
+        "Planning what is left to be done"
+    script:
+        "../workflow_scripts/plan.py"

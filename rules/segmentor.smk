@@ -1,9 +1,40 @@
-# Segmentors: one rule trains every one of them, the critic and the judge too; one scores them on the test split.
+# Segmentors: one rule trains every one of them, the critic and the judge too; one scores them on the test split; others predict.
+
+
+if DOWNLOADS:
+
+    rule fetch_weights:
+        output:
+            where=f"{RESULTS}/weights/{{weights}}.json",
+        log:
+            f"{RESULTS}/logs/fetch_weights-{{weights}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/fetch_weights-{{weights}}.tsv"
+        wildcard_constraints:
+            weights="|".join(DOWNLOADS),
+        retries: 1
+        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
+        localrule: True
+        conda:
+            "../envs/data.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=600,
+        params:
+            weights=lambda wildcards: dump(DOWNLOADS[wildcards.weights]),
+            optional=lambda wildcards: wildcards.weights == "inception",  # without them there is no FID, and all else goes on
+        message:
+            "Fetching the weights of {wildcards.weights}"
+        script:
+            "../workflow_scripts/fetch_weights.py"
 
 
 rule train_segmentor:
     input:
         mix=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
+        val=val_tiles,
+        config=lambda wildcards: segmentor_of(wildcards).config or [],
+        pretrained=weights_of_segmentor,
     output:
         checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
     log:
@@ -13,14 +44,14 @@ rule train_segmentor:
     retries: 1
     conda:
         "../envs/segmentor.yaml"
-    threads: 8 if GPU else 1
+    threads: lambda wildcards: segmentor_of(wildcards).processes * (8 if GPU else 1)
     resources:
-        mem_mb=32000 if GPU else 2000,
+        mem_mb=lambda wildcards: segmentor_of(wildcards).processes * (32000 if GPU else 2000),
         runtime=2880,
-        gpu=GPU,
+        gpu=lambda wildcards: segmentor_of(wildcards).processes * GPU,
     params:
         dataset=dataset_section,
-        segmentor=lambda wildcards: dump(settings.segmentors[wildcards.segmentor]),
+        segmentor=lambda wildcards: dump(segmentor_of(wildcards)),
         iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
         device=settings.device,
     message:
@@ -46,8 +77,94 @@ rule evaluate_segmentor:
         runtime=120,
         gpu=GPU,
     params:
+        evaluation=dump(settings.evaluation),
         device=settings.device,
     message:
         "Scoring {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
     script:
         "../workflow_scripts/evaluate_segmentor.py"
+
+
+rule predict_tiles:
+    input:
+        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
+        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+    output:
+        manifest=f"{RESULTS}/{{dataset}}/predictions/{{recipe}}/{{segmentor}}/seed{{seed}}/{{split}}.parquet",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.tsv"
+    retries: 1
+    conda:
+        "../envs/segmentor.yaml"
+    resources:
+        mem_mb=16000 if GPU else 2000,
+        runtime=240,
+        gpu=GPU,
+    params:
+        classes=lambda wildcards: dataset_of(wildcards).classes,
+        evaluation=dump(settings.evaluation),
+        device=settings.device,
+    message:
+        "Predicting the {wildcards.split} tiles with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
+    script:
+        "../workflow_scripts/predict_tiles.py"
+
+
+rule predict_scene:
+    input:
+        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
+        scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+    output:
+        raster=f"{RESULTS}/{{dataset}}/predicted_scenes/{{recipe}}/{{segmentor}}/seed{{seed}}/{{scene}}.{{suffix}}",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.tsv"
+    retries: 1
+    conda:
+        "../envs/segmentor.yaml"
+    resources:
+        mem_mb=16000 if GPU else 2000,
+        runtime=480,
+        gpu=GPU,
+    params:
+        dataset=dataset_section,
+        evaluation=dump(settings.evaluation),
+        device=settings.device,
+    message:
+        "Predicting the scene {wildcards.scene} with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
+    script:
+        "../workflow_scripts/predict_scene.py"
+
+
+if LOVEDA:
+
+    rule zip_predictions:
+        input:
+            checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
+            source=ancient(source_note),
+        output:
+            archive=f"{RESULTS}/{{dataset}}/submissions/{{recipe}}/{{segmentor}}/seed{{seed}}.zip",
+        log:
+            f"{RESULTS}/logs/{{dataset}}/zip_predictions-{{recipe}}-{{segmentor}}-{{seed}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{{dataset}}/zip_predictions-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+        wildcard_constraints:
+            dataset="|".join(LOVEDA),
+        retries: 1
+        conda:
+            "../envs/segmentor.yaml"
+        resources:
+            mem_mb=16000 if GPU else 2000,
+            runtime=1440,
+            gpu=GPU,
+        params:
+            dataset=dataset_section,
+            evaluation=dump(settings.evaluation),
+            device=settings.device,
+        message:
+            "Predicting the test images of {wildcards.dataset} for its server with {wildcards.segmentor} trained on {wildcards.recipe}"
+        script:
+            "../workflow_scripts/zip_predictions.py"

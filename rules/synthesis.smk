@@ -60,6 +60,38 @@ rule gather_shards:
         "../workflow_scripts/gather_shards.py"
 
 
+rule measure_generation:
+    input:
+        synthetic=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
+        real=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/tiles/{settings.generation.split or dataset_of(wildcards).train}.parquet",
+        training=training_tiles,
+        judge=checkpoint_of(settings.judge) if settings.generation.features == "judge" else [],
+        weights=inception_weights(),
+        clip=clip_model if settings.generation.features == "clip" or settings.generation.cmmd else [],
+    output:
+        distances=f"{RESULTS}/{{dataset}}/generation/{{control}}/{{sampler}}.json",
+    log:
+        f"{RESULTS}/logs/{{dataset}}/measure_generation-{{control}}-{{sampler}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{dataset}}/measure_generation-{{control}}-{{sampler}}.tsv"
+    conda:
+        "../envs/segmentor.yaml"
+    threads: 4 if GPU else 1
+    resources:
+        mem_mb=16000 if GPU else 2000,
+        runtime=480,
+        gpu=GPU,
+    params:
+        generation=dump(settings.generation),
+        judge=dump(settings.judge),
+        classes=lambda wildcards: dataset_of(wildcards).classes,
+        device=settings.device,
+    message:
+        "Comparing the samples of {wildcards.control}, {wildcards.sampler} with real tiles of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/measure_generation.py"
+
+
 rule synthesise_scene:
     input:
         generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",

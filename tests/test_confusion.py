@@ -39,6 +39,54 @@ def test_scores_equal_those_of_mmsegmentation(absent):
     np.testing.assert_allclose(scores["OA"], 100 * reference["aAcc"], rtol=1e-5)
 
 
+def _drawn(rng):
+    """A split of a few images: some classes are absent, some only predicted, some pixels ignored."""
+    num_classes = int(rng.integers(2, 12))
+    occurring = rng.choice(num_classes, rng.integers(1, num_classes + 1), replace=False)
+    guessed = rng.choice(num_classes, rng.integers(1, num_classes + 1), replace=False)
+    accuracy, ignored = rng.random(), rng.choice([0.0, 0.2, 0.95])
+    tiles = []
+    for _ in range(rng.integers(1, 5)):
+        shape = tuple(rng.integers(1, 50, 2))
+        labels, predictions = rng.choice(occurring, shape), rng.choice(guessed, shape)
+        predictions = np.where(rng.random(shape) < accuracy, labels, predictions)
+        labels = np.where(rng.random(shape) < ignored, 255, labels)
+        tiles.append((predictions.astype(np.uint8), labels.astype(np.uint8)))
+    tiles[0][1].flat[0] = occurring[0]  # of a split without any label mmsegmentation has no mean
+    return num_classes, tiles
+
+
+def test_counts_and_rounded_scores_are_those_of_mmsegmentations_metric_in_many_random_splits():
+    from crfm_core.segmentor.openmmlab import load_mmseg
+
+    load_mmseg()
+    from mmseg.evaluation import IoUMetric
+
+    rng, undefined = np.random.default_rng(0), 0
+    for _ in range(300):
+        num_classes, tiles = _drawn(rng)
+        metric, ours = IoUMetric(iou_metrics=["mIoU", "mDice"]), ConfusionMatrix(num_classes)
+        metric.dataset_meta = {"classes": [str(index) for index in range(num_classes)]}
+        for prediction, label in tiles:
+            ours.update(prediction, label)
+            metric.results.append(IoUMetric.intersect_and_union(torch.tensor(prediction), torch.tensor(label), num_classes, 255))
+        hits, union, predicted, labelled = (sum(areas).numpy() for areas in zip(*metric.results, strict=True))
+        assert np.array_equal(np.diag(ours.matrix), hits)
+        assert np.array_equal(ours.matrix.sum(0), predicted) and np.array_equal(ours.matrix.sum(1), labelled)
+        assert np.array_equal(ours.matrix.sum(0) + ours.matrix.sum(1) - np.diag(ours.matrix), union)
+        theirs, scores = metric.compute_metrics(metric.results), ours.scores()
+        rounded = {key: np.round(np.float32(scores[key]), 2) for key in ("OA", "mIoU", "mAcc", "mF1")}
+        assert rounded == {"OA": theirs["aAcc"], "mIoU": theirs["mIoU"], "mAcc": theirs["mAcc"], "mF1": theirs["mDice"]}
+        undefined += None in scores["IoU"]
+    assert undefined > 50
+
+
+def test_counts_stay_whole_numbers_beyond_what_mmsegmentations_floats_can_tell():
+    matrix = ConfusionMatrix(2)
+    matrix.matrix[0, 0] = 2**53
+    assert matrix.update(np.zeros(1), np.zeros(1)).matrix[0, 0] == 2**53 + 1
+
+
 def test_a_class_counts_in_miou_when_only_predicted_and_not_when_absent():
     scores = ConfusionMatrix(4).update(np.array([0, 1, 2]), np.array([0, 1, 1])).scores()
     assert scores["IoU"] == [100.0, 50.0, 0.0, None]

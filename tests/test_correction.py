@@ -196,7 +196,9 @@ def test_an_ignored_mask_is_left_alone_and_said_so_and_unmeasured_losses_are_non
     assert all(entry["loss_after"] is None for record in corrector.records for entry in record)
 
 
-@pytest.mark.parametrize("change", [{"normalise": "none"}, {"pixels": "wrong"}, {"inner_steps": 2}, {"shrink": True}, {"clamp": True}])
+@pytest.mark.parametrize(
+    "change", [{"normalise": "none"}, {"pixels": "wrong"}, {"inner_steps": 2}, {"shrink": True}, {"clamp": True}, {"ascend": True}]
+)
 def test_a_search_is_refused_with_what_has_no_place_in_it(change):
     with pytest.raises(ValueError, match=r"rectify\.search: backtracking needs normalise: relative"):
         Sampler(preset="adaptive", rectify=change)

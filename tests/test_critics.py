@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -25,9 +29,10 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from crfm_core import WeightsError
-from crfm_core.segmentor import openmmlab
+from crfm_core.segmentor import architectures, openmmlab
+from crfm_core.segmentor.configuration import parse_config
 from crfm_core.segmentor.critic import as_critic, check_classes, load_critic
-from crfm_core.segmentor.mmseg_checkpoint import parse_config
+from crfm_core.segmentor.training import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["soil", "water", "wood"]
@@ -39,7 +44,7 @@ def model(**changes) -> dict:
     """The configuration of a small SegFormer with an auxiliary head, as a user of mmsegmentation writes it."""
     network = openmmlab.ARCHITECTURES["segformer_tiny"](len(CLASSES))
     head = {"in_channels": 64, "in_index": 2, "channels": 8, "num_convs": 1, "concat_input": False}
-    network["auxiliary_head"] = openmmlab._head("FCNHead", len(CLASSES), 0.4, **head)
+    network["auxiliary_head"] = architectures._head("FCNHead", len(CLASSES), 0.4, **head)
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": dict(PREPROCESSOR),
@@ -153,6 +158,59 @@ def test_a_checkpoint_that_would_run_code_is_refused_unrun(tmp_path):
         torch.save({"state_dict": {}, "meta": {"cfg": text_of(model=model()), "time": bomb}}, tmp_path / "bomb.pth")
         with pytest.raises(WeightsError, match=rf"bomb\.pth: holds more than weights \({reason}\)"):
             load_critic(tmp_path / "bomb.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def _zipped(content, path):
+    torch.save(content, path)
+
+
+def _legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def _pickled(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+def _tarred(content, path):
+    """The format of torch 0.1: numbers of storages and tensors, then the pickle."""
+    with tarfile.open(path, "w") as archive:
+        for name, body in (("storages", pickle.dumps(0)), ("tensors", pickle.dumps(0)), ("pickle", pickle.dumps(content))):
+            (path.parent / name).write_bytes(body)
+            archive.add(path.parent / name, name)
+
+
+@pytest.mark.parametrize("write", [_zipped, _legacy, _pickled, _tarred])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda bomb: bomb,
+        lambda bomb: {"state_dict": bomb, "meta": {}},
+        lambda bomb: {"state_dict": {"backbone.weight": bomb}},
+        lambda bomb: {"state_dict": {}, "meta": {"segmentor": {"architecture": "segformer_tiny"}, "classes": CLASSES, "time": [bomb]}},
+        lambda bomb: {"state_dict": {}, "message_hub": {"log_scalars": {"loss": bomb}}},
+    ],
+    ids=["alone", "as weights", "among weights", "deep in meta", "among logs"],
+)
+def test_a_program_in_a_checkpoint_never_runs_whatever_its_format_and_whoever_reads_it(tmp_path, write, place):
+    path, mark = tmp_path / "bomb.pth", tmp_path / "ran"
+    write(place(_Bomb(os.system, f"touch {mark}")), path)
+    for read in (load_critic, lambda path: openmmlab.load_backbone(openmmlab.build_model("unet_tiny", 3), path)):
+        with pytest.raises(WeightsError, match=r"bomb\.pth: (holds more than weights \(posix\.system\)|is damaged)"):
+            read(path)
+    assert not mark.exists()
+    if write is not _tarred:  # which nothing but an old torch would run
+        with contextlib.suppress(Exception):
+            torch.load(path, weights_only=False)
+        assert mark.exists()  # so it would have run
+
+
+def test_a_training_goes_on_past_a_checkpoint_that_holds_a_program(tmp_path, capsys):
+    torch.save({"state_dict": {}, "meta": {"iter": 2}}, tmp_path / "iter_2.pth")
+    torch.save({"state_dict": {}, "meta": {"iter": _Bomb(os.system, f"touch {tmp_path / 'ran'}")}}, tmp_path / "iter_4.pth")
+    assert newest_checkpoint(tmp_path) == (tmp_path / "iter_2.pth", 2)
+    assert "iter_4.pth: holds more than weights (posix.system)" in capsys.readouterr().out
     assert not (tmp_path / "ran").exists()
 
 
@@ -347,7 +405,7 @@ def test_a_configuration_of_something_else_is_refused_unbuilt(stored, tmp_path, 
 
 
 def test_operators_that_are_not_installed_are_named(stored):
-    if openmmlab.importlib.util.find_spec("mmcv._ext"):
+    if importlib.util.find_spec("mmcv._ext"):
         pytest.skip("the full mmcv is installed")
     config = changed("decode_head", {**model()["decode_head"], "type": "PSAHead", "mask_size": (8, 8), "in_channels": 128, "in_index": 3})
     with pytest.raises(WeightsError, match=r"given\.pth: "):

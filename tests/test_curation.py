@@ -1,20 +1,27 @@
-"""Filtering synthetic labels and mixing real with synthetic tiles."""
+"""Filtering synthetic labels, mixing real with synthetic tiles, and whether those agree with their masks."""
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import islice
+from statistics import mean, stdev
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from segmentor_tiles import CLASSES, write_tiles
 
 from crfm_core import DataError
+from crfm_core.curation.agreement import LOWEST, agreement_by_copy
 from crfm_core.curation.class_losses import class_losses
 from crfm_core.curation.filters import filter_manifest, filter_pixels
 from crfm_core.curation.mixing import mix
-from crfm_core.data.rasters import describe, read_label, read_rgb
-from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.data.rasters import describe, read_label, read_rgb, write_raster
+from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor.critic import Critic
+from crfm_core.segmentor.draws import WeightedDraws
 from crfm_core.segmentor.evaluation import agreement, as_input
 from crfm_core.segmentor.openmmlab import build_model
 
@@ -80,6 +87,51 @@ def test_agreement_of_each_tile_and_of_all_come_from_the_same_pixels(tmp_path, c
     assert scores["per_tile"] == [scores["mIoU"]]
 
 
+@pytest.fixture(scope="module")
+def judge():
+    torch.manual_seed(1)
+    return Critic(build_model("unet_tiny", len(CLASSES)), CLASSES)
+
+
+def test_scores_by_copy_and_the_lowest_tiles_come_from_one_look_at_the_images(tmp_path, critic, judge, monkeypatch):
+    manifest = write_tiles(tmp_path / "all.parquet", 15, copy=[i % 3 for i in range(15)])
+    table = read_manifest(manifest)
+    for path in paths_of(manifest, table, "label", tmp_path)[4:6]:
+        write_raster(path, np.full((32, 32), 255, np.uint8))  # two tiles without labelled pixels
+    seen = []
+    monkeypatch.setattr("crfm_core.segmentor.evaluation.read_rgb", lambda path: seen.append(path.name) or read_rgb(path))
+    scores = agreement_by_copy({"critic": critic, "judge": judge}, manifest, tmp_path, batch_size=4)
+    assert sorted(seen) == sorted(f"{tile}.png" for tile in table.tile_id), "each image is read once"
+    assert scores["tiles"] == 15
+    single = {}
+    for who, one in (("critic", critic), ("judge", judge)):
+        single[who] = dict(zip(table.tile_id, agreement(one, manifest, tmp_path)["per_tile"], strict=True))
+        copies = []
+        for copy in range(3):
+            part = tmp_path / f"{who}-{copy}.parquet"
+            write_manifest(part, table[table["copy"] == copy])
+            whole = agreement(one, part, tmp_path)
+            copies.append({name: whole[name] for name in ("OA", "mIoU", "mAcc")})
+        assert scores[who]["copies"] == [pytest.approx(each) for each in copies]
+        for name in ("OA", "mIoU", "mAcc"):
+            values = [each[name] for each in copies]
+            assert (scores[who][name], scores[who][f"{name}_sd"]) == (pytest.approx(mean(values)), pytest.approx(stdev(values)))
+    order = sorted((value, tile) for tile, value in single["judge"].items() if value is not None)
+    assert [tile["tile_id"] for tile in scores["lowest"]] == [tile for _, tile in order][:LOWEST] and LOWEST == 12
+    assert all(
+        {**tile} == {"tile_id": tile["tile_id"], **{who: single[who][tile["tile_id"]] for who in single}} for tile in scores["lowest"]
+    )
+
+
+def test_one_copy_has_no_spread_and_a_label_of_another_dataset_is_named(tmp_path, critic):
+    manifest = write_tiles(tmp_path / "all.parquet", 2, copy=[0, 0])
+    scores = agreement_by_copy({"critic": critic}, manifest, tmp_path)
+    assert scores["critic"]["mIoU_sd"] is None and len(scores["lowest"]) == 2
+    write_raster(paths_of(manifest, read_manifest(manifest), "label", tmp_path)[1], np.full((32, 32), 7, np.uint8))
+    with pytest.raises(DataError, match=r"all\.parquet: row t1: label ids span 7\.\.\.7"):
+        agreement_by_copy({"critic": critic}, manifest, tmp_path)
+
+
 def test_a_mix_has_the_counts_and_weights_asked_for(tmp_path):
     real = write_tiles(tmp_path / "tiles" / "train.parquet", 4, prefix="r")
     copies = [2, 1, 0] * 6
@@ -116,3 +168,82 @@ def test_too_few_synthetic_tiles_are_an_error_that_names_the_counts(tmp_path):
         mix(real, synthetic, tmp_path / "mix.parquet", synthetic_per_real=2)
     with pytest.raises(DataError, match="no synthetic manifest"):
         mix(real, None, tmp_path / "mix.parquet", synthetic_per_real=1)
+
+
+def test_what_a_filter_of_images_has_left_is_mixed_in_up_to_what_is_asked_for(tmp_path, capsys):
+    real = write_tiles(tmp_path / "real.parquet", 4, prefix="r")
+    few = write_tiles(tmp_path / "few.parquet", 5, prefix="s")
+    table = mix(real, few, tmp_path / "mix.parquet", synthetic_per_real=2, real_weight=2, exactly=False, classes=CLASSES)
+    assert Counter(table.source) == {"real": 4, "synthetic": 5}
+    said = capsys.readouterr().out
+    assert "4 real tiles, 5 synthetic ones of 8 asked for" in said
+    assert "a real tile is drawn 2 times as often as a synthetic one: 61.5 % of what is drawn is real" in said
+    counts = [str(sum(pixels[c] for pixels in read_manifest(few).pixels)) for c in range(3)]
+    assert [line.split()[:4] for line in said.splitlines()[-3:]] == [[n, c, c, "0.0"] for n, c in zip(CLASSES, counts, strict=True)]
+    many = write_tiles(tmp_path / "many.parquet", 12, prefix="s")
+    assert Counter(mix(real, many, tmp_path / "mix.parquet", 2, exactly=False).source) == {"real": 4, "synthetic": 8}
+
+
+def test_what_a_resampling_favoured_stays_favoured_when_not_all_is_wanted(tmp_path):
+    """Of a mask with six versions and thirty with one, taking first copies first would leave the six out."""
+    real = write_tiles(tmp_path / "real.parquet", 18, prefix="r", size=8)
+    synthetic = write_tiles(tmp_path / "s.parquet", 36, prefix="s", size=8, copy=[0] * 30 + list(range(1, 7)))
+    in_turn = mix(real, synthetic, tmp_path / "mix.parquet", 1)
+    drawn = mix(real, synthetic, tmp_path / "mix.parquet", 1, exactly=False)
+    assert (in_turn["copy"].dropna() == 0).all() and (drawn["copy"].dropna() > 0).sum() >= 2
+    assert drawn.tile_id.tolist() == mix(real, synthetic, tmp_path / "mix.parquet", 1, exactly=False).tile_id.tolist()
+
+
+def test_a_mix_without_any_synthetic_tile_left_is_an_error_with_the_remedy(tmp_path):
+    real = write_tiles(tmp_path / "real.parquet", 3, prefix="r")
+    synthetic = write_tiles(tmp_path / "s.parquet", 3, prefix="s")
+    table = read_manifest(synthetic)
+    write_manifest(synthetic, table.assign(pixels=[[0, 0, 0]] * 3))
+    with pytest.raises(DataError, match=r"rare\.parquet: none of the 3 synthetic tiles of \S*s\.parquet has a labelled pixel left; keep"):
+        mix(real, synthetic, tmp_path / "rare.parquet", 1, exactly=False)
+    table.iloc[:0].to_parquet(synthetic)
+    with pytest.raises(DataError, match=r"rare\.parquet: no synthetic tile is left in \S*s\.parquet; keep more by the recipe's filter"):
+        mix(real, synthetic, tmp_path / "rare.parquet", 1, exactly=False)
+    assert not (tmp_path / "rare.parquet").exists()
+
+
+def test_columns_of_synthetic_tiles_alone_are_empty_for_real_ones_and_unharmed(tmp_path):
+    real = write_tiles(tmp_path / "real.parquet", 2, prefix="r", licence=["CC BY"] * 2)
+    seeds = [2**62 + 1, 2**53 + 1]  # no float holds them
+    own = {"copy": [0, 1], "kept": [0.5, 1.0], "agreement": [3.5, float("nan")], "caption": ["a", "b"], "note": ["", "x"]}
+    synthetic = write_tiles(tmp_path / "s.parquet", 2, prefix="s", licence=["CC BY"] * 2, shown=[[1, 2], []], **own)
+    write_manifest(synthetic, read_manifest(synthetic).assign(seed=seeds))
+    mix(real, synthetic, tmp_path / "mixes" / "m.parquet", 1, real_weight=3, seed=4)
+    table = read_manifest(tmp_path / "mixes" / "m.parquet").sort_values("tile_id")
+    assert table.tile_id.tolist() == ["r0", "r1", "s0", "s1"] and table.licence.tolist() == ["CC BY"] * 4
+    assert table.seed.dropna().tolist() == seeds and table["copy"].dropna().tolist() == [0, 1]
+    assert table[[*own, "seed", "shown"]].iloc[:2].isna().all(axis=None)
+    assert table.kept.tolist()[2:] == [0.5, 1.0] and table.caption.tolist()[2:] == ["a", "b"] and table.note.tolist()[2:] == ["", "x"]
+    assert [list(shown) for shown in table.shown[2:]] == [[1, 2], []]
+    assert table.weight.tolist() == [3, 3, 1, 1] and table["transform"].map(len).tolist() == [0] * 4
+
+
+@pytest.mark.parametrize(("per_real", "weight"), [(3, 4), (1, 11), (3, 3), (2, 1), (5, 2.5)])
+def test_a_real_tile_is_drawn_exactly_as_often_as_its_weight_says(tmp_path, per_real, weight):
+    real = write_tiles(tmp_path / "real.parquet", 4, prefix="r", size=8)
+    synthetic = write_tiles(tmp_path / "s.parquet", 4 * per_real, prefix="s", size=8)
+    table = mix(real, synthetic, tmp_path / "mix.parquet", per_real, weight)
+    draws = WeightedDraws(table.weight.to_numpy(), seed=0)
+    rounds = 4  # so that a weight of 2.5 comes out even, too
+    drawn = Counter(draw.row for draw in islice(draws, rounds * len(draws)))
+    assert len(draws) == table.weight.sum()
+    synthetic_draws = [drawn[row] for row in table.index[table.source == "synthetic"]]
+    real_draws = [drawn[row] for row in table.index[table.source == "real"]]
+    assert synthetic_draws == [rounds] * 4 * per_real
+    assert sum(real_draws) == weight * 4 * rounds
+    if weight == int(weight):
+        assert real_draws == [weight * rounds] * 4
+    else:
+        assert all(weight * rounds - rounds / 2 <= count <= weight * rounds + rounds / 2 for count in real_draws)
+
+
+def test_a_mix_of_other_classes_is_refused(tmp_path):
+    real, synthetic = write_tiles(tmp_path / "r.parquet", 1, prefix="r"), write_tiles(tmp_path / "s.parquet", 1, prefix="s")
+    with pytest.raises(DataError, match="row s0: pixels of another number of classes than 2"):
+        mix(real, synthetic, tmp_path / "mix.parquet", 1, classes=CLASSES[:2])
+    assert isinstance(mix(real, synthetic, tmp_path / "mix.parquet", 1), pd.DataFrame)

@@ -193,6 +193,11 @@ def test_clamp_and_shrink_do_what_they_say(case):
     assert torch.allclose(plain - shrunk, 0.1 * case.velocity)
 
 
+def test_ascending_goes_the_other_way_by_as_much(case):
+    down, up = (case.correct(RectifySettings(ascend=ascend), 0.3).velocity - case.velocity for ascend in (False, True))
+    assert down.norm() > 0 and torch.allclose(up, -down)
+
+
 def test_it_leaves_its_inputs_and_the_networks_alone_and_works_without_gradients_enabled(case):
     velocity = case.velocity.clone()
     with torch.no_grad():

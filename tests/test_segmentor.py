@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from segmentor_tiles import CLASSES, PALETTE, write_tiles
 
 from crfm_core import ConfigError, DataError, WeightsError
-from crfm_core.segmentor import openmmlab, training
+from crfm_core.segmentor import architectures, draws, openmmlab, running, training
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.segmentor.evaluation import evaluate, predict
 from crfm_core.settings import Segmentor
@@ -54,10 +55,10 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tiles, monkey
     folder = tiles.parent
     # with dropout, so that randomness inside the network is part of the claim
     monkeypatch.setitem(
-        openmmlab.ARCHITECTURES, "segformer_tiny", lambda k: openmmlab._segformer(k, 16, [1, 1, 1, 1], [1, 2, 4, 8], 32, drop=0.2)
+        openmmlab.ARCHITECTURES, "segformer_tiny", lambda k: architectures._segformer(k, 16, [1, 1, 1, 1], [1, 2, 4, 8], 32, drop=0.2)
     )
     undisturbed = _weights(_train(folder, "undisturbed", tiles))
-    watch = training._Watch.after_train_iter
+    watch = running.Watch.after_train_iter
 
     def stop(self, runner, batch_idx, *args, **kwargs):
         watch(self, runner, batch_idx, *args, **kwargs)
@@ -65,7 +66,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tiles, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watch, "after_train_iter", stop)
+        patch.setattr(running.Watch, "after_train_iter", stop)
         with pytest.raises(KeyboardInterrupt):
             _train(folder, "stopped", tiles)
     assert not (folder / "stopped.pth").exists()
@@ -94,15 +95,15 @@ def test_a_label_outside_the_classes_is_refused_with_its_file(tiles):
 
 def test_draws_follow_the_weights_exactly_and_depend_on_nothing_but_seed_and_place():
     def first(count, start=0, seed=0):
-        draws = iter(training.WeightedDraws(np.array([3.0, 1.0, 0.0, 1.5]), seed, start))
-        return [next(draws) for _ in range(count)]
+        drawn = iter(draws.WeightedDraws(np.array([3.0, 1.0, 0.0, 1.5]), seed, start))
+        return [next(drawn) for _ in range(count)]
 
     rounds = np.bincount([draw.row for draw in first(600)], minlength=4)
     assert abs(rounds - 600 * np.array([3, 1, 0, 1.5]) / 5.5).max() <= 100
     assert rounds[2] == 0
     assert first(40)[13:] == first(27, start=13)
     assert first(40) != first(40, seed=1)
-    equal = iter(training.WeightedDraws(np.ones(7), 0))
+    equal = iter(draws.WeightedDraws(np.ones(7), 0))
     assert sorted(next(equal).row for _ in range(7)) == list(range(7))
 
 
@@ -110,7 +111,7 @@ def test_augmentation_moves_image_and_label_together():
     label = np.arange(64, dtype=np.uint8).reshape(8, 8)
     image = np.repeat(label[..., None], 3, axis=2)
     for seed in range(20):
-        lit, moved = training.augment(image, label, np.random.default_rng(seed))
+        lit, moved = draws.augment(image, label, np.random.default_rng(seed))
         brightness = lit[..., 0].ravel()[np.argsort(moved.ravel())]
         assert (np.diff(brightness) >= 0).all()
 
@@ -119,14 +120,6 @@ def test_a_prediction_does_not_depend_on_its_batch(tiles, checkpoint):
     critic = load_critic(checkpoint)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     assert (predict(critic, images, 5) == predict(critic, images, 2)).mean() > 0.999
-
-
-@pytest.mark.parametrize("architecture", ["unet_tiny", "pspnet_r50", "segformer_b2"])
-def test_every_architecture_gives_one_logit_per_class_and_pixel(architecture):
-    network = openmmlab.build_model(architecture, 5).eval()
-    with torch.no_grad():
-        logits = network.encode_decode(torch.rand(1, 3, 64, 64), [{"img_shape": torch.Size([64, 64])}])
-    assert logits.shape == (1, 5, 64, 64)
 
 
 def test_pretrained_backbones_are_loaded_and_those_of_another_architecture_refused(checkpoint, tmp_path):
@@ -138,3 +131,76 @@ def test_pretrained_backbones_are_loaded_and_those_of_another_architecture_refus
     openmmlab.load_backbone(network, tmp_path / "bare.pth")
     with pytest.raises(WeightsError, match="does not fit the backbone UNet"):
         openmmlab.load_backbone(openmmlab.build_model("unet_tiny", 7), checkpoint)
+
+
+def test_mixed_precision_computes_otherwise_but_keeps_whole_weights_and_about_the_result(tiles):
+    bf16 = SMALL.model_copy(update={"precision": "bf16"})
+    plain, mixed = (_weights(_train(tiles.parent, one.precision, tiles, one)) for one in (SMALL, bf16))
+    assert {tensor.dtype for tensor in mixed.values()} == {tensor.dtype for tensor in plain.values()}
+    moved = [float((tensor.float() - mixed[name].float()).abs().max()) for name, tensor in plain.items() if "running" not in name]
+    assert 0 < max(moved) < 0.02  # six steps of at most 3e-3
+
+
+# -------------------------------------------------------------------------------------------------------- class weights
+
+
+def _table(pixels, weights):
+    return pd.DataFrame({"pixels": pixels, "weight": weights})
+
+
+@pytest.mark.parametrize(
+    ("pixels", "weights", "asked", "ratios"),
+    [
+        ([[60, 30, 10]], [1.0], "median_frequency", [0.5, 1, 3]),
+        ([[60, 0, 10], [0, 30, 0]], [1.0, 1.0], "median_frequency", [0.5, 1, 3]),
+        ([[60, 0, 0], [0, 30, 10]], [1.0, 2.0], "median_frequency", [1, 1, 3]),  # the second is drawn twice as often
+        ([[60, 30, 0, 10]], [1.0], "median_frequency", [0.5, 1, 0, 3]),  # a class that is never shown
+        ([[60, 30, 10]], [1.0], [2.0, 2.0, 2.0], [1, 1, 1]),
+        ([[60, 30, 10]], [1.0], [0.0, 1.0, 4.0], [0, 1, 4]),
+    ],
+)
+def test_class_weights_follow_from_the_pixels_drawn_and_weigh_them_one_on_average(pixels, weights, asked, ratios):
+    found = np.array(draws.class_weights(_table(pixels, weights), asked, len(pixels[0])))
+    assert found / found.sum() == pytest.approx(np.array(ratios) / sum(ratios))
+    shown = np.array(weights) @ np.array(pixels)
+    assert found @ shown / shown.sum() == pytest.approx(1)
+    assert draws.class_weights(_table(pixels, weights), None, len(pixels[0])) is None
+
+
+@pytest.mark.parametrize(
+    ("pixels", "asked", "error", "message"),
+    [
+        ([[0, 0, 0]], "median_frequency", DataError, "no tile that is trained on has a labelled pixel"),
+        ([[1, 2]], "median_frequency", DataError, "`pixels` of the manifest does not count 3 classes"),
+        ([[9, 0, 0]], [0.0, 1.0, 1.0], ConfigError, "are 0 for every class that the tiles show"),
+        ([[9, 1, 1]], [1.0, 1.0], ConfigError, "2 numbers for 3 classes"),
+    ],
+)
+def test_class_weights_that_make_no_sense_are_refused(pixels, asked, error, message):
+    with pytest.raises(error, match=message):
+        draws.class_weights(_table(pixels, [1.0]), asked, 3)
+
+
+def test_the_weighted_loss_counts_each_pixel_by_its_class_and_ignored_ones_not_at_all():
+    openmmlab.load_mmseg()
+    from mmseg.registry import MODELS
+
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    logits, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    labels[:, :3] = 255
+    summed = torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=255, reduction="sum")
+    loss = {"type": "WeightedCrossEntropyLoss", "class_weight": weights.tolist()}
+    assert MODELS.build(loss)(logits, labels, ignore_index=255) == pytest.approx(float(summed) / labels.numel())
+    whole = MODELS.build({**loss, "avg_non_ignore": True})(logits, labels, ignore_index=255)
+    assert whole == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=255)))
+
+
+def test_weights_of_one_change_nothing_and_a_class_that_weighs_nothing_is_not_learned(tiles, checkpoint):
+    longer = SMALL.model_copy(update={"checkpoint_every": 500})
+    even = _train(tiles.parent, "even", tiles, longer.model_copy(update={"class_weights": [7.0] * 3}), iterations=60)
+    for name, tensor in _weights(checkpoint).items():
+        torch.testing.assert_close(_weights(even)[name], tensor, rtol=0.02, atol=0.02)
+    assert torch.load(even, weights_only=True)["meta"]["class_weights"] == pytest.approx([1, 1, 1])
+    without = _train(tiles.parent, "without", tiles, longer.model_copy(update={"class_weights": [1.0, 0.0, 1.0]}), iterations=60)
+    with_it, without_it = (evaluate(path, tiles, tiles.parent)["IoU"][1] for path in (checkpoint, without))
+    assert without_it < 5 < with_it

@@ -58,14 +58,32 @@ def changed(content: dict, key: str, value: object) -> dict:
         ("samplers.crfm.rectify.step_size", -1, "samplers.crfm.rectify.step_size: Input should be greater than or equal to 0 (found -1)"),
         ("samplers.crfm.rectify.pixels", "all", "samplers.crfm.rectify.pixels: Input should be 'valid' or 'wrong' (found 'all')"),
         # names that are defined nowhere, or contradict each other
-        ("recipes.crfm.sampler", "ddim", "recipes.crfm.sampler: unknown name 'ddim'; allowed: plain, crfm"),
+        ("recipes.crfm.sampler", "ddim", "recipes.crfm.sampler: unknown name 'ddim'; allowed: plain, crfm, crfm-many"),
         ("recipes.crfm.control", "lora", "recipes.crfm.control: unknown name 'lora'; allowed: triattention"),
         ("recipes.crfm.filter", "tile", "recipes.crfm.filter: unknown name 'tile'; allowed: pixel"),
-        ("recipes.real.filter", "pixel", "recipes.real.filter: filters synthetic tiles, and this recipe has none"),
+        ("recipes.crfm.resample", "few", "recipes.crfm.resample: unknown name 'few'; allowed: hardness, rare"),
+        ("recipes.real.filter", "pixel", "recipes.real.filter: is for synthetic tiles, and this recipe has none"),
+        ("recipes.rare.filter", "agreement", "recipes.rare.filter: re-sampling of kind rare asks what survived a filter of kind pixel"),
+        ("recipes.real.resample", "rare", "recipes.real.resample: is for synthetic tiles, and this recipe has none"),
+        ("filters.agreement.keep", None, "filters.agreement.keep: kind agreement needs the share to keep"),
+        ("filters.agreement.margin", 2, "filters.agreement.margin: is of kind pixel, and this filter is of kind agreement"),
+        ("filters.pixel.keep", 0.5, "filters.pixel.keep: kind pixel drops pixels, not images; leave it out"),
+        ("filters.agreement.after", "agreement-pixel", "filters.agreement.after: goes in a circle: agreement after agreement-pixel"),
+        ("filters.agreement", {"kind": "clip", "keep": 0.5}, "filters.agreement.kind: clip needs the section clip; give path"),
+        ("generation.cmmd", True, "generation: needs the section clip; give path of a CLIP-like model, or repo and revision"),
+        ("clip", {"repo": "a/b"}, "clip.revision: repo and revision go together"),
+        ("resamplings.rare.kind", "often", "resamplings.rare.kind: Input should be 'hardness' or 'rare' (found 'often')"),
+        ("evaluation", {"window": 32, "stride": 33}, "evaluation.stride: 33 with windows of 32 pixels leaves gaps; allowed: 1...32"),
         ("recipes.real.control", "triattention", "recipes.real: control, sampler and synthetic_per_real go together"),
-        ("tables.main.recipes.1", "fake", "tables.main.recipes.1: unknown name 'fake'; allowed: real, real-equal, triattention"),
-        ("tables.main.segmentor", "unet", "tables.main.segmentor: unknown name 'unet'; allowed: segformer_tiny, unet_tiny"),
-        ("tables.main.baseline", "reference", "tables.main.baseline: 'reference' is not among the recipes; allowed: real, real-equal,"),
+        ("experiments.main.recipes.1", "fake", "experiments.main.recipes.1: unknown name 'fake'; allowed: real, real-equal, triattention"),
+        ("experiments.main.segmentors", ["unet"], "experiments.main.segmentors.0: unknown name 'unet'; allowed: segformer_tiny, unet_tiny"),
+        ("experiments.main.baseline", "reference", "experiments.main.baseline: 'reference' is not among the recipes; allowed: real, real-"),
+        ("tables", ["mine"], "tables.0: unknown name 'mine'; allowed: main, control_schemes, crfm_steps"),
+        ("tables", "main,mine", "tables.1: unknown name 'mine'; allowed: main, control_schemes, crfm_steps"),
+        ("segmentors.unet_tiny.config", "my.py", "segmentors.unet_tiny.architecture: give the name of one, or config"),
+        ("segmentors.unet_tiny.processes", 3, "segmentors.unet_tiny.batch_size: 8 tiles cannot be shared out evenly over 3 processes"),
+        ("segmentors.unet_tiny.class_weights", [0, 0], "segmentors.unet_tiny.class_weights: all are 0; nothing would be learned"),
+        ("segmentors.unet_tiny.pretrained", {"url": "ftp://a"}, "segmentors.unet_tiny.pretrained"),
         ("critic.recipe", "crfm", "critic.recipe: must train on real tiles only; 'crfm' has synthetic ones"),
         ("judge", {"recipe": "real", "segmentor": "segformer_tiny", "seed": 0}, "judge: is the critic itself"),
         # from elsewhere
@@ -76,8 +94,8 @@ def changed(content: dict, key: str, value: object) -> dict:
 )  # fmt: skip
 def test_a_wrong_configuration_is_refused_with_its_key_and_what_is_allowed(key, value, message):
     content = read(ROOT / "config.yaml")
-    if key == "tables.main.recipes.1":
-        content["tables"]["main"] |= {"recipes": ["real", value], "baseline": "real"}
+    if key == "experiments.main.recipes.1":
+        content["experiments"]["main"] |= {"recipes": ["real", value], "baseline": "real"}
     else:
         content = changed(content, key, value)
     with pytest.raises(ConfigError, match=f"(?m)^  {re.escape(message)}"):
@@ -119,7 +137,7 @@ def test_a_wrong_dataset_is_refused_with_its_key_and_what_is_allowed(tmp_path, k
 
 def test_a_dataset_file_that_is_missing_or_no_yaml_is_named(tmp_path):
     embedded = load_settings(read(ROOT / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of embedded, folder, fusu,"):
+    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of embedded, embedded-25,"):
         load_datasets(embedded.model_copy(update={"datasets": ["nowhere"]}), ROOT)
     (tmp_path / "broken.yaml").write_text("name: [unclosed")
     with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
@@ -158,8 +176,54 @@ def test_two_datasets_of_one_name_are_refused(tmp_path):
 def test_the_shipped_configurations_are_valid(name):
     settings = load_settings(read(ROOT / name))
     datasets = load_datasets(settings, ROOT)
-    assert list(datasets) == settings.datasets
-    assert all(settings.copies(r.control, r.sampler) == 3 for r in settings.recipes.values() if r.control)
+    assert list(datasets)[: len(settings.datasets)] == settings.datasets and set(datasets) > set(settings.datasets)
+    assert all(settings.copies(r.control, r.sampler) == 3 for r in settings.recipes.values() if r.control and r.sampler != "crfm-many")
+    everything = load_settings(read(ROOT / name) | {"tables": "all"})
+    assert everything.tables == list(settings.experiments) and everything.copies("triattention", "crfm-many") == 5
+    assert [table for table in ("main", "control_schemes", "crfm_steps", "rectification", "filters", "ratios", "few_shot", "segmentors")
+            if table not in settings.experiments] == []  # fmt: skip
+
+
+def test_tables_are_named_in_a_list_or_with_commas_or_are_all():
+    content = read(ROOT / "config.yaml")
+    for said, wanted in [(["main"], ["main"]), ("main, ratios", ["main", "ratios"]), ("ratios", ["ratios"])]:
+        assert list(load_settings(content | {"tables": said}).selected) == wanted
+
+
+def test_filters_come_in_the_order_in_which_they_are_applied():
+    settings = load_settings(read(ROOT / "config.yaml"))
+    assert settings.filters_of("agreement-pixel") == ["agreement", "agreement-pixel"] and settings.filters_of(None) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("filters.pixel.statistics_split", "test", "filters.pixel.statistics_split: 'test' is the test split of embedded"),
+        ("filters.pixel.statistics_split", "val", "filters.pixel.statistics_split: embedded has no split 'val'; allowed: train, test"),
+        ("generation.split", "val", "generation.split: embedded has no split 'val'; allowed: train, test, reference"),
+        ("resamplings.rare.classes", ["sea"], "resamplings.rare.classes: embedded has no class 'sea'; allowed: background, building"),
+        ("segmentors.unet_tiny.class_weights", [1, 2], "segmentors.unet_tiny.class_weights: 2 numbers for the 7 classes of embedded"),
+        ("experiments.few_shot.datasets", ["embedded", "fewer"], "datasets: no file"),
+        ("experiments.few_shot.datasets", ["folder"], "experiments.few_shot.datasets:"),
+    ],
+)
+def test_what_does_not_fit_a_dataset_is_refused_with_its_key(key, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_datasets(load_settings(changed(read(ROOT / "config.yaml"), key, value)), ROOT)
+
+
+def test_a_dataset_like_another_differs_in_what_it_says():
+    whole, half = load_dataset(DATASETS / "embedded.yaml"), load_dataset(DATASETS / "embedded-50.yaml")
+    assert half.select["train"].fraction == 0.5 and half.name == "embedded-50"
+    assert half.model_copy(update={key: getattr(whole, key) for key in ("name", "about", "select")}) == whole
+
+
+def test_a_dataset_like_itself_or_like_a_path_is_refused(tmp_path):
+    for name, other in [("a", "b"), ("b", "a"), ("c", "../a")]:
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nlike: {other}\n")
+    for name, message in [("a", "goes in a circle"), ("c", "'../a' is no name")]:
+        with pytest.raises(ConfigError, match=message):
+            load_dataset(tmp_path / f"{name}.yaml")
 
 
 def test_the_schema_file_is_the_models_schema():
@@ -196,7 +260,8 @@ def test_the_presets_are_the_published_ones():
 
 
 def pins() -> dict[str, str]:
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    files = [ROOT / "requirements.txt", ROOT / "requirements-without-dependencies.txt"]
+    lines = [line.split("#")[0].strip() for file in files for line in file.read_text().splitlines()]
     assert [line for line in lines if line and not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
     return dict(line.split("==") for line in lines if line)
 

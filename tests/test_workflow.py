@@ -91,7 +91,7 @@ def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> P
 SMALLEST = ("--configfile", "smallest.yaml")
 
 #: Rules that a run uses only for files that are asked for by name.
-ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles"}
+ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles", "predict_tiles", "predict_scene", "plan"}
 
 #: Rules that stand for what a configuration gives instead of the embedded world and its base model.
 GIVEN = {"check_base_model", "fetch_base_model", "fetch_dataset", "fetch_caption_model"}
@@ -139,7 +139,7 @@ def test_naming_a_file_plans_its_stage_and_what_it_needs(tmp_path):
     [
         ({"shard": 3}, "shard: unknown key; allowed: scale, results, device"),
         ({"judge": {"recipe": "ideal", "segmentor": "unet_tiny"}}, "judge.recipe: unknown name 'ideal'; allowed: real, crfm, reference"),
-        ({"datasets": ["nowhere"]}, "allowed: a path, or one of embedded, folder, fusu, fusu4k, geotiff, loveda,"),
+        ({"datasets": ["nowhere"]}, "allowed: a path, or one of embedded, embedded-25, embedded-50, folder, fusu, fusu4k,"),
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_made(small, changes, message):

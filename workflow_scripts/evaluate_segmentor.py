@@ -8,10 +8,15 @@ with job(snakemake):
     from crfm_core.devices import resolve, use_threads
     from crfm_core.files import write_json
     from crfm_core.segmentor.evaluation import evaluate
+    from crfm_core.settings import Evaluation
 
     use_threads(snakemake.threads)
     tiles = Path(snakemake.input.tiles)
-    write_json(
-        snakemake.output.scores,
-        evaluate(snakemake.input.checkpoint, tiles, root=tiles.parent.parent, device=resolve(snakemake.params.device)),
+    scores = evaluate(
+        snakemake.input.checkpoint,
+        tiles,
+        root=tiles.parents[1],
+        device=resolve(snakemake.params.device),
+        evaluation=Evaluation(**snakemake.params.evaluation),
     )
+    write_json(snakemake.output.scores, scores)

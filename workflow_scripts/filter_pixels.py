@@ -13,7 +13,7 @@ with job(snakemake):
     use_threads(snakemake.threads)
     filter_manifest(
         manifest=Path(snakemake.input.synthetic),
-        root=Path(snakemake.input.losses).parent,
+        root=Path(snakemake.input.losses).parents[1],
         critic=load_critic(snakemake.input.critic, resolve(snakemake.params.device), snakemake.params.classes),
         class_losses=read_json(snakemake.input.losses)["losses"],
         margin=snakemake.params.filter["margin"],

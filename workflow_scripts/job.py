@@ -15,12 +15,14 @@ from crfm_core.devices import lease
 def job(snakemake: Any) -> Iterator[None]:
     """Send all output, that of libraries too, to the rule's log; end with exit status 1 when the work fails.
 
-    Before the script imports anything that looks for GPUs, the job gets as many of the machine's as the rule asks for.
+    Before the script imports anything that looks for GPUs, the job gets as many of the machine's as the rule asks for. The log of a
+    rule without output files is what it is run for: when the work is done it goes to the terminal, too.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(snakemake.threads)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.stdout.flush()
+    terminal = os.dup(1)
     with open(snakemake.log[0], "w", buffering=1, encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -33,3 +35,7 @@ def job(snakemake: Any) -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+    if not snakemake.output:
+        sys.stdout.flush()
+        with open(snakemake.log[0], encoding="utf-8") as log, open(terminal, "w", encoding="utf-8") as out:
+            out.write(log.read())

@@ -1,4 +1,4 @@
-"""Compare the recipes of one table: the segmentors' scores in, the table as CSV and as plain text out."""
+"""Compare the recipes of one table: the segmentors' scores and what they trained on in, the table as CSV and as plain text out."""
 
 from job import job
 
@@ -6,12 +6,13 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.reporting.tables import make_table
-    from crfm_core.settings import Table
+    from crfm_core.settings import Recipe, Table
 
     csv = Path(snakemake.output.csv)
     make_table(
-        scores=[Path(path) for path in snakemake.input.scores],
+        **{kind: [Path(path) for path in snakemake.input.get(kind, [])] for kind in ("scores", "mixes", "generation")},
         table=Table(**snakemake.params.table),
+        recipes={name: Recipe(**recipe) for name, recipe in snakemake.params.recipes.items()},
         datasets=list(snakemake.params.datasets),
         seeds=list(snakemake.params.seeds),
         scale=snakemake.params.scale,

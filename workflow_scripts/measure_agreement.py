@@ -8,14 +8,10 @@ with job(snakemake):
     from crfm_core.curation.agreement import agreement_by_copy
     from crfm_core.devices import resolve, use_threads
     from crfm_core.files import write_json
-    from crfm_core.manifest import read_manifest
     from crfm_core.segmentor.critic import load_critic
 
     use_threads(snakemake.threads)
     device, manifest = resolve(snakemake.params.device), Path(snakemake.input.synthetic)
-    root = Path(snakemake.output.scores).parents[2]
-    scores = {
-        who: snakemake.params[who] | agreement_by_copy(load_critic(snakemake.input[who], device, snakemake.params.classes), manifest, root)
-        for who in ("critic", "judge")
-    }
-    write_json(snakemake.output.scores, {"tiles": len(read_manifest(manifest)), **scores})
+    critics = {who: load_critic(snakemake.input[who], device, snakemake.params.classes) for who in ("critic", "judge")}
+    scores = agreement_by_copy(critics, manifest, root=Path(snakemake.output.scores).parents[2])
+    write_json(snakemake.output.scores, scores | {who: snakemake.params[who] | scores[who] for who in critics})

@@ -1,4 +1,4 @@
-"""Measure the critic's mean loss per class on the real training tiles: tile manifest and critic in, losses out."""
+"""Measure the critic's mean loss per class on the real tiles of a split: tile manifest and critic in, losses out."""
 
 from job import job
 

@@ -13,4 +13,6 @@ with job(snakemake):
         snakemake.output.manifest,
         synthetic_per_real=recipe.synthetic_per_real,
         real_weight=recipe.real_weight,
+        exactly=snakemake.params.exactly,
+        classes=snakemake.params.classes,
     )

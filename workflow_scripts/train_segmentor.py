@@ -6,20 +6,28 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.devices import resolve, use_threads
-    from crfm_core.segmentor.training import train_segmentor
+    from crfm_core.files import read_json
+    from crfm_core.segmentor.launching import TrainingJob, launch_training
     from crfm_core.settings import Dataset, Segmentor
 
     use_threads(snakemake.threads)
     dataset = Dataset(**snakemake.params.dataset)
-    train_segmentor(
-        manifest=Path(snakemake.input.mix),
+    segmentor = Segmentor(**snakemake.params.segmentor)
+    out, pretrained = Path(snakemake.output.checkpoint), snakemake.input.pretrained
+    if pretrained and not isinstance(segmentor.pretrained, str):
+        pretrained = read_json(pretrained)["file"]
+    training = TrainingJob(
+        manifest=snakemake.input.mix,
         root=Path(snakemake.input.mix).parent.parent,
-        out=Path(snakemake.output.checkpoint),
-        work=Path(snakemake.output.checkpoint).parent / "unfinished",
-        segmentor=Segmentor(**snakemake.params.segmentor),
+        out=out,
+        work=out.parent / "unfinished",
+        segmentor=segmentor,
         classes=dataset.classes,
         palette=dataset.palette,
         iterations=snakemake.params.iterations,
         seed=int(snakemake.wildcards.seed),
         device=resolve(snakemake.params.device),
+        val=snakemake.input.val or None,
+        pretrained=pretrained or None,
     )
+    launch_training(training, snakemake.threads)

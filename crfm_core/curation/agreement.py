@@ -11,6 +11,7 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 
+from crfm_core import DataError
 from crfm_core.manifest import read_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
 from crfm_core.models.latent_space import decode_latents, encode_images
@@ -18,21 +19,43 @@ from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import as_input, predict, tile_batches
 
 SCORES = ("OA", "mIoU", "mAcc")
+#: So many of the tiles that agree least with their masks are named.
+LOWEST = 12
 
 
-def agreement_by_copy(critic: Critic, manifest: Path, root: Path, batch_size: int = 16) -> dict:
-    """Scores in percent of the critic's predictions on synthetic tiles against their masks, one matrix per copy.
+def agreement_by_copy(critics: dict[str, Critic], manifest: Path, root: Path, batch_size: int = 16) -> dict:
+    """Scores in percent of the critics' predictions on synthetic tiles against their masks, one matrix per copy.
 
-    A copy is one draw of the noise for every mask, so ``OA`` and ``OA_sd`` (None for one copy) are mean and standard deviation over
-    draws; likewise mIoU and mAcc. ``copies`` holds the single ones.
+    A copy is one draw of the noise for every mask, so for each name of ``critics``, ``OA`` and ``OA_sd`` (None for one copy) are mean
+    and standard deviation over draws; likewise mIoU and mAcc. ``copies`` holds the single ones. Beside the names, ``tiles`` is their
+    number, and ``lowest`` names at most :data:`LOWEST` tiles with the mIoU by each critic, the lowest by the last of them first; tiles
+    without labelled pixels are left out.
     """
-    matrices = {copy: ConfusionMatrix(len(critic.classes)) for copy in sorted(read_manifest(manifest)["copy"].unique())}
+    copies = sorted(read_manifest(manifest)["copy"].unique())
+    matrices = {name: {copy: ConfusionMatrix(len(critic.classes)) for copy in copies} for name, critic in critics.items()}
+    tiles: list[dict] = []
     for rows, images, labels in tile_batches(manifest, root, batch_size):
-        predictions = predict(critic, images, batch_size)
-        for copy, prediction, label in zip(rows["copy"], predictions, labels, strict=True):
-            matrices[copy].update(prediction, label)
-    copies = [{name: matrix.scores()[name] for name in SCORES} for matrix in matrices.values()]
-    summary = {"copies": copies}
+        found = [{"tile_id": tile_id} for tile_id in rows.tile_id]
+        for name, critic in critics.items():
+            predictions = predict(critic, images, batch_size)
+            for tile, copy, prediction, label in zip(found, rows["copy"], predictions, labels, strict=True):
+                try:
+                    single = ConfusionMatrix(len(critic.classes)).update(prediction, label)
+                except DataError as error:
+                    raise DataError(f"{manifest}: row {tile['tile_id']}: {error}") from None
+                matrices[name][copy].merge(single)
+                tile[name] = single.scores()["mIoU"]
+        tiles += found
+    summaries = {name: _summary([matrix.scores() for matrix in by_copy.values()]) for name, by_copy in matrices.items()}
+    order = list(critics)[::-1]
+    labelled = [tile for tile in tiles if tile[order[0]] is not None]
+    lowest = sorted(labelled, key=lambda tile: (*(tile[name] for name in order), tile["tile_id"]))[:LOWEST]
+    return {"tiles": len(tiles), **summaries, "lowest": lowest}
+
+
+def _summary(copies: list[dict]) -> dict:
+    """Mean and standard deviation of each score over the copies, and the single ones."""
+    summary: dict = {"copies": [{name: scores[name] for name in SCORES} for scores in copies]}
     for name in SCORES:
         values = [scores[name] for scores in copies]
         summary |= {name: mean(values), f"{name}_sd": stdev(values) if len(values) > 1 else None}

@@ -1,4 +1,4 @@
-"""How hard each class is for the critic on real tiles: the yardstick of the pixel filter."""
+"""How hard each class is for the critic on real tiles: the yardstick of pixel filter and re-sampling."""
 
 from __future__ import annotations
 
@@ -44,4 +44,6 @@ def class_losses(critic: Critic, manifest: Path | str, root: Path | str, batch_s
     if absent:
         print(f"no real pixels of {', '.join(absent)}: their synthetic pixels will all be kept", flush=True)
     losses = [float(total[c] / pixels[c]) if pixels[c] else None for c in range(num_classes)]
+    for name, loss, count in zip(critic.classes, losses, pixels, strict=True):
+        print(f"{name}: {'no loss' if loss is None else f'mean loss {loss:.4f}'} over {count} pixels", flush=True)
     return {"losses": losses, "pixels": pixels.tolist()}

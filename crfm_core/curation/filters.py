@@ -12,24 +12,28 @@ import torch
 
 from crfm_core import DataError
 from crfm_core.curation.class_losses import pixel_losses
+from crfm_core.curation.selection import class_counts, print_counts
 from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.files import hash_of, inside, sha256_of
-from crfm_core.manifest import relocate, write_manifest
+from crfm_core.manifest import read_manifest, relocate, write_manifest
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import tile_batches
 
+#: A pixel is dropped when its loss exceeds this many times the mean loss of its class on real tiles (FreeMask).
+MARGIN = 1.25
 
-def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], margin: float) -> Any:
+
+def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], margin: float = MARGIN) -> Any:
     """The labels with 255 where the loss exceeds ``margin`` times the mean loss of the label's class (FreeMask).
 
     Args:
         loss: cross-entropy per pixel of a critic trained on real tiles, any shape; numpy array or torch tensor.
         labels: class ids of the same shape and kind, 255 = ignored (stays so). Not modified.
         class_losses: mean loss per class on real pixels; None or NaN for a class that has none: its pixels are kept.
-        margin: 1.25 in FreeMask; larger keeps more.
+        margin: larger keeps more.
     """
     limits = np.full(IGNORE + 1, np.inf)
-    limits[: len(class_losses)] = [np.inf if mean is None or np.isnan(mean) else margin * mean for mean in class_losses]
+    limits[: len(class_losses)] = [np.inf if _unknown(mean) else margin * mean for mean in class_losses]
     if isinstance(labels, np.ndarray):
         return np.where(loss > limits[labels], np.array(IGNORE, labels.dtype), labels)
     return labels.masked_fill(loss > torch.from_numpy(limits).to(loss.device)[labels.long()], IGNORE)
@@ -40,17 +44,19 @@ def filter_manifest(
     root: Path | str,
     critic: Critic,
     class_losses: Sequence[float | None],
-    margin: float,
+    margin: float | None,
     out: Path | str,
     batch_size: int = 16,
 ) -> pd.DataFrame:
     """Filter the labels of a manifest of synthetic tiles; write them and the manifest ``out`` that names them.
 
     Images stay where they are. Labels go to the folder named like ``out`` without its suffix, with the georeference of their
-    tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of a tile's labelled
-    pixels that stayed (1 when it had none). Raises DataError when a class loss is missing or ``out`` lies outside ``root``.
+    tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of the pixels labelled in
+    the tile's mask that has stayed, through earlier pixel filters too (1 when it had none). ``margin`` None is :data:`MARGIN`.
+
+    Raises DataError when a class loss is missing, no pixel at all stays, or ``out`` lies outside ``root``.
     """
-    num_classes, out = len(critic.classes), Path(out)
+    num_classes, out, margin = len(critic.classes), Path(out), MARGIN if margin is None else margin
     if len(class_losses) != num_classes:
         raise DataError(f"{len(class_losses)} class losses for {num_classes} classes; compute them with this critic")
     inside(root, str(out.resolve()))
@@ -62,9 +68,24 @@ def filter_manifest(
             write_raster(out.parent / label, after, row["crs"] or None, row["transform"] if len(row["transform"]) else None)
             pixels = np.bincount(after[after != IGNORE], minlength=num_classes)
             labelled = int((before != IGNORE).sum())
-            row["kept"] = float(pixels.sum() / labelled) if labelled else 1.0
+            row["kept"] = row.get("kept", 1.0) * (float(pixels.sum() / labelled) if labelled else 1.0)
             row["image"], row["label"] = relocate(row["image"], manifest, out), label
             row["classes"], row["pixels"] = np.flatnonzero(pixels).tolist(), pixels.tolist()
             row["digest"] = hash_of(row["digest"], sha256_of(out.parent / label))
             rows.append(row)
-    return write_manifest(out, rows)
+    before, after = read_manifest(manifest), pd.DataFrame(rows)
+    if not sum(map(sum, after.pixels)):
+        raise DataError(
+            f"{out}: no pixel of the {len(rows)} tiles of {manifest} has a loss of at most {margin} times its class's mean; raise the "
+            "filter's margin, or look at the samples: they do not show their masks"
+        )
+    present = class_counts(before, after, critic.classes).tiles_before
+    unknown = [name for name, mean, tiles in zip(critic.classes, class_losses, present, strict=True) if tiles and _unknown(mean)]
+    if unknown:
+        print(f"no real pixels of {', '.join(unknown)} to compare with: their synthetic pixels are all kept", flush=True)
+    print_counts(before, after, critic.classes)
+    return write_manifest(out, after)
+
+
+def _unknown(mean: float | None) -> bool:
+    return mean is None or bool(np.isnan(mean))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from pyarrow.parquet import read_metadata
 
 from crfm_core import DataError
+from crfm_core.curation.selection import moved, print_counts
 from crfm_core.files import hash_of
-from crfm_core.manifest import read_manifest, relocate, write_manifest
+from crfm_core.manifest import read_manifest, write_manifest
 
 
 def mix(
@@ -18,32 +21,64 @@ def mix(
     synthetic_per_real: float = 0,
     real_weight: float = 1.0,
     seed: int = 0,
+    exactly: bool = True,
+    classes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Write the manifest ``out``: all real tiles and ``synthetic_per_real`` times as many synthetic ones.
 
     Column ``source`` says which is which; ``weight`` says how often a row is drawn in training: ``real_weight`` for real ones, 1 for
-    synthetic ones. First copies are taken before second ones (column ``copy``), in an order drawn from ``seed``, so that fewer
-    synthetic tiles are a part of more. Raises DataError when there are too few.
+    synthetic ones. Columns that only synthetic tiles have are empty for real ones.
+
+    ``exactly``: there must be that many synthetic tiles, and first copies are taken before second ones (column ``copy``), in an order
+    drawn from ``seed``, so that fewer synthetic tiles are a part of more. Otherwise, for what a filter of images or a re-sampling has
+    left, at most that many are taken, drawn from ``seed`` whatever their copy, which leaves what was favoured favoured. ``classes``
+    are names for the log, the ids without them.
+
+    Raises DataError when there are too few, or none that can be trained on.
     """
     real = read_manifest(real_manifest).assign(source="real", weight=float(real_weight))
-    parts = [_moved(real, real_manifest, out)]
+    parts = [moved(real, real_manifest, out)]
     wanted = round(synthetic_per_real * len(real))
     if wanted and synthetic_manifest is None:
         raise DataError(f"{out}: {wanted} synthetic tiles are asked for and no synthetic manifest is named; name one")
     if wanted:
-        synthetic = read_manifest(synthetic_manifest).assign(source="synthetic", weight=1.0)
-        if len(synthetic) < wanted:
+        synthetic = _read_synthetic(synthetic_manifest, out).assign(source="synthetic", weight=1.0)
+        if exactly and len(synthetic) < wanted:
             raise DataError(
                 f"{synthetic_manifest}: {len(synthetic)} synthetic tiles, and {synthetic_per_real} for each of {len(real)} real ones "
                 f"are {wanted}; make more copies or lower synthetic_per_real"
             )
-        copy = synthetic.get("copy", 0)
-        order = synthetic.assign(_copy=copy, _draw=[hash_of(seed, tile_id) for tile_id in synthetic.tile_id])
-        chosen = synthetic.loc[order.sort_values(["_copy", "_draw"]).index[:wanted]]
-        parts.append(_moved(chosen, synthetic_manifest, out))
+        chosen = synthetic.loc[_order(synthetic, seed, exactly)[:wanted]]
+        _print_mix(real, synthetic, chosen, wanted, classes)
+        # whole numbers stay whole beside rows without them: as floats, seeds would lose their last digits
+        whole = {name: "Int64" for name in chosen.select_dtypes("integer") if name not in real}
+        parts.append(moved(chosen.astype(whole), synthetic_manifest, out))
+    else:
+        print(f"{len(real)} real tiles", flush=True)
     return write_manifest(out, pd.concat(parts, ignore_index=True))
 
 
-def _moved(table: pd.DataFrame, old: Path | str, new: Path | str) -> pd.DataFrame:
-    """The table with its paths relative to the manifest ``new``."""
-    return table.assign(**{column: [relocate(path, old, new) for path in table[column]] for column in ("image", "label")})
+def _read_synthetic(manifest: Path | str, out: Path | str) -> pd.DataFrame:
+    """The synthetic tiles. Raises DataError when there are none, or none with a pixel to learn from."""
+    remedy = "keep more by the recipe's filter and re-sampling, or make more synthetic tiles"
+    if Path(manifest).is_file() and read_metadata(manifest).num_rows == 0:
+        raise DataError(f"{out}: no synthetic tile is left in {manifest}; {remedy}")
+    table = read_manifest(manifest)
+    if not sum(map(sum, table.pixels)):
+        raise DataError(f"{out}: none of the {len(table)} synthetic tiles of {manifest} has a labelled pixel left; {remedy}")
+    return table
+
+
+def _order(synthetic: pd.DataFrame, seed: int, copies_in_turn: bool) -> pd.Index:
+    """The rows in the order in which they are taken."""
+    copy = synthetic.get("copy", 0) if copies_in_turn else 0
+    drawn = synthetic.assign(_copy=copy, _draw=[hash_of(seed, tile_id) for tile_id in synthetic.tile_id])
+    return drawn.sort_values(["_copy", "_draw"]).index
+
+
+def _print_mix(real: pd.DataFrame, synthetic: pd.DataFrame, chosen: pd.DataFrame, wanted: int, classes: Sequence[str] | None) -> None:
+    print(f"{len(real)} real tiles, {len(chosen)} synthetic ones of {wanted} asked for")
+    share = real.weight.sum() / (real.weight.sum() + chosen.weight.sum())
+    print(f"a real tile is drawn {real.weight.iloc[0]:g} times as often as a synthetic one: {100 * share:.1f} % of what is drawn is real")
+    print("synthetic tiles, those there were and those that were taken:")
+    print_counts(synthetic, chosen, classes or [str(c) for c in range(len(synthetic.pixels.iloc[0]))])

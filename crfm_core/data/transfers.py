@@ -44,14 +44,16 @@ def fetch(
     size: int | None = None,
     space: float = 1.0,
     command: str = "fetch",
+    elsewhere: str = ANOTHER_DISK,
 ) -> Path:
     """Download ``url`` to ``path`` and return ``path``; nothing is fetched when the file is there with the right size and checksums.
 
     What has come is kept in ``path`` + ".part", and a later call continues it where the server serves ranges. The file gets its name when
-    its length is what the server said (and ``size``) and ``md5`` and ``sha256`` are right. Broken connections, timeouts and busy
-    servers are tried again, until nothing new came :data:`RETRIES` times. Only https is used, also after redirects (http on this
-    machine itself); proxies are those of the environment. ``space`` is the disk to find free, in sizes of the file. ``command`` is what
-    messages tell to run again. One process at a time may do this for the same ``path``.
+    its length is what the server said (and ``size``) and ``md5`` and ``sha256`` are right; these may be the first digits of a checksum.
+    Broken connections, timeouts and busy servers are tried again, until nothing new came :data:`RETRIES` times. Only https is used, also
+    after redirects (http on this machine itself); proxies are those of the environment. ``space`` is the disk to find free, in sizes of
+    the file. ``command`` is what messages tell to run again, ``elsewhere`` what helps where the disk is full. One process at a time may
+    do this for the same ``path``.
 
     Raises DataError (no network, refused, wrong content) and ResourceError (the disk). Messages hold addresses without what follows
     "?" and without names and passwords.
@@ -66,7 +68,7 @@ def fetch(
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _complete(url, part, size, space, command)
+        _complete(url, part, size, space, command, elsewhere)
         if fault := _fault(part, size, wanted):
             part.unlink()
             raise DataError(f"{shown}: what came {fault}; it is deleted, {again}, and if it comes again check the address")
@@ -74,9 +76,7 @@ def fetch(
             os.fsync(handle.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise ResourceError(
-            f"{path}: {error}; free some space there or {ANOTHER_DISK}, then {again}, it continues where it stopped"
-        ) from None
+        raise ResourceError(f"{path}: {error}; free some space there or {elsewhere}, then {again}, it continues where it stopped") from None
     return path
 
 
@@ -89,12 +89,12 @@ def _fault(path: Path, size: int | None, wanted: dict[str, str]) -> str:
         with path.open("rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
-        if digest.hexdigest() != expected.lower():
+        if not digest.hexdigest().startswith(expected.lower()):
             return f"has the {name} {digest.hexdigest()}, expected {expected.lower()}"
     return ""
 
 
-def _complete(url: str, part: Path, size: int | None, space: float, command: str) -> None:
+def _complete(url: str, part: Path, size: int | None, space: float, command: str, elsewhere: str) -> None:
     """Ask until ``part`` holds all of the file, as far as its length tells."""
     failures = furthest = 0
     while True:
@@ -105,7 +105,7 @@ def _complete(url: str, part: Path, size: int | None, space: float, command: str
             part.unlink()
             begin = 0
         try:
-            _continue(url, part, begin, size, space)
+            _continue(url, part, begin, size, space, elsewhere)
             return
         except _PassingError as error:
             reached = part.stat().st_size if part.exists() else 0
@@ -121,7 +121,7 @@ def _complete(url: str, part: Path, size: int | None, space: float, command: str
             time.sleep(wait)
 
 
-def _continue(url: str, part: Path, begin: int, size: int | None, space: float) -> None:
+def _continue(url: str, part: Path, begin: int, size: int | None, space: float, elsewhere: str) -> None:
     """One request for what follows the first ``begin`` bytes. Returns when all has come."""
     shown = _shown(url)
     headers = {"Accept-Encoding": "identity", "User-Agent": f"crfm_core/{__version__}"} | ({"Range": f"bytes={begin}-"} if begin else {})
@@ -144,7 +144,7 @@ def _continue(url: str, part: Path, begin: int, size: int | None, space: float) 
         total = _total(answer, begin, shown)
         if size is not None and total not in (None, size):
             raise DataError(f"{shown}: has {total} bytes there, expected {size}; another file has taken its place")
-        require_disk(part.parent, round(space * (total or 0)) - begin, ANOTHER_DISK)
+        require_disk(part.parent, round(space * (total or 0)) - begin, elsewhere)
         _append(answer, part, begin, total, shown)
 
 

@@ -19,10 +19,9 @@ from PIL import Image
 from scipy import ndimage
 
 from crfm_core.data.rasters import IGNORE, IGNORED, paint
-from crfm_core.reporting.figures import FAINT, INK, STYLE, repeated, save
+from crfm_core.reporting.figures import FAINT, INK, STYLE, WIDTH, repeated, save
 from crfm_core.reporting.rendering import percent
 
-WIDTH = 8.6  #: of a figure in inches: a page shows it at about the size its letters are meant for
 SPLIT_COLOURS = ("#2878b8", "#e07b16", "#2f9e6a", "#a04fb8", "#c94a4a", "#8a8b3a", "#17a2b8", "#a0622d")
 SPECK = 2.0  #: points; tiles that would be smaller on a map are drawn so large
 MANY = 5000  #: from so many outlines on an SVG holds them as a picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from crfm_core.reporting.tables import mean_sd
 
 INK, FAINT, GRID = "#26313b", "#6b7783", "#dde2e7"
 GREYS = ("#aab4bd", "#66727e", "#878f97")  #: recipes of real tiles only
+WIDTH = 8.6  #: of a figure in inches: a page shows it at about the size its letters are meant for
+BARS_PER_LINE, CLASSES_PER_LINE = 48, 9
 COLOURS = ("#4a86b5", "#d98c3f", "#4f9a7b", "#9a6fb0", "#bf5b5b", "#8a8b3a", "#5fb0c4", "#b07a5a")  #: recipes with synthetic tiles
 
 STYLE = {
@@ -64,28 +67,28 @@ def _whiskers(values: Sequence[float]) -> np.ndarray:
 
 
 def difference_plot(rows: pd.DataFrame, baseline: str, colours: dict[str, str], folder: Path, name: str) -> str:
-    """Difference in mIoU of every recipe to the baseline: each seed a dot, the mean with its 95 % interval."""
-    others = rows[rows.recipe != baseline]
-    base = rows[rows.recipe == baseline].iloc[0]
+    """Difference in mIoU of every recipe to the baseline of its dataset and segmentor: each seed a tick, the mean a dot, its 95 % interval
+    a band. Rows of several datasets or segmentors stand under the name of theirs."""
+    groups = {key: group for key, group in rows.groupby(["dataset", "segmentor"], sort=False) if (group.recipe == baseline).any()}
+    several = len(groups) > 1
+    places = sum(len(group) - 1 + several for group in groups.values())
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 0.9 + 0.5 * len(others)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.9 + (0.36 if several else 0.5) * places), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1.2)
-        for place, (_, row) in enumerate(others.iterrows()):
-            seeds = [f"mIoU_seed{seed}" for seed in row.seeds.split()]
-            if not math.isnan(row.mIoU_low):
-                axes.plot(
-                    [row.mIoU_low, row.mIoU_high],
-                    [place, place],
-                    color=colours[row.recipe],
-                    linewidth=7,
-                    alpha=0.35,
-                    solid_capstyle="round",
-                )
-            axes.plot(row.mIoU_difference, place, "o", color=colours[row.recipe], markersize=10)
-            axes.plot([row[s] - base[s] for s in seeds], [place] * len(seeds), "|", color=INK, markersize=13, markeredgewidth=1.4)
-        axes.set_yticks(range(len(others)), others.recipe)
-        axes.set_ylim(len(others) - 0.5, -0.5)
+        labels: list[str] = []
+        for key, group in groups.items():
+            if several:
+                labels.append(", ".join(key))
+            base = group[group.recipe == baseline].iloc[0]
+            for _, row in group[group.recipe != baseline].iterrows():
+                _difference(axes, len(labels), row, base, colours[row.recipe])
+                labels.append(row.recipe)
+        axes.set_yticks(range(places), labels)
+        for label in axes.get_yticklabels() if several else ():
+            if ", " in label.get_text():
+                label.set_fontweight("bold")
+        axes.set_ylim(places - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"mIoU minus that of {baseline}, in points")
         axes.spines["left"].set_visible(False)
@@ -94,26 +97,62 @@ def difference_plot(rows: pd.DataFrame, baseline: str, colours: dict[str, str], 
         return save(figure, folder, name)
 
 
-def per_class_bars(rows: pd.DataFrame, classes: Sequence[str], colours: dict[str, str], folder: Path, name: str) -> str:
-    """IoU per class (rows of one dataset of a table), one bar per recipe, whiskers of one sd over seeds."""
+def _difference(axes: Axes, place: int, row: pd.Series, base: pd.Series, colour: str) -> None:
+    if math.isnan(row.mIoU_difference):
+        axes.text(0, place, " undefined", va="center", color=FAINT, fontsize=9)
+        return
+    if not math.isnan(row.mIoU_low):
+        axes.plot([row.mIoU_low, row.mIoU_high], [place, place], color=colour, linewidth=7, alpha=0.35, solid_capstyle="round")
+    axes.plot(row.mIoU_difference, place, "o", color=colour, markersize=10)
+    seeds = [f"mIoU_seed{seed}" for seed in row.seeds.split()]
+    axes.plot([row[s] - base[s] for s in seeds], [place] * len(seeds), "|", color=INK, markersize=13, markeredgewidth=1.4)
+
+
+def class_bars(
+    bars: dict[str, tuple[Sequence[float], Sequence[float] | None]],
+    classes: Sequence[str],
+    colours: dict[str, str],
+    label: str,
+    folder: Path,
+    name: str,
+) -> str:
+    """Percentages per class, one bar per series beside each other, classes in as many lines as legible bars need.
+
+    ``bars`` maps a series to its heights and, or None, the whiskers' half lengths; NaN is shown as a dash.
+    """
+    most = max(2, min(CLASSES_PER_LINE, BARS_PER_LINE // len(bars)))
+    lines = math.ceil(len(classes) / most)
+    across = math.ceil(len(classes) / lines)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(8.6, 1.1 * len(classes)), 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        width, centres = 0.8 / len(rows), np.arange(len(classes))
-        for index, (_, row) in enumerate(rows.iterrows()):
-            heights = [row.get(f"IoU:{c}", math.nan) for c in classes]
-            errors = _whiskers([row.get(f"IoU_sd:{c}", math.nan) for c in classes])
-            places = centres + (index - (len(rows) - 1) / 2) * width
-            axes.bar(
-                places, heights, 0.9 * width, yerr=errors if errors.any() else None, color=colours[row.recipe], label=row.recipe,
-                error_kw={"ecolor": INK, "elinewidth": 0.9},
-            )  # fmt: skip
-        axes.set_xticks(centres, classes, rotation=0 if len(classes) < 9 else 40, ha="center" if len(classes) < 9 else "right")
-        axes.set_ylabel("IoU in percent")
-        axes.set_ylim(0, 100)
-        axes.grid(axis="x", visible=False)
-        figure.legend(loc="outside upper left", ncols=5, columnspacing=1.4, handlelength=1.1)
+        figure = Figure(figsize=(WIDTH, 0.6 + (2.9 if lines == 1 else 2.3 * lines)), layout="constrained")
+        panels = figure.subplots(lines, 1, squeeze=False)[:, 0]
+        width = 0.82 / len(bars)
+        for line, axes in enumerate(panels):
+            shown = range(line * across, min((line + 1) * across, len(classes)))
+            for index, (series, (heights, errors)) in enumerate(bars.items()):
+                places = np.arange(len(shown)) + (index - (len(bars) - 1) / 2) * width
+                tall = np.array([heights[c] for c in shown], float)
+                whiskers = None if errors is None else np.where(np.isnan(tall), 0, _whiskers([errors[c] for c in shown]))
+                axes.bar(
+                    places, np.nan_to_num(tall), 0.9 * width, color=colours[series],
+                    yerr=whiskers if whiskers is not None and whiskers.any() else None, error_kw={"ecolor": INK, "elinewidth": 0.9},
+                )  # fmt: skip
+                for place in places[np.isnan(tall)]:
+                    axes.text(place, 1, "–", ha="center", fontsize=8, color=FAINT)
+            names = ["\n".join(textwrap.wrap(classes[c], max(8, 100 // across))) for c in shown]
+            axes.set_xticks(range(len(shown)), names)
+            axes.set_xlim(-0.55, across - 0.45)
+            axes.set_ylabel(label)
+            axes.set_ylim(0, 100)
+            axes.grid(axis="x", visible=False)
+        handles = [Patch(color=colours[series], label=series) for series in bars]
+        figure.legend(handles=handles, loc="outside upper left", ncols=_columns(list(bars)), columnspacing=1.4, handlelength=1.1)
         return save(figure, folder, name)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """So many columns of a legend fit the width of a figure."""
+    return max(1, min(len(labels), int(WIDTH / (0.55 + 0.085 * max(map(len, labels))))))
 
 
 def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str:
@@ -123,7 +162,7 @@ def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str
     """
     titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 1.1 + 0.42 * len(bars)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(bars)), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, (who, title) in zip(panels, titles.items(), strict=True):
             for place, bar in enumerate(bars):
@@ -165,24 +204,33 @@ class Sheet:
 
 
 def sample_sheet(sheet: Sheet, classes: Sequence[str], palette: Sequence[tuple[int, int, int]], folder: Path, name: str) -> str:
-    """The sheet as one picture, with the class legend below; pixels are shown as they are, not smoothed."""
-    across, down, cell = len(sheet.columns), len(sheet.rows), 1.45
+    """The sheet as one picture, with the legend of the classes, if any are given, below; pixels are shown as they are, not smoothed."""
+    across, down, cell, gap = len(sheet.columns), len(sheet.rows), 1.45, 0.05
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(cell * across, cell * down))
-        grid = figure.subplots(down, across, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for axes, title in zip(grid[0], sheet.columns, strict=True):
-            axes.set_title(title, loc="center", fontsize=9, fontweight="normal", pad=5)
-        for line, (_, pictures) in zip(grid, sheet.rows, strict=True):
-            for axes, picture in zip(line, pictures, strict=True):
+        axes = figure.add_axes((0, 0, 1, 1))  # one for all: an axes for each picture takes far longer
+        axes.set_axis_off()
+        for column, title in enumerate(sheet.columns):
+            axes.annotate(title, (column + (1 - gap) / 2, 0), (0, 5), textcoords="offset points", ha="center", fontsize=9)
+        for line, (_, pictures) in enumerate(sheet.rows):
+            for column, picture in enumerate(pictures):
                 if picture is not None:
-                    axes.imshow(picture, interpolation="nearest")
-        handles = _swatches(classes, palette)
-        lines = math.ceil(len(handles) / max(3, across))
-        below = (0.5, figure.subplotpars.bottom - 0.01)
-        figure.legend(handles=handles, loc="upper center", bbox_to_anchor=below, ncols=math.ceil(len(handles) / lines), fontsize=9)
+                    axes.imshow(picture, interpolation="nearest", extent=_place(picture, column, line, 1 - gap))
+        axes.set_xlim(0, across - gap)
+        axes.set_ylim(down - gap, 0)
+        if classes:
+            handles = _swatches(classes, palette)
+            lines = math.ceil(len(handles) / max(3, across))
+            columns = math.ceil(len(handles) / lines)
+            figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=columns, fontsize=9)
         return save(figure, folder, name)
+
+
+def _place(picture: np.ndarray, column: int, line: int, side: float) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of a picture in the middle of its cell, as large as it fits."""
+    height, width = (side * length / max(picture.shape[:2]) for length in picture.shape[:2])
+    left, top = column + (side - width) / 2, line + (side - height) / 2
+    return left, left + width, top + height, top
 
 
 def choose_tiles(table: pd.DataFrame, count: int, least: float = 0.03) -> list[int]:
@@ -215,20 +263,19 @@ def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], 
     ``curves`` maps a sampler to columns step, loss_before, loss_after (NaN where it was not measured), gradient_ratio, clamp_ratio,
     means over the images that were corrected at that step.
     """
+    before, solid = {"linestyle": "--", "linewidth": 1.3}, {"linewidth": 2, "marker": "o", "markersize": 3.5}
+    clamp = {"linestyle": ":", "linewidth": 1.8}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.1), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        clamped = any((curve.clamp_ratio > 0).any() for curve in curves.values())
         for sampler, curve in curves.items():
             colour, steps = colours[sampler], curve.step + 1
-            left.plot(steps, curve.loss_before, "--", color=colour, linewidth=1.4, label=f"{sampler}, before")
+            left.plot(steps, curve.loss_before, **before, color=colour)
             if curve.loss_after.notna().any():  # it may not have been measured
-                left.plot(steps, curve.loss_after, "-", color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{sampler}, after")
-            right.plot(
-                steps, curve.gradient_ratio, "-", color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{sampler}, gradient"
-            )
-            if clamped:
-                right.plot(steps, curve.clamp_ratio, ":", color=colour, linewidth=1.6, label=f"{sampler}, clamp")
+                left.plot(steps, curve.loss_after, **solid, color=colour)
+            right.plot(steps, curve.gradient_ratio, **solid, color=colour)
+            if (curve.clamp_ratio > 0).any():
+                right.plot(steps, curve.clamp_ratio, **clamp, color=colour)
         left.set_title("critic's loss")
         left.set_ylabel("mean cross-entropy per pixel")
         right.set_title("size of the change")
@@ -236,8 +283,14 @@ def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], 
         for axes in (left, right):
             axes.set_xlabel("corrected step")
             axes.set_ylim(bottom=0, top=1.15 * _top(axes))
-            axes.legend(fontsize=8)
             axes.xaxis.get_major_locator().set_params(integer=True)
+        samplers = [Line2D([], [], color=colours[sampler], linewidth=2, label=sampler) for sampler in curves]
+        styles = {"before": before, "after; by gradient": solid, "by clamp": clamp}
+        if not any((curve.clamp_ratio > 0).any() for curve in curves.values()):
+            del styles["by clamp"]
+        lines = [Line2D([], [], color=FAINT, label=label, **style) for label, style in styles.items()]
+        labels = [*curves, *styles]
+        figure.legend(handles=[*samplers, *lines], loc="outside upper left", ncols=_columns(labels), columnspacing=1.6, handlelength=2.4)
         return save(figure, folder, name)
 
 
@@ -254,7 +307,7 @@ def levels_by_steps(levels: dict[str, pd.DataFrame], score: str, folder: Path, n
     counts = sorted({steps for frame in levels.values() for steps in frame.steps})
     titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.5), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, (who, title) in zip(panels, titles.items(), strict=True):
             axes.axhline(next(iter(levels.values()))[who].iloc[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))

@@ -42,3 +42,13 @@ def percent(share: float | None) -> str:
     if 0 < share < 1e-6:
         return "< 0.0001 %"
     return f"{100 * share:{'.1f' if share >= 0.01 else '.2g'}} %"
+
+
+class Pictures:
+    """Turns figures saved in a folder into what a page can hold: data, and the name under which they will lie."""
+
+    def __init__(self, folder: Path, final: Path):
+        self.folder, self.final = folder, final
+
+    def __call__(self, name: str, alt: str, suffix: str = "svg") -> dict:
+        return embed(self.folder / f"{name}.{suffix}", alt, Path(self.final) / f"{name}.{suffix}")

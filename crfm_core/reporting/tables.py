@@ -13,13 +13,16 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from crfm_core import DataError
-from crfm_core.files import atomic_path, read_json, write_text
-from crfm_core.settings import Table
+from crfm_core.files import atomic_path, write_text
+from crfm_core.reporting.measurements import Generation, SamplesAgreement, SegmentorScores, as_float, given
+from crfm_core.reporting.mixes import read_mix
+from crfm_core.reporting.reading import read_model
+from crfm_core.reporting.text_table import plain_text
+from crfm_core.settings import Recipe, Table
 
 #: The scores that are compared; the verdict goes by the first.
-SCORES = ("mIoU", "OA", "mAcc")
+SCORES = ("mIoU", "OA", "mAcc", "mF1")
 VERSIONS = ("torch", "diffusers", "mmsegmentation")
-WIDTH = 100  #: widest line of the plain-text table
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def _verdict(low: float, high: float) -> str:
+def verdict_of(low: float, high: float) -> str:
+    """What an interval of a difference allows to say."""
     return "higher" if low > 0 else "lower" if high < 0 else "within noise"
 
 
@@ -51,7 +55,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Dif
     if n == 1:
         return Difference(mean, None, None, "one seed: no interval")
     half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
-    return Difference(mean, mean - half, mean + half, _verdict(mean - half, mean + half))
+    return Difference(mean, mean - half, mean + half, verdict_of(mean - half, mean + half))
 
 
 def unpaired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
@@ -62,10 +66,10 @@ def unpaired_difference(values: Sequence[float], baseline: Sequence[float]) -> D
     if math.isnan(part_a + part_b):
         return Difference(mean, None, None, "one copy: no interval")
     if part_a + part_b == 0:
-        return Difference(mean, mean, mean, _verdict(mean, mean))
+        return Difference(mean, mean, mean, verdict_of(mean, mean))
     freedom = (part_a + part_b) ** 2 / (part_a**2 / (len(values) - 1) + part_b**2 / (len(baseline) - 1))
     half = float(stdtrit(freedom, 0.975)) * math.sqrt(part_a + part_b)
-    return Difference(mean, mean - half, mean + half, _verdict(mean - half, mean + half))
+    return Difference(mean, mean - half, mean + half, verdict_of(mean - half, mean + half))
 
 
 def installed_versions() -> dict[str, str]:
@@ -81,7 +85,10 @@ def installed_versions() -> dict[str, str]:
 
 def make_table(
     scores: list[Path],
+    mixes: list[Path],
+    generation: list[Path],
     table: Table,
+    recipes: dict[str, Recipe],
     datasets: list[str],
     seeds: list[int],
     scale: str,
@@ -90,125 +97,117 @@ def make_table(
     csv: Path,
     text: Path,
 ) -> pd.DataFrame:
-    """Write one row per dataset and recipe as CSV, and the same as plain text for a terminal.
+    """Write one row per dataset, segmentor and recipe as CSV, and the same as plain text for a terminal.
 
     Args:
         scores: the files {results_root}/{dataset}/segmentors/{recipe}/{segmentor}/seed{seed}/scores.json, holding
             :meth:`ConfusionMatrix.scores` (percent) with ``classes`` and ``tiles``.
-        table: which recipes are compared, with which segmentor, against which baseline.
+        mixes: {results_root}/{dataset}/mixes/{recipe}.parquet, what each recipe trained on.
+        generation: for a table with ``generation``, {results_root}/{dataset}/generation/{control}/{sampler}.json, and the same in the
+            folder agreement, of every recipe with synthetic tiles.
+        table: which recipes are compared, with which segmentors, against which baseline.
+        recipes: at least those of the table.
 
-    Columns: dataset, recipe, verdict; n and seeds; for mIoU, OA and mAcc the mean, sd, every seed's value, and the mean of the paired
-    differences to the baseline with its 95 % interval; ``IoU:CLASS`` and ``IoU_sd:CLASS``; scale, segmentor, configuration, versions.
-    Raises DataError naming the file when a score is missing or incomplete.
+    Columns: dataset, segmentor, recipe, verdict; n and seeds; real_tiles, synthetic_tiles and test_tiles; for mIoU, OA, mAcc and mF1
+    the mean, sd, every seed's value, and the mean of the paired differences to the baseline of the same dataset and segmentor with its
+    95 % interval; ``IoU:CLASS``, ``IoU_sd:CLASS`` and likewise IoU_difference, IoU_low, IoU_high; of tables with ``generation`` the
+    columns of :func:`_of_samples`; scale, baseline, configuration, versions.
+
+    Raises DataError naming the file when an input is missing or incomplete.
     """
-    given = {Path(path).resolve() for path in scores}
-    rows = []
+    known = {Path(path).resolve() for path in (*scores, *mixes, *generation)}
+    root, rows = Path(results_root), []
     for dataset in datasets:
-        runs = {}
-        for recipe in table.recipes:
-            folder = Path(results_root) / dataset / "segmentors" / recipe / table.segmentor
-            runs[recipe] = [_read_scores(folder / f"seed{seed}" / "scores.json", given) for seed in seeds]
-        for recipe in table.recipes:
-            rows.append(
-                {"dataset": dataset, "recipe": recipe, **_row(runs[recipe], runs.get(table.baseline), seeds, recipe == table.baseline)}
-            )
-    provenance = {"scale": scale, "segmentor": table.segmentor, "baseline": table.baseline or "", "configuration": configuration[:12]}
+        tiles = {name: read_mix(given(root / dataset / "mixes" / f"{name}.parquet", known, "the table")) for name in table.recipes}
+        counts = {name: {"real_tiles": mix.real, "synthetic_tiles": len(mix.synthetic)} for name, mix in tiles.items()}
+        seen = {name: _of_samples(root / dataset, recipes[name], known) if table.generation else {} for name in table.recipes}
+        for segmentor in table.segmentors:
+            folders = {name: root / dataset / "segmentors" / name / segmentor for name in table.recipes}
+            files = {name: [folder / f"seed{seed}" / "scores.json" for seed in seeds] for name, folder in folders.items()}
+            runs = _read_runs(files, known)
+            for recipe in table.recipes:
+                row = {"dataset": dataset, "segmentor": segmentor, "recipe": recipe, "verdict": ""}
+                row |= {"n": len(seeds), "seeds": " ".join(map(str, seeds)), **counts[recipe]}
+                rows.append(row | _row(runs[recipe], runs.get(table.baseline), seeds, recipe == table.baseline) | seen[recipe])
+    provenance = {"scale": scale, "baseline": table.baseline or "", "configuration": configuration[:12]}
     frame = pd.DataFrame(rows).assign(**provenance, **installed_versions())
     with atomic_path(csv) as aside:
         frame.to_csv(aside, index=False)
-    write_text(text, plain_text(frame, table.title))
+    write_text(text, plain_text(frame, table.title, VERSIONS))
     return frame
+
+
+#: Columns of a table that hold text, whatever it looks like; the second ones are not in every table.
+WORDS = ("dataset", "segmentor", "recipe", "verdict", "seeds", "scale", "baseline", "configuration", *VERSIONS)
+WORDS_OF_SAMPLES = ("features", "feature_kind", "compared_with", "generation_missing")
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
     """Read a table that :func:`make_table` wrote; names stay text whatever they look like."""
-    words = ("dataset", "recipe", "verdict", "seeds", "scale", "segmentor", "baseline", "configuration", *VERSIONS)
+    words = (*WORDS, *WORDS_OF_SAMPLES)
     try:
         frame = pd.read_csv(path, dtype=dict.fromkeys(words, str), keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise DataError(f"{path}: no such table; build it by naming it as a target of the workflow") from None
-    missing = [name for name in words if name not in frame]
+    except pd.errors.ParserError as error:
+        raise DataError(f"{path}: not a table ({error}); delete it and build it again") from None
+    numbers = ("n", "real_tiles", "synthetic_tiles", *SCORES)
+    missing = [name for name in (*WORDS, *numbers) if name not in frame]
     if missing or frame.empty:
         raise DataError(
             f"{path}: " + (f"columns missing: {', '.join(missing)}" if missing else "no rows") + "; delete it and build it again"
         )
-    return frame.fillna(dict.fromkeys(words, ""))
+    return frame.fillna({name: "" for name in words if name in frame})
 
 
-def _read_scores(path: Path, given: set[Path]) -> dict:
-    if path.resolve() not in given:
-        raise DataError(f"{path}: not among the scores given; the table needs it")
-    found = read_json(path)
-    missing = [key for key in (*SCORES, "IoU", "classes") if key not in found]
-    if missing:
-        raise DataError(f"{path}: {', '.join(missing)} missing; delete it and evaluate the segmentor again")
-    return found
+def _read_runs(files: dict[str, list[Path]], known: set[Path]) -> dict[str, list[SegmentorScores]]:
+    """The scores of every recipe and seed; DataError unless all are of the same classes."""
+    runs = {name: [read_model(given(path, known, "the table"), SegmentorScores) for path in paths] for name, paths in files.items()}
+    (first, *_), *_ = files.values()
+    (one, *_), *_ = runs.values()
+    for name, paths in files.items():
+        for path, run in zip(paths, runs[name], strict=True):
+            if run.classes != one.classes:
+                raise DataError(f"{path}: is of other classes than {first}; delete both and evaluate the segmentors again")
+    return runs
 
 
-def _row(runs: list[dict], baseline: list[dict] | None, seeds: list[int], is_baseline: bool) -> dict:
-    row: dict = {"verdict": "", "n": len(runs), "seeds": " ".join(map(str, seeds))}
+def _row(runs: list[SegmentorScores], baseline: list[SegmentorScores] | None, seeds: list[int], is_baseline: bool) -> dict:
+    row: dict = {"verdict": "baseline" if is_baseline else "", "test_tiles": runs[0].tiles}
+    compared = baseline if not is_baseline else None
     for score in SCORES:
-        values = _column(runs, score)
+        values = [as_float(getattr(run, score)) for run in runs]
         row[score], row[f"{score}_sd"] = mean_sd(values)
         row |= {f"{score}_seed{seed}": value for seed, value in zip(seeds, values, strict=True)}
-        if baseline and not is_baseline:
-            gap = paired_difference(values, _column(baseline, score))
+        if compared:
+            gap = paired_difference(values, [as_float(getattr(run, score)) for run in compared])
             row |= {f"{score}_difference": gap.mean, f"{score}_low": gap.low, f"{score}_high": gap.high}
             row["verdict"] = row["verdict"] or gap.verdict
-    if is_baseline:
-        row["verdict"] = "baseline"
-    for index, name in enumerate(runs[0]["classes"]):
-        known = [run["IoU"][index] for run in runs if run["IoU"][index] is not None]
-        row[f"IoU:{name}"], row[f"IoU_sd:{name}"] = mean_sd(known) if known else (math.nan, math.nan)
+    for index, name in enumerate(runs[0].classes):
+        values = [as_float(run.IoU[index]) for run in runs]
+        defined = [value for value in values if not math.isnan(value)]
+        row[f"IoU:{name}"], row[f"IoU_sd:{name}"] = mean_sd(defined) if defined else (math.nan, math.nan)
+        if compared:
+            gap = paired_difference(values, [as_float(run.IoU[index]) for run in compared])
+            row |= {f"IoU_difference:{name}": gap.mean, f"IoU_low:{name}": gap.low, f"IoU_high:{name}": gap.high}
     return row
 
 
-def _column(runs: list[dict], score: str) -> list[float]:
-    return [math.nan if run[score] is None else run[score] for run in runs]
+def _of_samples(root: Path, recipe: Recipe, known: set[Path]) -> dict:
+    """How a recipe's samples compare with real tiles and agree with their masks; empty for real tiles only.
 
-
-# ------------------------------------------------------------------------------------------------------------------ text
-
-
-def spread(mean: float, sd: float) -> str:
-    """``69.0 ± 1.1``; only the mean when there is no sd, ``-`` when there is no mean."""
-    if mean is None or math.isnan(mean):
-        return "-"
-    return f"{mean:.1f}" if sd is None or math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
-
-
-def interval(mean: float, low: float | None, high: float | None) -> str:
-    """``+1.2 [-0.3, +2.7]``; without an interval only the mean."""
-    if mean is None or math.isnan(mean):
-        return "-"
-    return f"{mean:+.1f}" if low is None or math.isnan(low) else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def plain_text(frame: pd.DataFrame, title: str) -> str:
-    """The table for a terminal, no line wider than :data:`WIDTH` columns."""
-    first = frame.iloc[0]
-    lines = [
-        _cut(title),
-        _cut(f"scale {first.scale}, segmentor {first.segmentor}, {first.n} seeds ({first.seeds}); percent, mean ± sd over seeds"),
-    ]
-    names = max(len("recipe"), *frame.recipe.str.len())
-    widths = [min(names, 20), 12, 12, 12]
-    against = f"mIoU against {first.baseline} [95 %]" if first.baseline else ""
-    for dataset, rows in frame.groupby("dataset", sort=False):
-        lines += ["", _cut(f"dataset {dataset}"), _line(["recipe", *SCORES, against], widths)]
-        for _, row in rows.iterrows():
-            cells = [row.recipe, *(spread(row[score], row[f"{score}_sd"]) for score in SCORES)]
-            gap = row.get("mIoU_difference", math.nan)
-            cells.append(row.verdict if pd.isna(gap) else f"{interval(gap, row.mIoU_low, row.mIoU_high)}  {row.verdict}")
-            lines.append(_line(cells, widths))
-    lines += ["", f"configuration {first.configuration}; " + ", ".join(f"{name} {first[name]}" for name in VERSIONS)]
-    return "\n".join(_cut(line) for line in lines) + "\n"
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    padded = [_cut(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=False)]
-    return "  ".join([*padded, *cells[len(widths) :]]).rstrip()
-
-
-def _cut(text: str, width: int = WIDTH) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
+    Columns: features, feature_kind, compared_with, compared_tiles, samples, frechet_distance, kernel_distance, kernel_distance_sd, and
+    generation_missing, the reason where there are none; judge_mIoU, judge_mIoU_sd, critic_mIoU, critic_mIoU_sd (sd over copies).
+    """
+    columns = ("features", "feature_kind", "compared_with", "generation_missing")
+    numbers = ("compared_tiles", "samples", "frechet_distance", "kernel_distance", "kernel_distance_sd")
+    if not recipe.control:
+        both = [f"{who}_mIoU{sd}" for who in ("judge", "critic") for sd in ("", "_sd")]
+        return dict.fromkeys(columns, "") | dict.fromkeys((*numbers, *both), math.nan)
+    files = [given(root / kind / recipe.control / f"{recipe.sampler}.json", known, "the table") for kind in ("generation", "agreement")]
+    measured, agreement = read_model(files[0], Generation), read_model(files[1], SamplesAgreement)
+    row = dict(zip(columns, (measured.features, measured.kind, measured.real.split, measured.missing), strict=True))
+    row |= dict(zip(numbers, (measured.real.tiles, measured.samples, measured.fid, measured.kid, measured.kid_sd), strict=True))
+    for who in ("judge", "critic"):
+        row |= {f"{who}_mIoU": agreement.by(who).mIoU, f"{who}_mIoU_sd": agreement.by(who).mIoU_sd}
+    return row

@@ -117,6 +117,8 @@ def correct_velocity(
             gradient = gradient / (_length(gradient) + TINY)
         elif settings.normalise == "relative":
             gradient = _as_long_as(velocity, gradient)
+        if settings.ascend:
+            gradient = -gradient
 
         if settings.shrink:
             velocity = (1 - alpha) * velocity

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,24 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crfm_core import WeightsError
-from crfm_core.segmentor.openmmlab import ARCHITECTURES, DIVISOR, MEAN, STD, build_model, load_weights, read_checkpoint
+from crfm_core.segmentor.openmmlab import ARCHITECTURES, DIVISOR, Preparation, build_model, load_weights, read_checkpoint
 
-
-@dataclass(frozen=True)
-class Preparation:
-    """What happens to RGB images in [0, 1] before a network sees them.
-
-    ``mean`` and ``std`` are in that scale and in the order of the network's channels: one value per channel, or one for all.
-    ``bgr`` turns the channels round first. Images are padded below and on the right, with ``pad_value`` after normalisation, to
-    at least ``size`` (height, width) and to a multiple of ``divisor``.
-    """
-
-    mean: Sequence[float] = MEAN
-    std: Sequence[float] = STD
-    bgr: bool = False
-    size: tuple[int, int] = (0, 0)
-    divisor: int = 1
-    pad_value: float = 0.0
+#: What segmentors see that this workflow trains from a name.
+OWN = Preparation(divisor=DIVISOR)
 
 
 class Critic(nn.Module):
@@ -49,7 +34,7 @@ class Critic(nn.Module):
         self,
         network: nn.Module,
         classes: Sequence[str],
-        preparation: Preparation = Preparation(divisor=DIVISOR),
+        preparation: Preparation = OWN,
         answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
     ):
         super().__init__()
@@ -116,8 +101,9 @@ def as_critic(
 def load_critic(path: Path | str, device: torch.device | str = "cpu", classes: Sequence[str] | None = None) -> Critic:
     """The critic of a checkpoint or model folder, told apart by what it holds.
 
-    - a checkpoint written by :func:`crfm_core.segmentor.training.train_segmentor`;
-    - a checkpoint of mmsegmentation (``.pth`` with the configuration in its meta), with its own preprocessor;
+    - a checkpoint written by :func:`crfm_core.segmentor.training.train_segmentor` for an architecture that is known by name;
+    - a checkpoint of mmsegmentation (``.pth`` with the configuration in its meta), with its own preprocessor, as ``train_segmentor``
+      writes it too for a network from a configuration file;
     - a folder of a transformers model for semantic segmentation (``save_pretrained`` of model and image processor).
 
     Nothing is downloaded and no code from the checkpoint is run. With ``classes``, those of the data, the critic's must be the same
@@ -134,7 +120,7 @@ def load_critic(path: Path | str, device: torch.device | str = "cpu", classes: S
         stored = read_checkpoint(path)
         meta = stored.get("meta")
         meta = meta if isinstance(meta, dict) and isinstance(stored.get("state_dict"), dict) else {}
-        if isinstance(meta.get("segmentor"), dict):
+        if isinstance(meta.get("segmentor"), dict) and "cfg" not in meta:
             critic = _own_critic(path, stored["state_dict"], meta)
         elif isinstance(text := meta.get("cfg") or meta.get("config"), str):
             from crfm_core.segmentor.mmseg_checkpoint import mmseg_critic

@@ -2,35 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from crfm_core import DataError
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
+from crfm_core.segmentor.augmentation import augmented, views_of
 from crfm_core.segmentor.critic import Critic, load_critic
+from crfm_core.segmentor.sliding import slide, window_of
+from crfm_core.settings import Evaluation
+
+T = TypeVar("T")
+
+
+# --------------------------------------------------------------------------------------------------------------- reading
 
 
 def tile_batches(manifest: Path | str, root: Path | str, batch_size: int) -> Iterator[tuple[pd.DataFrame, np.ndarray, np.ndarray]]:
     """A manifest's rows in order, in batches of one size of tile: (rows, images uint8 [B,H,W,3], labels uint8 [B,H,W])."""
     table = read_manifest(manifest)
     files = zip(paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root), strict=True)
-    rows, images, labels = [], [], []
-    for row, (image_path, label_path) in enumerate(files):
-        image, label = read_rgb(image_path), read_label(label_path)
-        if image.shape[:2] != label.shape:
-            raise DataError(f"{label_path}: size {label.shape} differs from that of its image {image.shape[:2]}")
-        if rows and (len(rows) == batch_size or label.shape != labels[-1].shape):
-            yield table.iloc[rows], np.stack(images), np.stack(labels)
-            rows, images, labels = [], [], []
-        rows, images, labels = [*rows, row], [*images, image], [*labels, label]
-    yield table.iloc[rows], np.stack(images), np.stack(labels)
+
+    def read() -> Iterator[tuple[tuple[int, np.ndarray], np.ndarray]]:
+        for row, (image_path, label_path) in enumerate(files):
+            image, label = read_rgb(image_path), read_label(label_path)
+            if image.shape[:2] != label.shape:
+                raise DataError(f"{label_path}: size {label.shape} differs from that of its image {image.shape[:2]}")
+            yield (row, label), image
+
+    for members, images in batches_of_one_size(read(), batch_size):
+        rows, labels = zip(*members, strict=True)
+        yield table.iloc[list(rows)], images, np.stack(labels)
+
+
+def batches_of_one_size(pairs: Iterable[tuple[T, np.ndarray]], batch_size: int) -> Iterator[tuple[list[T], np.ndarray]]:
+    """Images [H,W,3], and what goes with each, in batches of neighbours of one size: ([what goes with it], images [B,H,W,3])."""
+    members, images = [], []
+    for member, image in pairs:
+        if images and (len(images) == batch_size or image.shape != images[-1].shape):
+            yield members, np.stack(images)
+            members, images = [], []
+        members, images = [*members, member], [*images, image]
+    if images:
+        yield members, np.stack(images)
+
+
+def read_ahead(batches: Iterator[T]) -> Iterator[T]:
+    """The same batches, each read while the one before is worked on; never more than these two are held."""
+    with ThreadPoolExecutor(1, "reading") as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 def as_input(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -38,34 +72,92 @@ def as_input(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
+# --------------------------------------------------------------------------------------------------------------- looking
+
+
 @torch.no_grad()
-def predict(critic: Critic, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
-    """Most likely class per pixel: images uint8 [N,H,W,3] -> labels uint8 [N,H,W]."""
-    device = critic.mean.device
+def look(critic: Critic, images: Tensor, evaluation: Evaluation) -> Tensor:
+    """What the critic says of images [B,3,H,W] in [0,1], [B,K,H,W]: logits, or mean probabilities with test-time augmentation.
+
+    The most likely class of a pixel is the highest of its K numbers. Mode ``slide`` takes the images for whole tiles where the
+    evaluation gives no window. Raises ConfigError for windows that leave gaps.
+    """
+    answer = critic
+    if evaluation.mode == "slide":
+        window, stride = window_of(evaluation, max(images.shape[-2:]))
+        answer = partial(slide, critic, window=window, stride=stride)
+    if views_of(evaluation.scales, evaluation.flip) == [(1.0, False)]:
+        return answer(images)
+    return augmented(answer, images, evaluation.scales, evaluation.flip)
+
+
+def predict(critic: Critic, images: np.ndarray, batch_size: int = 16, evaluation: Evaluation | None = None) -> np.ndarray:
+    """Most likely class per pixel: images uint8 [N,H,W,3] -> labels uint8 [N,H,W]; looked at as ``evaluation`` says, None: whole."""
+    evaluation, device = evaluation or Evaluation(), critic.mean.device
     batches = (as_input(images[start : start + batch_size], device) for start in range(0, len(images), batch_size))
-    return np.concatenate([critic(batch).argmax(dim=1).to(torch.uint8).cpu().numpy() for batch in batches])
+    return np.concatenate([look(critic, batch, evaluation).argmax(dim=1).to(torch.uint8).cpu().numpy() for batch in batches])
 
 
-def agreement(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16) -> dict:
+# --------------------------------------------------------------------------------------------------------------- scoring
+
+
+def agreement(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16, evaluation: Evaluation | None = None) -> dict:
     """Scores of the critic's predictions against the labels of a manifest's tiles.
 
     For synthetic tiles the labels are the masks they were made for. Returns :meth:`ConfusionMatrix.scores` of one matrix over all
     tiles, with ``classes``, the number of ``tiles``, and ``per_tile``: the mIoU of each in the manifest's order (None if all ignored).
     """
     total, per_tile = ConfusionMatrix(len(critic.classes)), []
-    for rows, images, labels in tile_batches(manifest, root, batch_size):
-        for tile_id, prediction, label in zip(rows.tile_id, predict(critic, images, batch_size), labels, strict=True):
-            try:
-                single = ConfusionMatrix(len(critic.classes)).update(prediction, label)
-            except DataError as error:
-                raise DataError(f"{manifest}: row {tile_id}: {error}") from None
-            total.merge(single)
-            per_tile.append(single.scores()["mIoU"])
+    for single in _matrices(critic, manifest, root, batch_size, evaluation):
+        total.merge(single)
+        per_tile.append(single.scores()["mIoU"])
     return {"classes": critic.classes, "tiles": len(per_tile), **total.scores(), "per_tile": per_tile}
 
 
-def evaluate(checkpoint: Path | str, manifest: Path | str, root: Path | str, device: str = "cpu", batch_size: int = 16) -> dict:
-    """Scores of a checkpoint over a whole split, as :func:`agreement` without the single tiles."""
-    scores = agreement(load_critic(checkpoint, device), manifest, root, batch_size)
-    del scores["per_tile"]
-    return scores
+def evaluate(
+    checkpoint: Path | str,
+    manifest: Path | str,
+    root: Path | str,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    evaluation: Evaluation | None = None,
+) -> dict:
+    """Scores of a checkpoint over a whole split, from one confusion matrix over all its pixels that are not ignored.
+
+    Returns :meth:`ConfusionMatrix.scores` with ``classes``, the number of ``tiles``, ``confusion`` (the matrix as lists, rows are
+    labels) and ``evaluation`` (the settings). ``batch_size`` is that of ``evaluation`` unless given; it changes nothing but rounding.
+    What no pixel is labelled as is said on the log: its recall is undefined, and so are its IoU and F1 where it is not predicted either.
+
+    Raises DataError naming the row whose label holds an id outside the classes, and WeightsError for a checkpoint that cannot be read.
+    """
+    evaluation = evaluation or Evaluation()
+    critic = load_critic(checkpoint, device)
+    total, tiles = ConfusionMatrix(len(critic.classes)), 0
+    for single in _matrices(critic, manifest, root, batch_size or evaluation.batch_size, evaluation):
+        total.merge(single)
+        tiles += 1
+    absent = [name for name, pixels in zip(critic.classes, total.matrix.sum(axis=1), strict=True) if not pixels]
+    if absent:
+        print(f"{manifest}: no pixel is labelled {', '.join(absent)}; scores that this leaves undefined are null", flush=True)
+    return {
+        "classes": critic.classes,
+        "tiles": tiles,
+        **total.scores(),
+        "confusion": total.matrix.tolist(),
+        "evaluation": evaluation.model_dump(mode="json"),
+    }
+
+
+def _matrices(
+    critic: Critic, manifest: Path | str, root: Path | str, batch_size: int, evaluation: Evaluation | None
+) -> Iterator[ConfusionMatrix]:
+    """The confusion matrix of each tile in the manifest's order."""
+    with tqdm(total=len(read_manifest(manifest)), desc="tiles", unit="tile", disable=None) as progress:
+        for rows, images, labels in read_ahead(tile_batches(manifest, root, batch_size)):
+            for tile_id, prediction, label in zip(rows.tile_id, predict(critic, images, batch_size, evaluation), labels, strict=True):
+                try:
+                    single = ConfusionMatrix(len(critic.classes)).update(prediction, label)
+                except DataError as error:
+                    raise DataError(f"{manifest}: row {tile_id}: {error}") from None
+                yield single
+            progress.update(len(rows))

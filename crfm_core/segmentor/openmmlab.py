@@ -1,17 +1,17 @@
-"""mmsegmentation without its compiled operators: the import, the model configurations, and weights read without running code."""
+"""Networks of mmsegmentation: built from configurations, and weights that are read without running code."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import re
-import sys
-import types
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfm_core import ConfigError, WeightsError
+from crfm_core.segmentor.architectures import ARCHITECTURES
+from crfm_core.segmentor.libraries import load_mmseg
 
 if TYPE_CHECKING:
     from mmengine.config import ConfigDict
@@ -26,131 +26,24 @@ STD = (0.229, 0.224, 0.225)
 DIVISOR = 32
 
 
-class _NoOperators(types.ModuleType):
-    """Stands in for mmcv's compiled module while mmsegmentation is imported: any operator exists, none can be called."""
+@dataclass(frozen=True)
+class Preparation:
+    """What happens to RGB images in [0, 1] before a network sees them.
 
-    def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def refuse(*args, **kwargs):
-            raise ConfigError(f"the operator {name} needs the full mmcv (mmcv-lite is installed); choose another architecture")
-
-        return refuse
-
-
-@functools.cache
-def load_mmseg() -> None:
-    """Import mmsegmentation and register its models; a second call does nothing.
-
-    mmcv-lite has no compiled operators, yet mmsegmentation imports them. A stand-in is there while it does and gone
-    afterwards, because mmengine looks the module up again when a Runner is built. With the full mmcv nothing is stood in.
+    ``mean`` and ``std`` are in that scale and in the order of the network's channels: one value per channel, or one for all.
+    ``bgr`` turns the channels round first. Images are padded below and on the right, with ``pad_value`` after normalisation, to
+    at least ``size`` (height, width) and to a multiple of ``divisor``.
     """
-    stand_in = "mmcv._ext"
-    missing = importlib.util.find_spec(stand_in) is None
-    if missing:
-        sys.modules[stand_in] = _NoOperators(stand_in)
-    try:
-        import mmseg.models  # noqa: F401
-    finally:
-        if missing:
-            del sys.modules[stand_in]
+
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
+    bgr: bool = False
+    size: tuple[int, int] = (0, 0)
+    divisor: int = 1
+    pad_value: float = 0.0
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
-
-
-def _batch_norm() -> dict:
-    # A fresh one for each use: builders modify what they are given. Plain BN, because SyncBN needs several processes.
-    return {"type": "BN", "requires_grad": True}
-
-
-def _head(kind: str, num_classes: int, weight: float = 1.0, **settings: Any) -> dict:
-    """A decode head with cross-entropy over all pixels; ignored pixels add nothing, so a tile counts by what is left of it."""
-    loss = {"type": "CrossEntropyLoss", "loss_weight": weight}
-    return {"type": kind, "num_classes": num_classes, "norm_cfg": _batch_norm(), "align_corners": False, "loss_decode": loss, **settings}
-
-
-def _segformer(num_classes: int, width: int, layers: list[int], heads: list[int], head_width: int, drop: float) -> dict:
-    """SegFormer (Xie et al., NeurIPS 2021): a Mix Vision Transformer and an all-MLP head."""
-    backbone = {
-        "type": "MixVisionTransformer",
-        "in_channels": 3,
-        "embed_dims": width,
-        "num_stages": 4,
-        "num_layers": layers,
-        "num_heads": heads,
-        "patch_sizes": [7, 3, 3, 3],
-        "sr_ratios": [8, 4, 2, 1],
-        "out_indices": (0, 1, 2, 3),
-        "mlp_ratio": 4,
-        "qkv_bias": True,
-        "drop_rate": 0.0,
-        "attn_drop_rate": 0.0,
-        "drop_path_rate": drop,
-    }
-    widths = [width * n for n in heads]
-    head = _head("SegformerHead", num_classes, in_channels=widths, in_index=[0, 1, 2, 3], channels=head_width, dropout_ratio=drop)
-    return {"backbone": backbone, "decode_head": head}
-
-
-def _segformer_tiny(num_classes: int) -> dict:
-    return _segformer(num_classes, width=16, layers=[1, 1, 1, 1], heads=[1, 2, 4, 8], head_width=64, drop=0.0)
-
-
-def _segformer_b2(num_classes: int) -> dict:
-    return _segformer(num_classes, width=64, layers=[3, 4, 6, 3], heads=[1, 2, 5, 8], head_width=256, drop=0.1)
-
-
-def _unet_tiny(num_classes: int) -> dict:
-    """A small U-Net (Ronneberger et al., 2015) at half resolution: convolutions only, so it errs differently from a transformer."""
-    width, stages = 16, 5
-    backbone = {
-        "type": "UNet",
-        "base_channels": width,
-        "num_stages": stages,
-        "strides": (2, *(1,) * (stages - 1)),
-        "enc_num_convs": (1, *(2,) * (stages - 1)),
-        "dec_num_convs": (1,) * (stages - 1),
-        "downsamples": (True,) * (stages - 1),
-        "enc_dilations": (1,) * stages,
-        "dec_dilations": (1,) * (stages - 1),
-        "norm_cfg": _batch_norm(),
-    }
-    head = _head(
-        "FCNHead", num_classes, in_channels=width, in_index=stages - 1, channels=width, num_convs=0, concat_input=False, dropout_ratio=0.0
-    )
-    return {"backbone": backbone, "decode_head": head}
-
-
-def _pspnet_r50(num_classes: int) -> dict:
-    """PSPNet (Zhao et al., CVPR 2017) on ResNet-50-v1c at stride 8 with an auxiliary head, as in TISynth's recipe."""
-    backbone = {
-        "type": "ResNetV1c",
-        "depth": 50,
-        "num_stages": 4,
-        "out_indices": (0, 1, 2, 3),
-        "dilations": (1, 1, 2, 4),
-        "strides": (1, 2, 1, 1),
-        "norm_cfg": _batch_norm(),
-        "norm_eval": False,
-        "style": "pytorch",
-        "contract_dilation": True,
-    }
-    head = _head("PSPHead", num_classes, in_channels=2048, in_index=3, channels=512, pool_scales=(1, 2, 3, 6), dropout_ratio=0.1)
-    auxiliary = _head(
-        "FCNHead", num_classes, 0.4, in_channels=1024, in_index=2, channels=256, num_convs=1, concat_input=False, dropout_ratio=0.1
-    )
-    return {"backbone": backbone, "decode_head": head, "auxiliary_head": auxiliary}
-
-
-#: Name of an architecture to its configuration for K classes. A new one is one function and one entry here.
-ARCHITECTURES = {
-    "segformer_tiny": _segformer_tiny,
-    "unet_tiny": _unet_tiny,
-    "pspnet_r50": _pspnet_r50,
-    "segformer_b2": _segformer_b2,
-}
 
 
 def model_config(architecture: str, num_classes: int) -> ConfigDict:
@@ -162,16 +55,23 @@ def model_config(architecture: str, num_classes: int) -> ConfigDict:
 
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"architecture: unknown name {architecture!r}; allowed: {', '.join(ARCHITECTURES)}")
-    preprocessor = {
+    network = ARCHITECTURES[architecture](num_classes)
+    images = preprocessor(Preparation())
+    return ConfigDict(type="EncoderDecoder", data_preprocessor=images, train_cfg={}, test_cfg={"mode": "whole"}, **network)
+
+
+def preprocessor(images: Preparation) -> dict[str, Any]:
+    """mmsegmentation's description of how RGB images in 0...255 are prepared, padded to a multiple of :data:`DIVISOR`."""
+    return {
         "type": "SegDataPreProcessor",
-        "mean": [255 * value for value in MEAN],
-        "std": [255 * value for value in STD],
+        "mean": [255 * value for value in images.mean],
+        "std": [255 * value for value in images.std],
+        "bgr_to_rgb": images.bgr,  # or the other way round
         "size_divisor": DIVISOR,
+        "test_cfg": {"size_divisor": DIVISOR},
         "pad_val": 0,
         "seg_pad_val": 255,
     }
-    network = ARCHITECTURES[architecture](num_classes)
-    return ConfigDict(type="EncoderDecoder", data_preprocessor=preprocessor, train_cfg={}, test_cfg={"mode": "whole"}, **network)
 
 
 def build_model(architecture: str, num_classes: int) -> BaseSegmentor:

@@ -17,59 +17,36 @@ from tqdm import tqdm
 
 from crfm_core import DataError, ResourceError, WeightsError
 from crfm_core.data.rasters import hash_of_pixels, read_rgb
-from crfm_core.files import exclusive, hash_of, read_json, sha256_of
-from crfm_core.hub import fetch_repository
+from crfm_core.files import exclusive, hash_of, sha256_of
 from crfm_core.settings import CaptionModel
+from crfm_core.text.model_folder import (
+    OWN,
+    check_folder,
+    fetch_model,
+    first_line,
+    folder_at,
+    is_model_file,
+    loading,
+    require_weights,
+)
 
-#: What a model's folder holds beside its weights: configuration, tokenizer and chat template.
-SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
-
-
-def is_model_file(name: str) -> bool:
-    """Whether transformers may read the file ``name`` of a model's folder: nothing in it can run code. Weights in one other file
-    ("consolidated") are a second copy."""
-    return "/" not in name and Path(name).suffix in SUFFIXES and not name.startswith(("consolidated", "fetched."))
+#: The section of the configuration that messages name.
+KEY = "captions.model"
 
 
 def fetch_caption_model(settings: CaptionModel, command: str) -> Path:
-    """Download the model from the hub into its folder, as :func:`crfm_core.hub.fetch_repository` does it, and return the folder."""
-
-    def check(names: set[str]) -> None:
-        if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-            raise WeightsError(f"captions.model.repo: {settings.repo} has no config.json with weights in safetensors; give another model")
-
-    instead = "give the folder of a model as path, without repo"
-    folder = fetch_repository(
-        settings.repo, settings.revision, settings.folder,
-        needed=is_model_file, check=check, key="captions.model", instead=instead, command=command,
-    )  # fmt: skip
-    return check_caption_model(folder)
+    """Download the model from the hub into its folder, and return the folder (:func:`crfm_core.text.model_folder.fetch_model`)."""
+    return fetch_model(settings, KEY, command)
 
 
 def check_caption_model(folder: Path | str) -> Path:
     """Return ``folder`` if it holds a model's configuration and weights in safetensors, by their names. Raises WeightsError if not."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise WeightsError(
-            f"captions.model.path: {folder} is no model folder, it has no config.json; give one of transformers, or repo and revision"
-        )
-    if not any(is_model_file(path.name) for path in folder.glob("*.safetensors")):
-        pickled = ", ".join(sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)))
-        found = f"its weights ({pickled}) are pickled, which can run code" if pickled else "it has no weights"
-        raise WeightsError(f"captions.model.path: {folder}: {found}; give a folder with weights in safetensors")
-    return folder
+    return check_folder(folder, KEY)
 
 
 def model_folder(place: Path | str) -> Path:
     """The checked folder of a model: ``place`` itself, or what the JSON file ``place`` says it was fetched to."""
-    place = Path(place)
-    if place.suffix != ".json":
-        return check_caption_model(place)
-    where = read_json(place)
-    try:
-        return check_caption_model(where["folder"])
-    except WeightsError as error:
-        raise WeightsError(f"{error}; delete {place} to have {where['repo']} fetched again") from None
+    return folder_at(place, KEY)
 
 
 def hash_of_model(folder: Path) -> str:
@@ -169,30 +146,18 @@ class VisionLanguageModel:
         Raises WeightsError when the folder holds no such model, lacks weights, or needs software that is not installed.
         """
         import torch
-        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
         folder = check_caption_model(folder)
-        own = {"local_files_only": True, "trust_remote_code": False}
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        try:
-            processor = AutoProcessor.from_pretrained(folder, **own)
+        with loading(folder, KEY, "a model for image and text to text"):
+            processor = AutoProcessor.from_pretrained(folder, **OWN)
             model, loaded = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **own
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **OWN
             )
-        except ImportError as error:
-            raise WeightsError(f"captions.model: {folder} needs more software; install it and run again: {_line(error)}") from None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise WeightsError(
-                f"captions.model: {folder} cannot be loaded as a model for image and text to text ({_line(error)}); fetch it again, "
-                "or give one that transformers has without code of its own"
-            ) from None
         if not isinstance(processor, ProcessorMixin):
-            raise WeightsError(f"captions.model: {folder} has no processor for image and text; give a folder with processor_config.json")
-        if lacking := sorted(loaded["missing_keys"]):
-            raise WeightsError(
-                f"captions.model: {folder} lacks {len(lacking)} weights of its model, first {lacking[0]}; fetch it again, or give another"
-            )
+            raise WeightsError(f"{KEY}: {folder} has no processor for image and text; give a folder with processor_config.json")
+        require_weights(loaded["missing_keys"], folder, KEY)
         return cls(model.to(device).eval(), processor, folder)
 
     def answer(self, images: Sequence[np.ndarray], prompt: str, max_new_tokens: int) -> list[str]:
@@ -246,14 +211,9 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ResourceError(f"captions.model.batch_size: {_line(error)}; lower it, or take a smaller model") from None
+        raise ResourceError(f"captions.model.batch_size: {first_line(error)}; lower it, or take a smaller model") from None
     except (ValueError, IndexError, TypeError) as error:
         raise WeightsError(
-            f"captions.model.prompt: {folder} cannot take the prompt with an image ({_line(error)}); a model without a chat template may "
-            "need its sign for the image in the prompt, such as <image>"
+            f"captions.model.prompt: {folder} cannot take the prompt with an image ({first_line(error)}); a model without a chat template "
+            "may need its sign for the image in the prompt, such as <image>"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,64 @@
+"""What the steps of curation share: rows that stay, where their files are, and how much of each class that leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from crfm_core import DataError
+from crfm_core.manifest import relocate, write_manifest
+
+
+def moved(table: pd.DataFrame, old: Path | str, new: Path | str) -> pd.DataFrame:
+    """The table of the manifest ``old`` with its paths relative to the manifest ``new``; files stay where they are."""
+    return table.assign(**{column: [relocate(path, old, new) for path in table[column]] for column in ("image", "label")})
+
+
+def keep_rows(
+    manifest: Path | str, table: pd.DataFrame, chosen: np.ndarray, out: Path | str, classes: Sequence[str], remedy: str
+) -> pd.DataFrame:
+    """Write the rows of ``manifest`` that are ``chosen`` (bool [N]), in their order, as the manifest ``out``; say what they leave.
+
+    Raises DataError, with the ``remedy``, when none are.
+    """
+    kept = table.loc[np.asarray(chosen, dtype=bool)]
+    if kept.empty:
+        raise DataError(f"{out}: none of the {len(table)} tiles of {manifest} is kept; {remedy}")
+    print_counts(table, kept, classes)
+    return write_manifest(out, moved(kept, manifest, out))
+
+
+def class_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """How much of each class one manifest has left of another: a row per class, in the order of their ids.
+
+    Columns: ``name``; ``pixels_before``, ``pixels_after``, ``dropped``, the share of them that is gone (NaN where there were none);
+    ``tiles_before``, ``tiles_after``, those that show the class. Raises DataError when the manifests are of other classes.
+    """
+    pixels = [_pixels(table, len(classes)) for table in (before, after)]
+    sums, tiles = [each.sum(axis=0) for each in pixels], [(each > 0).sum(axis=0) for each in pixels]
+    with np.errstate(invalid="ignore"):
+        dropped = 1 - sums[1] / sums[0]
+    counts = {"pixels_before": sums[0], "pixels_after": sums[1], "dropped": dropped, "tiles_before": tiles[0], "tiles_after": tiles[1]}
+    return pd.DataFrame({"name": list(classes), **counts})
+
+
+def print_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[str]) -> None:
+    """Print how many tiles are left, and of each class how many pixels and tiles there were and are."""
+    width = max(map(len, [*classes, "class"]))
+    print(f"{len(after)} of {len(before)} tiles kept")
+    print(f"{'class':{width}}  {'pixels':>12} {'kept':>12} {'dropped':>9}  {'tiles':>7} {'kept':>7}")
+    for row in class_counts(before, after, classes).itertuples():
+        dropped = "–" if np.isnan(row.dropped) else f"{100 * row.dropped:.1f} %"
+        print(f"{row.name:{width}}  {row.pixels_before:12} {row.pixels_after:12} {dropped:>9}  {row.tiles_before:7} {row.tiles_after:7}")
+    print(end="", flush=True)
+
+
+def _pixels(table: pd.DataFrame, num_classes: int) -> np.ndarray:
+    """The column ``pixels`` as int64 [N, K]."""
+    wrong = [tile_id for tile_id, pixels in zip(table.tile_id, table.pixels, strict=True) if len(pixels) != num_classes]
+    if wrong:
+        raise DataError(f"row {wrong[0]}: pixels of another number of classes than {num_classes}; build its manifest again")
+    return np.array([list(pixels) for pixels in table.pixels], dtype=np.int64).reshape(-1, num_classes)

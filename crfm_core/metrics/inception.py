@@ -1,0 +1,110 @@
+"""Features of the InceptionV3 that FID and KID are defined by: torch-fidelity's network, its weights read without running code."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crfm_core import WeightsError
+
+#: Name and length of the features: the last pooling's.
+LAYER = "2048"
+
+
+class _NoVision(types.ModuleType):
+    """Stands in for torchvision while torch-fidelity is imported, which takes data sets from it that nobody here asks for."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+@functools.cache
+def load_fidelity() -> type[nn.Module]:
+    """Import torch-fidelity and return its InceptionV3; a second call does nothing.
+
+    There is not a torchvision for every build of torch. A stand-in is there while the library is imported and gone afterwards, because
+    others (transformers) ask whether torchvision is installed. With the real one nothing is stood in.
+    """
+    parts = ["torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"]
+    missing = importlib.util.find_spec("torchvision") is None
+    if missing:
+        for part in parts:
+            sys.modules[part] = _NoVision(part)
+            holder, _, name = part.rpartition(".")
+            if holder:
+                setattr(sys.modules[holder], name, sys.modules[part])
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    finally:
+        if missing:
+            for part in parts:
+                del sys.modules[part]
+    return FeatureExtractorInceptionV3
+
+
+def why_no_inception(weights: Path | str | None) -> str:
+    """Why there can be no Inception features here, in words for a report; nothing when the library and the file are there."""
+    if importlib.util.find_spec("torch_fidelity") is None:
+        return "torch-fidelity is not installed"
+    if weights is None:
+        return "no weights of InceptionV3 are named (generation.weights)"
+    return "" if Path(weights).is_file() else f"the weights of InceptionV3 are not there ({weights})"
+
+
+class Inception:
+    """InceptionV3 as in the first FID (Heusel et al., NeurIPS 2017): images of any size, resized to 299x299 as TensorFlow did it.
+
+    ``weights`` is the state dict that torch-fidelity and pytorch-fid publish (converted from TensorFlow, 2015-12-05).
+
+    Raises WeightsError when the file is damaged, holds anything but tensors, or does not fit the network.
+    """
+
+    def __init__(self, weights: Path | str, device: torch.device | str = "cpu"):
+        tensors, network = _read_tensors(weights), load_fidelity()
+        # The library would unpickle whatever a file holds; it is handed one that was written here, from tensors alone.
+        torch.save(tensors, written := io.BytesIO())
+        written.seek(0)
+        try:
+            self.network = network("inception", [LAYER], feature_extractor_weights_path=written).to(device)
+        except RuntimeError as error:
+            reason = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:3])
+            raise WeightsError(
+                f"generation.weights: {weights} does not fit torch-fidelity's InceptionV3 ({reason}); give the weights that it, or "
+                "pytorch-fid, publishes"
+            ) from None
+        self.device = device
+
+    @torch.no_grad()
+    def image_features(self, images: np.ndarray) -> Tensor:
+        """uint8 [B,H,W,3] -> float32 [B,2048] on the CPU, before the last layer."""
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
+        return self.network(pixels)[0].float().cpu()
+
+
+def _read_tensors(path: Path | str) -> dict[str, Tensor]:
+    """The state dict in a file. Raises WeightsError when it is missing, damaged, or holds anything but tensors by name."""
+    remedy = "delete it, and fetch it from whom you trust"
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"generation.weights: there is no file {path}; fetch it, or give its url and sha256") from None
+    except Exception as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"holds more than weights ({foreign[1]}) and is not loaded" if foreign else f"is damaged ({type(error).__name__})"
+        raise WeightsError(f"generation.weights: {path} {reason}; {remedy}") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()):
+        raise WeightsError(f"generation.weights: {path} holds no state dict (tensors by name); {remedy}")
+    return dict(found)

@@ -1,0 +1,106 @@
+"""What a run cost, from the files in which the workflow engine notes each job's time and memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from crfm_core import DataError
+from crfm_core.reporting.findings import Finding, listed
+from crfm_core.settings import Settings
+
+NAMED = 3  #: stages named in the summary
+
+
+@dataclass
+class Stage:
+    """All jobs of one rule: clock and processor time in seconds, GPU time in seconds times GPUs, largest memory of a job in MB."""
+
+    name: str
+    on_gpu: bool = False
+    jobs: int = 0
+    seconds: float = 0.0
+    cpu: float = 0.0
+    gpu: float = 0.0
+    memory: float = 0.0
+
+
+def read_stages(folder: Path, gpu_stages: Collection[str], settings: Settings) -> list[Stage]:
+    """Stages from the files STAGE.tsv or STAGE-....tsv below a folder, in the order in which they ended.
+
+    ``gpu_stages`` names those whose jobs hold a GPU; a training of several processes holds as many. Raises DataError for a file that
+    is no such table.
+    """
+    stages: dict[str, Stage] = {}
+    for path in sorted(folder.rglob("*.tsv"), key=lambda path: (path.stat().st_mtime, path.name)):
+        rule, _, rest = path.stem.partition("-")
+        if rule == "make_report":  # that of an earlier page
+            continue
+        try:
+            table = pd.read_csv(path, sep="\t", na_values="-")
+        except pd.errors.EmptyDataError:  # of a job that was killed
+            continue
+        except (pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: no table of time and memory ({error}); delete it") from None
+        seconds, cpu, memory = (_mean(table, name) for name in ("s", "cpu_time", "max_rss"))
+        stage = stages.setdefault(rule, Stage(rule.replace("_", " "), rule in gpu_stages))
+        stage.jobs += 1
+        stage.seconds += seconds
+        stage.cpu += cpu
+        stage.gpu += seconds * _gpus(rule, rest, settings) if stage.on_gpu else 0.0
+        stage.memory = max(stage.memory, memory)
+    return list(stages.values())
+
+
+def _mean(table: pd.DataFrame, column: str) -> float:
+    """Mean over repeats; 0 where a job was too short to be measured."""
+    values = pd.to_numeric(table.get(column, pd.Series(dtype=float)), errors="coerce")
+    return float(values.mean()) if values.notna().any() else 0.0
+
+
+def _gpus(rule: str, rest: str, settings: Settings) -> int:
+    """GPUs of a job; ``rest`` is what its file's name says after the rule."""
+    if rule == "train_generator" and rest in settings.controls:
+        return settings.controls[rest].processes
+    if rule == "train_segmentor":
+        named = [name for name in settings.segmentors if re.search(rf"-{re.escape(name)}-\d+$", rest)]
+        return settings.segmentors[max(named, key=len)].processes if named else 1
+    return 1
+
+
+def hours(seconds: float) -> str:
+    """Hours with two digits that matter: ``0.24``, ``3.1``, ``120``."""
+    value = seconds / 3600
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """``9.5 s``, ``40 s``, ``7 min``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def of_cost(stages: list[Stage]) -> Finding:
+    """What all stages took together, and which took most of it."""
+    question = "What did it cost?"
+    gpu, cpu, clock = (sum(getattr(stage, kind) for stage in stages) for kind in ("gpu", "cpu", "seconds"))
+    jobs = sum(stage.jobs for stage in stages)
+    if not jobs:
+        return Finding(question, "Not known: no stage has left its time", "open")
+    kind = "gpu" if gpu else "cpu" if cpu else "seconds"
+    total = {"gpu": gpu, "cpu": cpu, "seconds": clock}[kind]
+    unit = {"gpu": "GPU-hours", "cpu": "CPU-hours", "seconds": "hours"}[kind]
+    sentences = [f"{jobs} jobs took {duration(clock)} one after another; side by side, the run was shorter."]
+    if gpu:
+        sentences.append(f"Beside that {hours(cpu)} CPU-hours of processor time.")
+    most = sorted(stages, key=lambda stage: -getattr(stage, kind))[:NAMED]
+    shares = [f"{stage.name} ({100 * getattr(stage, kind) / total:.0f} %)" for stage in most if getattr(stage, kind) > 0]
+    if shares:
+        sentences.append(f"Most of it: {listed(shares)}.")
+    return Finding(question, f"{hours(total)} {unit}", "open", sentences)

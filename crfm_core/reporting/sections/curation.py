@@ -1,0 +1,174 @@
+"""What became of the samples on their way into a training set: what every step dropped of which class, and why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from crfm_core import DataError
+from crfm_core.curation.filters import MARGIN
+from crfm_core.reporting import figures as draw
+from crfm_core.reporting.colours import Colours
+from crfm_core.reporting.findings import listed
+from crfm_core.reporting.material import Material
+from crfm_core.reporting.mixes import Mix
+from crfm_core.reporting.rendering import Pictures
+from crfm_core.settings import Dataset, Filter, Recipe, Resampling, Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """Synthetic tiles before (None for the first step) and after a step; pixels are labelled ones, int64 per class."""
+
+    name: str
+    why: str
+    file: Path
+    images: int
+    pixels: np.ndarray
+    images_before: int | None = None
+    pixels_before: np.ndarray | None = None
+
+    @property
+    def images_kept(self) -> float:
+        """Share of the images."""
+        return self.images / self.images_before if self.images_before else math.nan
+
+    @property
+    def pixels_kept(self) -> float:
+        """Share of the labelled pixels."""
+        before = self.pixels_before.sum()
+        return float(self.pixels.sum() / before) if before else math.nan
+
+    @property
+    def kept(self) -> list[float]:
+        """Share of each class's pixels, NaN where there were none."""
+        return _shares(self.pixels, self.pixels_before)
+
+    def edges(self, classes: list[str]) -> list[tuple[str, float]]:
+        """The classes of which least and most was kept, with their shares; none where nothing was dropped."""
+        if self.pixels_before is None:
+            return []
+        known = [(name, share) for name, share in zip(classes, self.kept, strict=True) if not math.isnan(share)]
+        if len(known) < 2 or min(share for _, share in known) >= 1:
+            return []
+        return [min(known, key=lambda pair: pair[1]), max(known, key=lambda pair: pair[1])]
+
+
+@dataclass(frozen=True)
+class Curated:
+    """A recipe's synthetic tiles step by step, and its mix with real ones."""
+
+    name: str
+    recipe: Recipe
+    steps: list[Step]
+    mix: Mix
+    leading: bool
+
+    @property
+    def left(self) -> list[float]:
+        """Share of each class's sampled pixels that is trained on."""
+        return _shares(self.steps[-1].pixels, self.steps[0].pixels)
+
+
+def show_curation(material: Material, settings: Settings, colours: Colours, show: Pictures) -> dict:
+    """The steps of every recipe with synthetic tiles, what all recipes were mixed of, and a figure of what is left per class."""
+    curated, warnings = [], []
+    for name, mix in material.mixes.items():
+        recipe = settings.recipes[name]
+        if not recipe.control:
+            continue
+        if mix.synthetic.empty:
+            warnings.append(f"The mix of {name} holds no synthetic tile: this recipe was trained on its {mix.real} real tiles alone.")
+        curated.append(Curated(name, recipe, _steps(name, recipe, mix, material, settings), mix, name in material.leading))
+    if curated and not any(one.leading for one in curated):
+        curated = [Curated(one.name, one.recipe, one.steps, one.mix, True) for one in curated]
+    shown = [one for one in curated if one.leading]
+    figure = None
+    if shown:
+        classes, hues = material.dataset.classes, colours.of_recipes(one.name for one in shown)
+        bars = {one.name: ([100 * share for share in one.left], None) for one in shown}
+        drawn = draw.class_bars(bars, classes, hues, "left in percent", show.folder, f"{material.dataset.name}-curation")
+        figure = show(drawn, "Share of each class's sampled pixels that reaches the training set, per recipe")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in curated:
+        for step in one.steps:
+            reasons.setdefault((step.name, step.why), []).append(one.name)
+    told = [{"step": step, "why": why, "recipes": names} for (step, why), names in reasons.items()]
+    mixes = [{"name": name, "recipe": settings.recipes[name], "mix": mix} for name, mix in material.mixes.items()]
+    return {"curated": curated, "reasons": told, "mixes": mixes, "warnings": warnings, "figure": figure}
+
+
+def _steps(name: str, recipe: Recipe, mix: Mix, material: Material, settings: Settings) -> list[Step]:
+    key, files, dataset = (recipe.control, recipe.sampler), material.files, material.dataset
+
+    def of(kind: str, key: tuple) -> tuple[Path, pd.DataFrame]:
+        if key not in files[kind]:
+            raise DataError(f"{material.root}/{kind}/{'/'.join(key)}: not among the files given, and recipe {name} trained on it; give it")
+        return files[kind][key], getattr(material, kind)[key]
+
+    file, table = of("synthetic", key)
+    copies = table.groupby("mask_of").size()
+    each = f"{copies.min()}" if copies.min() == copies.max() else f"{copies.min()} to {copies.max()}"
+    steps = [Step("sampled", f"{each} for each of {len(copies)} masks", file, len(table), _pixels(table, file, dataset))]
+
+    def then(title: str, why: str, file: Path, table: pd.DataFrame) -> None:
+        before = steps[-1]
+        steps.append(Step(title, why, file, len(table), _pixels(table, file, dataset), before.images, before.pixels))
+
+    chain = settings.filters_of(recipe.filter)
+    for one in chain:
+        then(f"filter {one}", why_filtered(settings.filters[one], dataset, settings), *of("filtered", (*key, one)))
+    if recipe.resample:
+        why = why_resampled(settings.resamplings[recipe.resample])
+        then(f"re-sampling {recipe.resample}", why, *of("resampled", (*key, recipe.filter or "none", recipe.resample)))
+    drawn = recipe.resample or any(settings.filters[one].kind != "pixel" for one in chain)
+    most = f"{'at most ' if drawn else ''}{recipe.synthetic_per_real} for each of {mix.real} real tiles"
+    order = "drawn among those left, whatever their copy" if drawn else "first copies before second ones"
+    then("mixed in", f"takes {most}, {order}", files["mixes"][name], mix.synthetic)
+    return steps
+
+
+def why_filtered(filter_: Filter, dataset: Dataset, settings: Settings) -> str:
+    """What a filter keeps and by what, from its settings."""
+    if filter_.kind == "pixel":
+        margin = MARGIN if filter_.margin is None else filter_.margin
+        split = filter_.statistics_split or dataset.train
+        return (
+            f"ignores pixels on which the critic's loss exceeds {margin:g} times the mean loss of their class on real tiles (split {split})"
+        )
+    share = f"keeps the {100 * filter_.keep:g} % of the images"
+    if filter_.kind == "agreement":
+        return f"{share} on which the critic's prediction agrees best with the mask (mIoU)"
+    by = f" by {Path(settings.clip.folder).name}" if settings.clip else ""
+    return f"{share} that fit their captions best{by}"
+
+
+def why_resampled(resampling: Resampling) -> str:
+    """What a re-sampling keeps and by what, from its settings."""
+    if resampling.kind == "hardness":
+        return "keeps more versions of masks whose classes the critic finds hard on real tiles, fewer of easy ones"
+    rare = (
+        listed(resampling.classes) if resampling.classes else f"one of the {resampling.worst} classes with the highest loss on real tiles"
+    )
+    return (
+        f"keeps images that show at least {resampling.min_pixels} pixels of {rare}, or of which more than "
+        f"{100 * resampling.survival:g} % of the labelled pixels survived the pixel filter"
+    )
+
+
+def _pixels(table: pd.DataFrame, file: Path, dataset: Dataset) -> np.ndarray:
+    """Labelled pixels per class of all tiles together."""
+    classes = len(dataset.classes)
+    for tile_id, counts in zip(table.tile_id, table.pixels, strict=True):
+        if len(counts) != classes:
+            raise DataError(f"{file}: row {tile_id}: counts {len(counts)} classes, the dataset has {classes}; delete it and run again")
+    return np.array([list(counts) for counts in table.pixels], np.int64).reshape(-1, classes).sum(axis=0)
+
+
+def _shares(after: np.ndarray, before: np.ndarray) -> list[float]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return [float(share) for share in np.where(before > 0, after / before, np.nan)]

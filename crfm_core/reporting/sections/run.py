@@ -1,0 +1,52 @@
+"""What was run: recipes, samplers, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
+
+from crfm_core.settings import Settings
+
+
+def recipe_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
+    """What each compared or judging recipe trains on, and for how long with each segmentor that meets it; the ``leading`` ones, and
+    those of critic and judge, are marked."""
+    uses: dict[str, dict[str, int]] = {}
+    for table in settings.selected.values():
+        for name in table.recipes:
+            for segmentor in table.segmentors:
+                uses.setdefault(name, {})[segmentor] = settings.iterations(name, segmentor)
+    watching = [one for one in (settings.critic, settings.judge) if one.recipe]
+    for one in watching:
+        uses.setdefault(one.recipe, {})[one.segmentor] = settings.iterations(one.recipe, one.segmentor)
+    marked = {*leading, *(one.recipe for one in watching)}
+    return [
+        {"name": name, "recipe": settings.recipes[name], "iterations": found, "leading": name in marked} for name, found in uses.items()
+    ]
+
+
+def sampler_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
+    """The samplers of the recipes in the tables that are built; those of the ``leading`` recipes are marked."""
+    names = {settings.recipes[name].sampler for table in settings.selected.values() for name in table.recipes}
+    first = {settings.recipes[name].sampler for name in leading} & names - {None}
+    marked = first or names
+    return [{"name": name, "sampler": one, "leading": name in marked} for name, one in settings.samplers.items() if name in names]
+
+
+def hardware(device: str) -> str:
+    """Processor, memory and, for device cuda, GPUs of the machine that writes the page."""
+    try:
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB memory"
+    except (OSError, ValueError):
+        names, memory = [], ""
+    parts = [f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores{memory}"]
+    if device == "cuda" and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = [line for line in subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n") if line]
+        parts += [f"{found.count(name)} × {name}" if found.count(name) > 1 else name for name in sorted(set(found))]
+    return "; ".join(parts)

@@ -1,0 +1,219 @@
+"""Configurations of mmsegmentation read as data: Python source that is parsed, whose values are taken, and of which nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import math
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from crfm_core import ConfigError
+
+#: What is taken from a configuration file: the network and how its images are prepared.
+NAMES = ("model", "data_preprocessor", "img_norm_cfg", "test_pipeline")
+
+#: What may be computed: numbers from numbers. (A power could take for ever.)
+ARITHMETIC = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
+
+LARGEST = 1e100
+
+#: Files that may inherit from one another.
+DEPTH = 20
+
+
+class _Unreadable:
+    """What a name is bound to whose value is more than data. It matters only if something that is taken needs it."""
+
+    def __init__(self, reason: ValueError):
+        self.reason = reason
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """The values that the source of a configuration binds to names, without running it.
+
+    It may hold assignments of literals, lists, tuples, ``dict(...)`` and names bound before, which is all that mmengine writes, and
+    numbers computed from numbers.
+    Raises ValueError, saying where, for anything else.
+    """
+    bound = _parse(text)
+    for value in bound.values():
+        if isinstance(value, _Unreadable):
+            raise value.reason
+    return bound
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """Those of :data:`NAMES` that a configuration file of mmsegmentation binds, with all that it inherits, without running it.
+
+    ``_base_`` names one file or several, relative to the one that names them, or below mmsegmentation's own configurations
+    (``mmseg::_base_/models/...``). They are merged by mmengine's rules: dicts are merged key by key unless they hold
+    ``_delete_=True``, anything else takes the place of what is inherited, and two bases may not bind the same name.
+    ``_base_.name.key`` and ``{{_base_.name.key}}`` stand for inherited values. What else the file computes is passed over.
+
+    Raises ConfigError when a file is missing, is no Python, or computes what one of the names needs.
+    """
+    return {name: value for name, value in _read(Path(path), ()).items() if name in NAMES and _known(value, path)}
+
+
+def _known(value: Any, path: Path | str) -> bool:
+    if isinstance(value, _Unreadable):
+        raise ConfigError(f"{path}: {value.reason}; write the values themselves, configurations are read and never run")
+    return True
+
+
+def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
+    if path in inheriting or len(inheriting) > DEPTH:
+        raise ConfigError(f"{path}: inherits from itself ({' -> '.join(map(str, (*inheriting, path)))}); take one of these _base_ out")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        by = f", which {inheriting[-1]} inherits from" if inheriting else ""
+        raise ConfigError(f"{path}: {reason}{by}; give a configuration file of mmsegmentation") from None
+
+    def inherit(given: Any) -> dict[str, Any]:
+        names = given if isinstance(given, list | tuple) else [given]
+        found: dict[str, Any] = {}
+        for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"inherits from {name!r}, which is no path")
+            more = _read(_base_path(name, path), (*inheriting, path))
+            if twice := sorted(found.keys() & more.keys()):
+                raise ValueError(f"inherits {twice[0]} from two files; two bases may not bind the same name")
+            found |= more
+        return found
+
+    try:
+        return _parse(text, inherit)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; write the values themselves, configurations are read and never run") from None
+
+
+def _base_path(name: str, path: Path) -> Path:
+    """The file that ``_base_`` names in the file ``path``."""
+    package, separator, below = name.rpartition("::")
+    if not separator:
+        return (path.parent / name).resolve()
+    if package != "mmseg":
+        raise ValueError(f"inherits from {name!r}; of packages only mmseg:: is known")
+    return Path(importlib.util.find_spec("mmseg").submodule_search_locations[0]) / ".mim" / "configs" / below
+
+
+def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Names and values, with _Unreadable for what is computed; ValueError for statements that could change what is bound.
+
+    ``inherit`` gives what ``_base_`` names; without it the name is like any other.
+    """
+    try:
+        statements = ast.parse(text).body
+        bases = [one.value for one in statements if inherit and isinstance(one, ast.Assign) and _target(one) == "_base_"]
+        base = inherit(_value(bases[0], {})) if bases else {}
+        names: dict[str, Any] = {"inf": math.inf, "nan": math.nan} | ({"_base_": base} if inherit else {})
+        own: dict[str, Any] = {}
+        for statement in statements:
+            match statement:
+                case ast.Assign() if (name := _target(statement)) and not (inherit and name == "_base_"):
+                    own[name] = names[name] = _attempt(statement.value, names)
+                case ast.Assign() if _target(statement):
+                    pass
+                case ast.Expr(value=ast.Constant()):
+                    pass  # a text that says something
+                case ast.Import(names=imported) | ast.ImportFrom(names=imported) if all(one.name != "*" for one in imported) and inherit:
+                    unknown = {one.asname or one.name.split(".")[0]: _Unreadable(_no_value(statement)) for one in imported}
+                    own, names = own | unknown, names | unknown
+                case _:
+                    raise _no_value(statement)
+        return merge(own, base)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"cannot be parsed ({type(error).__name__})") from None
+
+
+def _target(statement: ast.Assign) -> str:
+    """The name that a statement binds, "" if it binds anything else."""
+    return statement.targets[0].id if len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name) else ""
+
+
+def _attempt(node: ast.expr, names: dict[str, Any]) -> Any:
+    try:
+        return _value(node, names)
+    except ValueError as error:
+        return _Unreadable(error)
+
+
+def _value(node: ast.expr, names: dict[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(number := _value(operand, names), int | float):
+            return -number
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in ARITHMETIC:
+            numbers = [_value(left, names), _value(right, names)]
+            if all(type(number) in (int, float) for number in numbers):
+                with contextlib.suppress(ArithmeticError):
+                    if abs(number := ARITHMETIC[type(sign)](*numbers)) < LARGEST:
+                        return number
+        case ast.Call(func=ast.Name(id="sum"), args=[ast.List() | ast.Name() as given], keywords=[]):
+            if isinstance(items := _value(given, names), list) and all(type(item) in (int, float) for item in items):
+                return sum(items)
+        case ast.Name(id=name) if name in names:
+            return _readable(names[name])
+        case ast.Attribute(value=owner, attr=key) if (
+            _is_inherited(owner) and isinstance(found := _value(owner, names), dict) and key in found
+        ):
+            return _readable(found[key])
+        case ast.Set(elts=[ast.Set(elts=[inner])]) if _is_inherited(inner):
+            return _value(inner, names)
+        case ast.List(elts=items):
+            return [_value(item, names) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_value(item, names) for item in items)
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {_key(key, names): _value(value, names) for key, value in zip(keys, values, strict=True)}
+        # mmengine writes dict({...}) where a key is no identifier
+        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()] as given, keywords=pairs) if all(pair.arg for pair in pairs):
+            return {**(_value(given[0], names) if given else {}), **{pair.arg: _value(pair.value, names) for pair in pairs}}
+    raise _no_value(node)
+
+
+def _key(node: ast.expr, names: dict[str, Any]) -> Any:
+    """The key of a dict. Only plain values can be one."""
+    if isinstance(key := _value(node, names), str | int | float):
+        return key
+    raise _no_value(node)
+
+
+def _is_inherited(node: ast.expr) -> bool:
+    """Whether an expression is ``_base_`` or a key of it."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id == "_base_"
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, _Unreadable):
+        raise value.reason
+    return value
+
+
+def _no_value(node: ast.AST) -> ValueError:
+    return ValueError(f"holds more than values (line {node.lineno}: {ast.unparse(node)[:80]})")
+
+
+def merge(child: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration makes of the one it inherits from. Raises ValueError when a dict is to be merged into something else."""
+    result = dict(base)
+    for key, value in child.items():
+        if isinstance(value, dict) and key in base:
+            own = {name: item for name, item in value.items() if name != "_delete_"}
+            replaces = value.get("_delete_", False)
+            if not replaces and not isinstance(_readable(base[key]), dict):
+                raise ValueError(f"has a dict as {key}, which is none in its _base_; add _delete_=True to put it in its place")
+            value = own if replaces else merge(own, base[key])
+        result[key] = value
+    return result

@@ -1,0 +1,255 @@
+"""What a segmentor predicts, as rasters in their place: labels of a manifest's tiles, and of whole scenes of any size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+import torch
+from rasterio.windows import Window
+from tqdm import tqdm
+
+from crfm_core import DataError
+from crfm_core.data.adapters import read_scenes
+from crfm_core.data.grid import open_scene
+from crfm_core.data.rasters import (
+    GDAL_FAULTS,
+    IGNORE,
+    IGNORED,
+    STRIP,
+    create_raster,
+    has_holes,
+    invalid_of,
+    name_of,
+    read_label,
+    read_rgb,
+    read_tags,
+    rgb_of,
+    write_raster,
+)
+from crfm_core.files import exclusive, hash_of, inside, require_disk, sha256_of
+from crfm_core.manifest import paths_of, read_manifest, relocate, write_manifest
+from crfm_core.segmentor.critic import Critic, load_critic
+from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, look, predict, read_ahead
+from crfm_core.segmentor.sliding import Canvas, window_of, window_starts
+from crfm_core.settings import Dataset, Evaluation, Tiling
+
+Limits = tuple[Sequence[float], Sequence[float]]
+
+# ----------------------------------------------------------------------------------------------------------------- tiles
+
+
+def predict_tiles(
+    checkpoint: Path | str,
+    manifest: Path | str,
+    root: Path | str,
+    out: Path | str,
+    evaluation: Evaluation | None = None,
+    device: str = "cpu",
+    classes: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Predict the labels of a manifest's tiles into the folder beside ``out`` that has its name, and write the manifest ``out`` last.
+
+    A label is a raster of class ids like those of tiling: a GeoTIFF in the tile's place, or a PNG where the tile is one; what a tile
+    shows beyond its scene is 255. A stopped run goes on: what is there is kept if it reads without fault and was made by the same
+    weights, in the same way and of the same tile (its tags say so); anything else in the folder is removed.
+
+    Returns: the manifest: the tiles' rows with the predictions as ``label``, their ``classes``, ``pixels`` and ``digest``, the images where
+        they are, and ``predicted_by``, the first digits of the checkpoint's hash.
+    Raises: DataError for a tile that cannot be read, WeightsError for a checkpoint that cannot, or is not for ``classes`` where they are
+        given, ResourceError when the disk is full.
+    """
+    evaluation, out = evaluation or Evaluation(), Path(out)
+    table, folder = read_manifest(manifest), Path(out).with_suffix("")
+    images, weights = paths_of(manifest, table, "image", root), sha256_of(checkpoint)
+    how = evaluation.model_dump(mode="json", exclude={"batch_size"})  # it changes nothing but rounding
+    made_by = [hash_of(weights, how, digest) for digest in table.digest]
+    require_disk(folder, int((table.width * table.height).sum()))
+    with exclusive(folder):
+        paths = [inside(folder, f"{tile_id}{image.suffix}") for tile_id, image in zip(table.tile_id, images, strict=True)]
+        _remove_others(folder, paths)
+        missing = [row for row, path in enumerate(paths) if not _finished(path, made_by[row])]
+        print(f"{len(table)} tiles, {len(table) - len(missing)} of them already there", flush=True)
+        if missing:
+            critic = load_critic(checkpoint, device, classes)
+            batches = read_ahead(batches_of_one_size(((row, read_rgb(images[row])) for row in missing), evaluation.batch_size))
+            with tqdm(total=len(missing), desc="tiles", unit="tile", disable=None) as progress:
+                for rows, pictures in batches:
+                    for row, label in zip(rows, predict(critic, pictures, evaluation.batch_size, evaluation), strict=True):
+                        _write_tile(paths[row], label, table.iloc[row], {"made_by": made_by[row], "checkpoint": weights[:12]})
+                    progress.update(len(rows))
+        rows = [_row(table.iloc[row], images[row], paths[row], manifest, out) for row in range(len(table))]
+        return write_manifest(out, [row | {"predicted_by": weights[:12]} for row in rows])
+
+
+def _remove_others(folder: Path, paths: list[Path]) -> None:
+    """Remove what is not this manifest's: predictions of tiles that are gone, and fragments that a killed run left."""
+    wanted = {path.name for path in paths} | {".lock"}
+    for path in folder.iterdir():
+        if path.name not in wanted:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _finished(path: Path, made_by: str) -> bool:
+    """Whether an earlier try left this prediction whole: made by the same weights of the same tile, and readable to its last pixel."""
+    try:
+        return read_tags(path).get("made_by") == made_by and read_label(path) is not None
+    except DataError:
+        return False
+
+
+def _write_tile(path: Path, label: np.ndarray, row: pd.Series, tags: Mapping[str, str]) -> None:
+    label[int(row.get("inner_height", len(label))) :] = IGNORE
+    label[:, int(row.get("inner_width", label.shape[1])) :] = IGNORE
+    tags = {**tags, "prediction_of": row.tile_id} | ({"licence": row.licence} if row.get("licence") else {})
+    place = (row.crs, list(row["transform"])) if row.crs and path.suffix != ".png" else (None, None)
+    write_raster(path, label, *place, tags)
+
+
+def _row(row: pd.Series, image: Path, label: Path, manifest: Path | str, out: Path) -> dict:
+    pixels = np.bincount(read_label(label).ravel(), minlength=256)[: len(row.pixels)]
+    return {
+        **row.to_dict(),
+        "image": relocate(row.image, manifest, out),
+        "label": os.path.relpath(label, out.resolve().parent),
+        "classes": np.flatnonzero(pixels).tolist(),
+        "pixels": pixels.tolist(),
+        "digest": sha256_of(image, label),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- scenes
+
+
+def predict_scene(
+    checkpoint: Path | str,
+    scenes: Path | str,
+    scene: str,
+    dataset: Dataset,
+    out: Path | str,
+    evaluation: Evaluation | None = None,
+    device: str = "cpu",
+) -> None:
+    """Predict the labels of a whole scene of the manifest ``scenes`` as :func:`predict_raster` does; the scene's own label is not read.
+
+    Raises DataError for a scene that the manifest does not have, and WeightsError for a checkpoint of other classes.
+    """
+    table = read_scenes(scenes).set_index("scene")
+    if scene not in table.index:
+        raise DataError(f"{scenes}: no scene {scene!r}; it has {', '.join(table.index[:8])}, ...")
+    row = table.loc[scene]
+    tags = {"checkpoint": sha256_of(checkpoint)[:12], "prediction_of": scene, "classes": ", ".join(dataset.classes)}
+    predict_raster(
+        load_critic(checkpoint, device, dataset.classes),
+        row.image,
+        out,
+        dataset.tile,
+        evaluation,
+        (row.low, row.high) if dataset.tile.scale else None,
+        dataset.palette,
+        tags | ({"licence": dataset.licence} if dataset.licence else {}),
+    )
+
+
+def predict_raster(
+    critic: Critic,
+    image: Path | str,
+    out: Path | str,
+    tiling: Tiling,
+    evaluation: Evaluation | None = None,
+    limits: Limits | None = None,
+    palette: Sequence[tuple[int, int, int]] = (),
+    tags: Mapping[str, str] | None = None,
+    strip: int = STRIP,
+) -> None:
+    """Write the class ids that a critic predicts for an image of any size, as a GeoTIFF in its place (.tif) or a PNG (.png).
+
+    The image is read as tiling reads it (bands, scale, ground distance), through overlapping windows, as :func:`label_rows` says. A
+    GeoTIFF is written as it comes, so that a scene may be larger than memory; a PNG is held whole, one byte per pixel.
+
+    Args:
+        image: any raster GDAL reads; it needs no label.
+        limits: the values per band that become 0 and 255, where ``tiling`` has a scale.
+        palette: one colour per class, as the colour table of ``out``; 255, where the image has no picture, is transparent.
+        tags: text entries of a GeoTIFF.
+        strip: rows written at once; they change nothing.
+
+    Raises DataError for an unreadable image, ConfigError for windows that leave gaps, ResourceError when the disk does not take it all.
+    """
+    out, evaluation = Path(out), evaluation or Evaluation()
+    # without a label the image stands in for it: nothing of it is read
+    with open_scene(image, image, tiling.ground_distance) as (picture, _):
+        profile = {"driver": "PNG", "dtype": "uint8", "count": 1, "width": picture.width, "height": picture.height}
+        if out.suffix != ".png":
+            profile |= {"driver": "GTiff", "compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512}
+            profile |= {"bigtiff": "if_safer", "nodata": IGNORE}
+            if picture.crs:
+                profile |= {"crs": picture.crs, "transform": picture.transform}
+        with create_raster(out, **profile) as target:
+            if palette:
+                target.write_colormap(1, {index: (*colour, 255) for index, colour in enumerate(palette)} | {IGNORE: (*IGNORED, 0)})
+            target.update_tags(**(tags or {}))
+            top = 0
+            for labels in in_strips(label_rows(critic, picture, tiling, evaluation, limits), strip):
+                target.write(labels[None], window=Window(0, top, picture.width, len(labels)))
+                top += len(labels)
+
+
+@torch.no_grad()
+def label_rows(
+    critic: Critic, picture: rasterio.DatasetReader, tiling: Tiling, evaluation: Evaluation, limits: Limits | None = None
+) -> Iterator[np.ndarray]:
+    """The class ids that a critic predicts for an open image, from its top to its bottom: uint8 [rows, W], 255 where it has no picture.
+
+    Windows have the evaluation's side, or that of the tiles. Each is looked at by itself, in all the views of test-time augmentation
+    where there are any, and what :func:`look` says of it is averaged with what it says of the windows that overlap it. At any time one
+    row of windows is held: memory grows with the width of the image, not with its height. Windows without any picture are passed over.
+    """
+    window, stride = window_of(evaluation, tiling.size)
+    each = evaluation.model_copy(update={"mode": "whole"})
+    height, width = min(window, picture.height), min(window, picture.width)
+    tops, lefts = window_starts(picture.height, window, stride), window_starts(picture.width, window, stride)
+    device = critic.mean.device
+    canvas = Canvas((len(critic.classes),), height, picture.width, device)
+    with tqdm(total=len(tops) * len(lefts), desc="windows", unit="window", disable=None) as progress:
+        for top, following in zip(tops, [*tops[1:], picture.height], strict=True):
+            hidden = _hidden(picture, Window(0, top, picture.width, height), tiling)
+            seen = [left for left in lefts if not hidden[:, left : left + width].all()]
+            for start in range(0, len(seen), evaluation.batch_size):
+                places = seen[start : start + evaluation.batch_size]
+                images = np.stack([rgb_of(picture, Window(left, top, width, height), tiling.bands, limits) for left in places])
+                for left, answer in zip(places, look(critic, as_input(images, device), each), strict=True):
+                    canvas.add(0, left, answer)
+            labels = canvas.take(following - top).argmax(dim=0).to(torch.uint8).cpu().numpy()
+            labels[hidden[: len(labels)]] = IGNORE
+            yield labels
+            progress.update(len(lefts))
+
+
+def _hidden(picture: rasterio.DatasetReader, window: Window, tiling: Tiling) -> np.ndarray:
+    """Where a window has no picture, bool [h,w]."""
+    if not has_holes(picture):
+        return np.zeros((window.height, window.width), bool)
+    try:
+        return invalid_of(picture, window, tiling.bands)
+    except GDAL_FAULTS as error:  # a fault in reading, where what is being written is not to blame
+        raise DataError(f"{name_of(picture)}: not a readable raster ({error.__cause__ or error}); is it complete, and an image?") from error
+
+
+def in_strips(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """Arrays [n, W] that follow each other, as arrays of ``rows`` rows; the last one may have fewer."""
+    waiting: list[np.ndarray] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= rows:
+            ready = np.concatenate(waiting)
+            whole = len(ready) - len(ready) % rows
+            yield from (ready[top : top + rows] for top in range(0, whole, rows))
+            waiting = [ready[whole:]] if len(ready) > whole else []
+    if waiting:
+        yield np.concatenate(waiting)

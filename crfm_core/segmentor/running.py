@@ -1,0 +1,158 @@
+"""mmengine's Runner as this package uses it: chosen devices, atomic checkpoints, draws that continue where a stopped run was."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crfm_core import ConfigError, __version__
+from crfm_core.files import atomic_path, seed_of
+from crfm_core.segmentor.libraries import lean_imports
+from crfm_core.segmentor.openmmlab import load_backbone, read_checkpoint
+from crfm_core.segmentor.processes import Place
+
+with lean_imports():
+    from mmengine.hooks import Hook
+    from mmengine.model import MMDistributedDataParallel
+    from mmengine.optim import OptimWrapper
+    from mmengine.runner import IterBasedTrainLoop, Runner
+
+if TYPE_CHECKING:
+    from crfm_core.settings import Segmentor
+
+
+class Autocast(OptimWrapper):
+    """An optimiser whose forward passes compute in bfloat16 where that is safe; mmengine's own does not on a CPU."""
+
+    def __init__(self, device: str, **settings: Any):
+        super().__init__(**settings)
+        self.device = device
+
+    @contextlib.contextmanager
+    def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
+        with super().optim_context(model), torch.autocast(self.device, torch.bfloat16):
+            yield
+
+
+def optimisation(segmentor: Segmentor, device: str, pretrained: bool) -> dict[str, Any]:
+    """mmengine's description of the optimiser; ``device`` is "cpu" or "cuda"."""
+    wrapper = {"type": Autocast, "device": device} if segmentor.precision == "bf16" else {"type": OptimWrapper}
+    optimiser = {"type": segmentor.optimiser, "lr": segmentor.learning_rate, "weight_decay": segmentor.weight_decay}
+    if segmentor.optimiser == "SGD":
+        return {**wrapper, "optimizer": {**optimiser, "momentum": 0.9}}
+    rules = {"norm": {"decay_mult": 0.0}}
+    if pretrained:  # a fresh head on a trained backbone, as in SegFormer's recipe
+        rules["head"] = {"lr_mult": 10.0}
+    return {**wrapper, "optimizer": optimiser, "paramwise_cfg": {"custom_keys": rules}}
+
+
+def schedule(segmentor: Segmentor, iterations: int) -> list[dict[str, Any]]:
+    """mmengine's description of the learning rate: linear warm-up, then poly to zero."""
+    warmup = segmentor.warmup
+    poly = {"type": "PolyLR", "power": segmentor.poly_power, "eta_min": 0.0, "begin": warmup, "end": iterations, "by_epoch": False}
+    linear = {"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warmup, "by_epoch": False}
+    return [linear, poly] if warmup else [poly]
+
+
+def hooks(checkpoint_every: int) -> dict[str, Any]:
+    """mmengine's hooks: only the one that writes checkpoints to resume from."""
+    checkpoint = {"type": "CheckpointHook", "interval": checkpoint_every, "by_epoch": False, "max_keep_ckpts": 2, "save_last": False}
+    # None switches a default hook off: their log histories cost time and would be pickled into the checkpoints.
+    return {"checkpoint": checkpoint, "runtime_info": None, "timer": None, "sampler_seed": None, "logger": None}
+
+
+class TrainLoop(IterBasedTrainLoop):
+    """mmengine's loop without its replay of the batches before a resumed iteration: the sampler starts at the right one."""
+
+    def run(self) -> torch.nn.Module:
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        while self._iter < self._max_iters:
+            self.run_iter(next(self.dataloader_iterator))
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+
+class Watch(Hook):
+    """Seeds what is random in an iteration, stops a run whose loss is no number, and says how far it is."""
+
+    def __init__(self, seed: int, iterations: int, place: Place, every: int = 50):
+        self.seed, self.iterations, self.every = seed, iterations, every
+        self.place = place
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        own = () if self.place.first else (self.place.rank,)
+        torch.manual_seed(seed_of("iteration", self.seed, batch_idx, *own))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None) -> None:
+        loss, number = self.place.mean(outputs["loss"]), batch_idx + 1
+        if not math.isfinite(loss):
+            raise ConfigError(f"training diverged: loss is {loss} at iteration {number}; lower learning_rate or lengthen warmup")
+        if self.place.first and (number % self.every == 0 or number == self.iterations):
+            rate = runner.optim_wrapper.get_lr()["lr"][0]
+            print(f"iteration {number}/{self.iterations}  loss {loss:.4f}  learning rate {rate:.2e}", flush=True)
+
+
+class TrainingRunner(Runner):
+    """mmengine's Runner on a chosen device, with atomic checkpoints that are read without running code, and a quiet start."""
+
+    def start_from(self, place: Place, checkpoint: Path | None, pretrained: Path | None, find_unused: bool) -> None:
+        """Choose the device and what :meth:`train` starts from: a training checkpoint, or else pretrained backbone weights.
+
+        ``find_unused``: with several processes, look for weights that an iteration does not use.
+        """
+        self._start = (checkpoint, pretrained)
+        self.model.to(place.device, memory_format=torch.channels_last)  # convolutions are a seventh faster so
+        if place.count > 1:
+            own = None
+            if place.device != "cpu":
+                self.model, own = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model), [torch.device(place.device)]
+            self.model = MMDistributedDataParallel(self.model, device_ids=own, find_unused_parameters=find_unused)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network itself, without what spreads it over processes."""
+        return self.model.module if isinstance(self.model, MMDistributedDataParallel) else self.model
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
+        return model  # mmengine would move it to any GPU it sees
+
+    def load_or_resume(self) -> None:
+        checkpoint, pretrained = self._start
+        if checkpoint:
+            self.resume(str(checkpoint), map_location="cpu")
+        elif pretrained:
+            load_backbone(self.network, pretrained)
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        checkpoint = read_checkpoint(filename)
+        self.network.load_state_dict(checkpoint["state_dict"])
+        return checkpoint
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        if self.rank == 0:
+            with atomic_path(Path(out_dir) / filename) as aside:
+                super().save_checkpoint(str(aside.parent), aside.name, *args, **kwargs)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Nothing: it would start compilers to ask for their versions."""
+
+
+def versions() -> dict[str, str]:
+    """What trained a segmentor."""
+    import mmengine
+    import mmseg
+
+    return {
+        "crfm_core": __version__,
+        "torch": str(torch.__version__),
+        "mmengine": mmengine.__version__,
+        "mmsegmentation": mmseg.__version__,
+    }

@@ -1,0 +1,69 @@
+"""Images larger than what a segmentor was trained on: overlapping windows, whose answers are averaged where they overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from crfm_core import ConfigError
+from crfm_core.settings import Evaluation
+
+
+def window_of(evaluation: Evaluation, tile_size: int) -> tuple[int, int]:
+    """Side of a window and distance between windows in pixels. ConfigError when the distance would leave gaps."""
+    window = evaluation.window or tile_size
+    stride = evaluation.stride or max(1, 2 * window // 3)
+    if stride > window:
+        raise ConfigError(f"evaluation.stride: {stride} with windows of {window} pixels leaves gaps; allowed: 1...{window}")
+    return window, stride
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along one side: every ``stride`` pixels, the last one shifted back to the border; [0] for a shorter side."""
+    return [*range(0, length - window, stride), max(0, length - window)]
+
+
+class Canvas:
+    """The mean of windows' answers where they overlap: [..., H, W] with ``leading`` dimensions before the last two."""
+
+    def __init__(self, leading: tuple[int, ...], height: int, width: int, device: torch.device | str) -> None:
+        self.total = torch.zeros(*leading, height, width, device=device)
+        self.count = torch.zeros(height, width, device=device)
+
+    def add(self, top: int, left: int, answer: Tensor) -> None:
+        """Add one window's answer [..., h, w]."""
+        rows, cols = slice(top, top + answer.shape[-2]), slice(left, left + answer.shape[-1])
+        self.total[..., rows, cols] += answer
+        self.count[rows, cols] += 1
+
+    def mean(self) -> Tensor:
+        """The mean [..., H, W]; NaN where no window was."""
+        return self.total / self.count
+
+    def take(self, rows: int) -> Tensor:
+        """The mean of the first ``rows`` rows, which leave the canvas: the others move up, and empty ones follow them."""
+        done = self.total[..., :rows, :] / self.count[:rows]
+        for part in (self.total, self.count):
+            kept = part[..., rows:, :].clone()  # the two places may overlap
+            part[..., : kept.shape[-2], :] = kept
+            part[..., kept.shape[-2] :, :] = 0
+        return done
+
+
+def slide(answer: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int) -> Tensor:
+    """Logits [B,K,H,W] of images [B,3,H,W] seen through windows, averaged by count as mmsegmentation's ``slide_inference`` does.
+
+    ``answer`` gives the logits [B,K,h,w] of a window of all images [B,3,h,w]. A window is an image of its own: a critic that pads to a
+    multiple of 32 pads each. Where an image is smaller than a window it is looked at as it is.
+    """
+    height, width = images.shape[-2:]
+    canvas = None
+    for top in window_starts(height, window, stride):
+        for left in window_starts(width, window, stride):
+            logits = answer(images[..., top : top + window, left : left + window])
+            if canvas is None:
+                canvas = Canvas(tuple(logits.shape[:2]), height, width, logits.device)
+            canvas.add(top, left, logits)
+    return canvas.mean()

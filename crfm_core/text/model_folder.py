@@ -1,0 +1,97 @@
+"""Folders of transformers models: fetched from the hub or given, with weights in safetensors, and read without running code from them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from crfm_core import WeightsError
+from crfm_core.files import read_json
+from crfm_core.hub import fetch_repository
+from crfm_core.settings import Model
+
+#: What a model's folder holds beside its weights: configuration, tokenizer and chat template.
+SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
+
+#: How every part of a model is loaded: from its folder, and without code of its own.
+OWN = {"local_files_only": True, "trust_remote_code": False}
+
+
+def is_model_file(name: str) -> bool:
+    """Whether transformers may read the file ``name`` of a model's folder: nothing in it can run code. Weights in one other file
+    ("consolidated") are a second copy."""
+    return "/" not in name and Path(name).suffix in SUFFIXES and not name.startswith(("consolidated", "fetched."))
+
+
+def fetch_model(settings: Model, key: str, command: str) -> Path:
+    """Download a model from the hub into its folder, as :func:`crfm_core.hub.fetch_repository` does it, and return the folder.
+
+    ``key`` is the configuration's section that messages name, ``command`` what to run where there is a network.
+    """
+
+    def check(names: set[str]) -> None:
+        if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+            raise WeightsError(f"{key}.repo: {settings.repo} has no config.json with weights in safetensors; give another model")
+
+    instead = "give the folder of a model as path, without repo"
+    folder = fetch_repository(
+        settings.repo, settings.revision, settings.folder,
+        needed=is_model_file, check=check, key=key, instead=instead, command=command,
+    )  # fmt: skip
+    return check_folder(folder, key)
+
+
+def check_folder(folder: Path | str, key: str) -> Path:
+    """Return ``folder`` if it holds a model's configuration and weights in safetensors, by their names. Raises WeightsError if not."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            f"{key}.path: {folder} is no model folder, it has no config.json; give one of transformers, or repo and revision"
+        )
+    if not any(is_model_file(path.name) for path in folder.glob("*.safetensors")):
+        pickled = ", ".join(sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)))
+        found = f"its weights ({pickled}) are pickled, which can run code" if pickled else "it has no weights"
+        raise WeightsError(f"{key}.path: {folder}: {found}; give a folder with weights in safetensors")
+    return folder
+
+
+def folder_at(place: Path | str, key: str) -> Path:
+    """The checked folder of a model: ``place`` itself, or what the JSON file ``place`` says it was fetched to."""
+    place = Path(place)
+    if place.suffix != ".json":
+        return check_folder(place, key)
+    where = read_json(place)
+    try:
+        return check_folder(where["folder"], key)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; delete {place} to have {where['repo']} fetched again") from None
+
+
+@contextlib.contextmanager
+def loading(folder: Path, key: str, kind: str) -> Iterator[None]:
+    """Turn what loading a model raises into WeightsErrors that say what to install, fetch or give; ``kind`` is what it should be."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as error:
+        raise WeightsError(f"{key}: {folder} needs more software; install it and run again: {first_line(error)}") from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(
+            f"{key}: {folder} cannot be loaded as {kind} ({first_line(error)}); fetch it again, or give one that transformers has without "
+            "code of its own"
+        ) from None
+
+
+def require_weights(missing: set[str] | list[str], folder: Path, key: str) -> None:
+    """Raise WeightsError when a loaded model lacks weights, which would be left as they were drawn."""
+    if lacking := sorted(missing):
+        raise WeightsError(
+            f"{key}: {folder} lacks {len(lacking)} weights of its model, first {lacking[0]}; fetch it again, or give another"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

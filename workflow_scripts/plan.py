@@ -1,0 +1,26 @@
+"""Say what a run still takes, before it: the engine's list of files, configuration and rates in, the plan for the terminal out."""
+
+from job import job
+
+with job(snakemake):
+    from pathlib import Path
+
+    from crfm_core.devices import visible_gpus
+    from crfm_core.reporting.plan import gpu_of_this_machine, list_outputs, make_plan, read_jobs, read_rates
+    from crfm_core.settings import Dataset, Settings
+
+    params = snakemake.params
+    command = [params.python, "-m", "snakemake", "--snakefile", params.snakefile, "--nolock", "--summary"]
+    command += ["--configfile", *params.configfiles] if params.configfiles else []
+    command += ["--config", *params.overrides] if params.overrides else []
+    plan = make_plan(
+        jobs=read_jobs(list_outputs(command), params.rules),
+        settings=Settings(**params.settings),
+        datasets={dataset["name"]: Dataset(**dataset) for dataset in params.datasets},
+        rates=read_rates(Path(params.rates)),
+        gpu_rules=list(params.gpu_rules),
+        cores=params.cores,
+        gpus=params.gpus or len(visible_gpus()),
+        gpu=gpu_of_this_machine(),
+    )
+    print(plan.text(), end="")

@@ -1,0 +1,17 @@
+"""Choose which synthetic tiles are used how often: their manifest, that of their masks and class losses in, kept rows out."""
+
+from job import job
+
+with job(snakemake):
+    from crfm_core.curation.resampling import resample
+    from crfm_core.files import read_json
+    from crfm_core.settings import Resampling
+
+    resample(
+        manifest=snakemake.input.synthetic,
+        tiles=snakemake.input.tiles,
+        class_losses=read_json(snakemake.input.losses)["losses"],
+        settings=Resampling(**snakemake.params.resampling),
+        classes=snakemake.params.classes,
+        out=snakemake.output.manifest,
+    )
