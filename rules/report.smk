@@ -3,13 +3,22 @@
 from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
 
 
+report: "../report/workflow.rst"  # what `snakemake --report report.zip` begins with
+
+
 rule draw_data_sheet:
     input:
         scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
         tiles=lambda wildcards: [f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in used_splits(wildcards)],
         disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
     output:
-        sheet=directory(f"{RESULTS}/{{dataset}}/data_sheet"),
+        sheet=report(
+            directory(f"{RESULTS}/{{dataset}}/data_sheet"),
+            patterns=["{page}.html"],
+            caption="../report/data_sheet.rst",
+            category="Data",
+            labels={"dataset": "{dataset}"},
+        ),
     log:
         f"{RESULTS}/logs/{{dataset}}/draw_data_sheet.log",
     benchmark:
@@ -37,7 +46,12 @@ rule make_table:
         ),
         generation=lambda wildcards: generation_of(settings.experiments[wildcards.table]),
     output:
-        csv=f"{RESULTS}/tables/{{table}}.csv",
+        csv=report(
+            f"{RESULTS}/tables/{{table}}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
         text=f"{RESULTS}/tables/{{table}}.txt",
     log:
         f"{RESULTS}/logs/make_table-{{table}}.log",
@@ -77,8 +91,14 @@ rule make_report:
         comparison=compared_corrections(),
         paper=str(HERE / "configs" / "paper_results.yaml"),
     output:
-        page=f"{RESULTS}/report.html",
-        figures=directory(f"{RESULTS}/figures"),
+        page=report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Findings", labels={"page": "report"}),
+        figures=report(
+            directory(f"{RESULTS}/figures"),
+            patterns=["{figure}.png"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
     log:
         f"{RESULTS}/logs/make_report.log",
     benchmark:
@@ -127,9 +147,11 @@ rule plan:
             }
             for one in workflow.rules
         },
-        gpu_rules=lambda wildcards: [one.name for one in workflow.rules if GPU and one.resources.get("gpu")],
-        cores=workflow.cores,
-        gpus=workflow.global_resources.get("gpu"),
+        gpu_rules=lambda wildcards: [one.name for one in workflow.rules if GPU and one.resources.get("gpu") not in (None, 0)],
+        cores=lambda wildcards: workflow.resource_settings.cores or workflow.resource_settings.nodes,
+        gpus=lambda wildcards: (
+            workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else workflow.resource_settings.nodes
+        ),
     message:
         "Planning what is left to be done"
     script:

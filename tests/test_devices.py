@@ -204,7 +204,7 @@ from types import SimpleNamespace
 from job import job
 name, gpu = sys.argv[1], int(sys.argv[2])
 resources = {"gpu": gpu} if gpu else {}
-with job(SimpleNamespace(threads=1, log=[f"{name}.log"], resources=resources)):
+with job(SimpleNamespace(threads=1, log=[f"{name}.log"], output=["made"], resources=resources)):
     if gpu == 1:
         open(f"holding-{name}", "w").write(os.environ["CUDA_VISIBLE_DEVICES"])
         while len([entry for entry in os.listdir() if entry.startswith("holding")]) < 2:

@@ -91,10 +91,13 @@ def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> P
 SMALLEST = ("--configfile", "smallest.yaml")
 
 #: Rules that a run uses only for files that are asked for by name.
-ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles", "predict_tiles", "predict_scene", "plan"}
+ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles", "predict_tiles", "predict_scene", "zip_predictions", "plan"}
 
 #: Rules that stand for what a configuration gives instead of the embedded world and its base model.
-GIVEN = {"check_base_model", "fetch_base_model", "fetch_dataset", "fetch_caption_model"}
+GIVEN = {"check_base_model", "fetch_base_model", "fetch_dataset", "fetch_caption_model", "fetch_clip_model", "fetch_weights"}
+
+#: Rules of curation that only tables beside main use.
+OTHER_TABLES = {"filter_images", "resample_tiles"}
 
 
 # ------------------------------------------------------------------------------------------------------------- planning
@@ -102,21 +105,22 @@ GIVEN = {"check_base_model", "fetch_base_model", "fetch_dataset", "fetch_caption
 
 def test_the_default_run_uses_every_rule_but_the_one_for_a_given_base_model(tmp_path):
     jobs = planned(succeed(tmp_path, "--dry-run"))
-    assert set(jobs) == rules() - ON_DEMAND - GIVEN
+    assert set(jobs) == rules() - ON_DEMAND - GIVEN - OTHER_TABLES
+    assert set(planned(succeed(tmp_path, "--dry-run", "--config", "tables=all"))) == rules() - ON_DEMAND - GIVEN
     assert jobs["synthesise_shard"] == 4 and jobs["train_segmentor"] == 13
     assert not (tmp_path / "results").exists()
 
 
 def test_the_papers_scale_is_planned_in_seconds(tmp_path):
     begin = time.monotonic()
-    said = succeed(tmp_path, "--dry-run", "--configfile", str(ROOT / "configs" / "paper.yaml"))
+    said = succeed(tmp_path, "--dry-run", "--configfile", str(ROOT / "configs" / "paper.yaml"), "--config", "tables=all")
     assert time.monotonic() - begin < 10
     assert {"results/paper/fusu4k/scenes.parquet", "results/paper/loveda5k/scenes.parquet"} <= set(
         re.findall(r"results/\S+\.parquet", said)
     )
     jobs = planned(said)
     assert set(jobs) == rules() - ON_DEMAND - {"build_base_model", "check_base_model", "fetch_caption_model"}
-    assert jobs["synthesise_shard"] == 2 * 7 * 32 and jobs["tile_scenes"] == 4, "no job per tile or scene"
+    assert jobs["synthesise_shard"] == 17 * 32 and jobs["tile_scenes"] == 8, "no job per tile or scene"
 
 
 def test_training_asks_for_as_many_gpus_as_it_has_processes(small):
@@ -256,7 +260,7 @@ def finished(tmp_path_factory) -> Path:
     for file in CONFIGS.iterdir():
         shutil.copy(file, folder)
     said = succeed(folder, *SMALLEST)
-    assert set(planned(said)) == rules() - ON_DEMAND - GIVEN
+    assert set(planned(said)) == rules() - ON_DEMAND - GIVEN - OTHER_TABLES
     return folder
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from crfm_core import ConfigError
-from crfm_core.reporting.costs import duration, hours
+from crfm_core.reporting.costs import duration
 from crfm_core.reporting.workload import Job, Load, Unknown, Workload
 from crfm_core.settings import Dataset, Section, Settings
 
@@ -339,16 +340,19 @@ class Plan:
         for stage in self.stages:
             times = [_hours_of(stage, kind) for kind in ([True] if on_gpu else []) + [False]]
             lines.append(_line(stage.rule, [str(len(stage.estimates)), *times, _size(stage.disk), stage.basis]))
-        sums = [hours(self.total(kind)) for kind in ([True] if on_gpu else []) + [False]]
+        sums = [_hours(self.total(kind)) for kind in ([True] if on_gpu else []) + [False]]
         open_ = [stage.rule for stage in self.stages if "not known" in stage.basis]
         lines.append(_line("total", [str(self.jobs), *sums, _size(self.disk), f"without {len(open_)} not known" if open_ else ""]))
-        return "\n".join([*lines, "", *self._clock(on_gpu), *self._tiles(), *self._room(), "", *self._bases(on_gpu)]) + "\n"
+        notes = [*self._clock(on_gpu, open_), *self._tiles(), *self._room(), "", *self._bases(on_gpu)]
+        wrapped = [part for note in notes for part in textwrap.wrap(note, WIDTH, subsequent_indent="  ") or [""]]
+        return "\n".join([*lines, "", *wrapped]) + "\n"
 
-    def _clock(self, on_gpu: bool) -> list[str]:
+    def _clock(self, on_gpu: bool, unknown: list[str]) -> list[str]:
         least, most = self.wall
         machine = f"{_several(self.gpus, 'GPU')} and {_several(self.cores, 'core')}" if on_gpu else _several(self.cores, "core")
         span = duration(most) if least > 0.95 * most else f"between {duration(least)} and {duration(most)}"
-        return [f"By the clock, with {machine}: {span}, and what is not known."]
+        more = f", and what is not known: {', '.join(unknown)}" if unknown else ""
+        return [f"By the clock, with {machine}: {span}{more}."]
 
     def _tiles(self) -> list[str]:
         lines = []
@@ -378,23 +382,17 @@ class Plan:
 
     def _bases(self, on_gpu: bool) -> list[str]:
         rates, used = self.estimator.rates, {one.basis for stage in self.stages for one in stage.estimates}
-        speed = rates.speed.share * rates.speed.gpus[self.estimator.gpu]
-        here = "that of this machine" if self.estimator.gpu_is_here else "assumed, as this machine shows none that is known"
-        guess = f"work counted {rates.counted.where}, at "
-        parts = []
+        gpu, speed = self.estimator.gpu, rates.speed
+        here = "this machine's" if self.estimator.gpu_is_here else "this machine shows none that is known"
+        at = f"{speed.cpu:g} TFLOP/s of a core"
         if on_gpu:
-            peak = rates.speed.gpus[self.estimator.gpu]
-            parts.append(
-                f"{speed:.0f} TFLOP/s of a GPU {self.estimator.gpu}, {here} ({100 * rates.speed.share:.0f} % of its {peak:g}: an "
-                "assumption, nothing was measured on a GPU)"
-            )
-        else:
-            parts.append(f"{rates.speed.cpu:g} TFLOP/s of a core")
+            reached = f"{speed.share * speed.gpus[gpu]:.0f} TFLOP/s"
+            at = f"{100 * speed.share:.0f} % of the peak of a GPU {gpu} ({here}), {reached}: an assumption"
         said = {
-            "measured": "jobs of the same kind that this run has finished, in proportion to their work.",
-            "scaled": f"times measured on {rates.measured.where}, or other jobs of the stage here, scaled by the configured sizes.",
-            "guess": guess + ", ".join(parts) + "; reading, writing and the processor's part are not in it.",
-            "not known": "downloads, and what was never measured; see the first job of the stage.",
+            "measured": "by jobs of the same kind that this run has finished, in proportion to their work.",
+            "scaled": f"by times measured on {rates.measured.where}, or by other jobs of the stage here, scaled to the configured sizes.",
+            "guess": f"work counted {rates.counted.where}, at {at}; reading, writing and what else the processor does are not in it.",
+            "not known": "downloads, and what was never measured.",
         }
         return [f"{basis}: {said[basis]}" for basis in BASES if basis in used]
 
@@ -432,7 +430,14 @@ def make_plan(
 
 
 def _several(count: int, name: str) -> str:
-    return f"{count} {name}{'s' if count != 1 else ''}"
+    """``1 GPU``, ``8 GPUs``; engines say no limit by a very large number."""
+    return f"{count if count < 10**6 else 'any number of'} {name}{'s' if count != 1 else ''}"
+
+
+def _hours(seconds: float) -> str:
+    """``1,240``, ``12.3``, ``0.02``, ``<0.01``."""
+    value = seconds / 3600
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.01 else "<0.01"
 
 
 def _size(count: float | None) -> str:
@@ -451,7 +456,7 @@ def _hours_of(stage: Stage, on_gpu: bool) -> str:
     if not some:
         return "-"
     seconds = stage.seconds(on_gpu)
-    return "?" if seconds is None else hours(seconds) + "+" * any(some)
+    return "?" if seconds is None else _hours(seconds) + "+" * any(some)
 
 
 def _line(stage: str, cells: list[str]) -> str:
