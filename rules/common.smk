@@ -385,17 +385,19 @@ if workflow.is_main_process and not workflow.dryrun:
 
 onstart:
     try:
-        require_disk(RESULTS, settings.disk_gb * 1e9)
-        if not workflow.remote_exec and workflow.local_exec:
-            require_gpus(max((job.resources.get("gpu") or 0 for job in workflow.dag.needrun_jobs()), default=0))
-        if isinstance(settings.base_model, FolderBase):
-            check_base_model(settings.base_model.path)
+        if any(job.rule.name != "plan" for job in workflow.dag.needrun_jobs()):  # a plan needs nothing of what a run does
+            require_disk(RESULTS, settings.disk_gb * 1e9)
+            if not workflow.remote_exec and workflow.local_exec:
+                require_gpus(max((job.resources.get("gpu") or 0 for job in workflow.dag.needrun_jobs()), default=0))
+            if isinstance(settings.base_model, FolderBase):
+                check_base_model(settings.base_model.path)
     except CrfmError as error:
         raise WorkflowError(str(error)) from None
 
 
 onsuccess:
-    if Path(RESULTS, "report.html").is_file():
+    planned_only = all(job.rule.name == "plan" for job in workflow.dag.jobs)
+    if not planned_only and Path(RESULTS, "report.html").is_file():
         for table in settings.selected:
             print(Path(RESULTS, "tables", f"{table}.txt").read_text())
         print(f"report: {Path(RESULTS, 'report.html').resolve()}")

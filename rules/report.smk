@@ -115,7 +115,7 @@ rule make_report:
         configuration=CONFIGURATION,
         configfiles=[str(path) for path in workflow.overwrite_configfiles],
         overrides=dict(workflow.config_settings.config),
-        gpu_stages=[one.name for one in workflow.rules if GPU and "gpu" in one.resources],
+        gpu_stages=[one.name for one in workflow.rules if GPU and one.resources.get("gpu") not in (None, 0)],
     message:
         "Writing the report"
     script:

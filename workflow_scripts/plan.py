@@ -14,7 +14,7 @@ with job(snakemake):
     command += ["--configfile", *params.configfiles] if params.configfiles else []
     command += ["--config", *params.overrides] if params.overrides else []
     plan = make_plan(
-        jobs=read_jobs(list_outputs(command), params.rules),
+        jobs=read_jobs(list_outputs(command, Path(".snakemake/incomplete")), params.rules),
         settings=Settings(**params.settings),
         datasets={dataset["name"]: Dataset(**dataset) for dataset in params.datasets},
         rates=read_rates(Path(params.rates)),

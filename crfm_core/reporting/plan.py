@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import textwrap
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,12 +88,32 @@ def gpu_of_this_machine() -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- jobs
 
 
-def list_outputs(command: Sequence[str]) -> str:
-    """What a command prints that lists the workflow's files. Raises ConfigError with what it said when it fails."""
+def list_outputs(command: Sequence[str], marks: Path) -> str:
+    """What a command prints that lists the workflow's files, see :func:`read_jobs`.
+
+    Files that jobs were at work on when they were stopped count as finished there, though the next run makes them again: where the folder
+    ``marks`` names any (in URL-safe base64, long names in folders that begin with @), the command is asked again with ``--forcerun``.
+    Raises ConfigError with what it said when it fails.
+    """
+    listing = _answer(command)
+    stopped = {_name_of(mark.relative_to(marks)) for mark in marks.rglob("*") if mark.is_file()}
+    again = [line.split("\t")[0] for line in listing.splitlines() if line.split("\t")[0] in stopped]
+    return _answer([*command, "--forcerun", *again]) if again else listing
+
+
+def _answer(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"the workflow's files cannot be listed: {done.stderr.strip()[-2000:] or 'it did not say why'}")
     return done.stdout
+
+
+def _name_of(mark: Path) -> str:
+    """The file that a mark stands for; "" for what is no mark."""
+    try:
+        return urlsafe_b64decode("".join(part.removeprefix("@") for part in mark.parts)).decode()
+    except ValueError:
+        return ""
 
 
 def read_jobs(listing: str, rules: Mapping[str, Mapping[str, Any]]) -> list[Job]:
@@ -349,6 +370,8 @@ class Plan:
 
     def _clock(self, on_gpu: bool, unknown: list[str]) -> list[str]:
         least, most = self.wall
+        if not least:
+            return ["By the clock: not known."]
         machine = f"{_several(self.gpus, 'GPU')} and {_several(self.cores, 'core')}" if on_gpu else _several(self.cores, "core")
         span = duration(most) if least > 0.95 * most else f"between {duration(least)} and {duration(most)}"
         more = f", and what is not known: {', '.join(unknown)}" if unknown else ""
