@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from crfm_core.data.rasters import write_raster
 from crfm_core.files import sha256_of
 from crfm_core.manifest import write_manifest
+from crfm_core.segmentor import architectures, openmmlab
 
 CLASSES = ["soil", "water", "wood"]
 PALETTE = [(150, 110, 70), (30, 60, 120), (40, 120, 40)]
@@ -39,3 +43,26 @@ def write_tiles(
         })  # fmt: skip
     write_manifest(manifest, rows)
     return manifest
+
+
+def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let segformer_tiny drop out, so that randomness inside the network is part of what a test claims."""
+    monkeypatch.setitem(
+        openmmlab.ARCHITECTURES, "segformer_tiny", lambda k: architectures._segformer(k, 16, [1, 1, 1, 1], [1, 2, 4, 8], 32, drop=0.2)
+    )
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, hook: type, iteration: int) -> Iterator[None]:
+    """Within it training ends, as by Ctrl-C, when ``hook`` is done with its iteration (counted from 1)."""
+    done = hook.after_train_iter
+
+    def stop(self, runner, batch_idx, *args, **kwargs):
+        done(self, runner, batch_idx, *args, **kwargs)
+        if batch_idx == iteration - 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hook, "after_train_iter", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield

@@ -202,7 +202,7 @@ def test_a_program_in_a_checkpoint_never_runs_whatever_its_format_and_whoever_re
     assert not mark.exists()
     if write is not _tarred:  # which nothing but an old torch would run
         with contextlib.suppress(Exception):
-            torch.load(path, weights_only=False)
+            torch.load(path, weights_only=False)  # this test's own file
         assert mark.exists()  # so it would have run
 
 

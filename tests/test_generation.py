@@ -257,7 +257,7 @@ def test_a_file_that_holds_no_weights_of_inception_is_refused_and_not_run(tmp_pa
 
 def test_the_hostile_file_of_these_tests_would_do_harm_if_it_were_run(tmp_path, weights):
     hostile(tmp_path, weights)
-    torch.load(tmp_path / "w.pth", weights_only=False)
+    torch.load(tmp_path / "w.pth", weights_only=False)  # this test's own file, which makes an empty file beside it
     assert (tmp_path / "touched").exists()
 
 

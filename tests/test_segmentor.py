@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from segmentor_tiles import CLASSES, PALETTE, write_tiles
+from segmentor_tiles import CLASSES, PALETTE, interrupted, with_dropout, write_tiles
 
 from crfm_core import ConfigError, DataError, WeightsError
-from crfm_core.segmentor import architectures, draws, openmmlab, running, training
+from crfm_core.segmentor import draws, openmmlab, running, training
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.segmentor.evaluation import evaluate, predict
 from crfm_core.settings import Segmentor
@@ -53,22 +53,10 @@ def test_a_segmentor_learns_and_its_scores_are_of_the_whole_split(tiles, checkpo
 
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tiles, monkeypatch, capsys):
     folder = tiles.parent
-    # with dropout, so that randomness inside the network is part of the claim
-    monkeypatch.setitem(
-        openmmlab.ARCHITECTURES, "segformer_tiny", lambda k: architectures._segformer(k, 16, [1, 1, 1, 1], [1, 2, 4, 8], 32, drop=0.2)
-    )
+    with_dropout(monkeypatch)
     undisturbed = _weights(_train(folder, "undisturbed", tiles))
-    watch = running.Watch.after_train_iter
-
-    def stop(self, runner, batch_idx, *args, **kwargs):
-        watch(self, runner, batch_idx, *args, **kwargs)
-        if batch_idx == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running.Watch, "after_train_iter", stop)
-        with pytest.raises(KeyboardInterrupt):
-            _train(folder, "stopped", tiles)
+    with interrupted(monkeypatch, running.Watch, 5):
+        _train(folder, "stopped", tiles)
     assert not (folder / "stopped.pth").exists()
     newest = folder / ".stopped" / "iter_4.pth"
     os.truncate(newest, newest.stat().st_size // 2)

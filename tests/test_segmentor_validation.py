@@ -7,12 +7,12 @@ import os
 import numpy as np
 import pytest
 import torch
-from segmentor_tiles import CLASSES, PALETTE, write_tiles
+from segmentor_tiles import CLASSES, PALETTE, interrupted, with_dropout, write_tiles
 
 from crfm_core import DataError
 from crfm_core.data.rasters import write_raster
 from crfm_core.manifest import read_manifest, write_manifest
-from crfm_core.segmentor import architectures, openmmlab, running, training
+from crfm_core.segmentor import running, training
 from crfm_core.segmentor.evaluation import evaluate
 from crfm_core.segmentor.validation import Validation, best_of
 from crfm_core.settings import Segmentor
@@ -94,23 +94,11 @@ def test_what_is_measured_is_what_the_checkpoints_score_and_looking_changes_noth
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["stopped", "stopped and its newest checkpoint damaged"])
 def test_a_stopped_training_ends_with_the_choice_and_the_weights_of_an_undisturbed_one(train, val, tmp_path, monkeypatch, damaged):
-    # with dropout, so that randomness inside the network is part of the claim
-    monkeypatch.setitem(
-        openmmlab.ARCHITECTURES, "segformer_tiny", lambda k: architectures._segformer(k, 16, [1, 1, 1, 1], [1, 2, 4, 8], 32, drop=0.2)
-    )
+    with_dropout(monkeypatch)
     settings = {"class_weights": "median_frequency", "validate_every": 1}
     undisturbed = train("undisturbed", val, **settings)
-    watch = running.Watch.after_train_iter
-
-    def stop(self, runner, batch_idx, *args, **kwargs):
-        watch(self, runner, batch_idx, *args, **kwargs)
-        if batch_idx == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running.Watch, "after_train_iter", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train("stopped", val, **settings)
+    with interrupted(monkeypatch, running.Watch, 6):
+        train("stopped", val, **settings)
     work = tmp_path / ".stopped"
     if damaged:
         os.truncate(work / "iter_4.pth", 1000)
@@ -125,17 +113,8 @@ def test_a_stopped_training_ends_with_the_choice_and_the_weights_of_an_undisturb
 def test_a_training_that_goes_back_finds_the_best_weights_of_then(train, val, tmp_path, monkeypatch):
     """Weights that were best after the checkpoint that it goes back to are forgotten, those before are still there."""
     seen = _scripted(monkeypatch, [30.0, 20.0, 20.0, 40.0])  # iterations 1...4; a checkpoint after 2 and after 4
-    looked = Validation.after_train_iter
-
-    def stop(self, runner, batch_idx, *args, **kwargs):
-        looked(self, runner, batch_idx, *args, **kwargs)
-        if batch_idx == 3:  # the look of iteration 4 is done, its checkpoint not yet written
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Validation, "after_train_iter", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train("back", val, iterations=5, validate_every=1)
+    with interrupted(monkeypatch, Validation, 4):  # the look is done, the checkpoint not yet written
+        train("back", val, iterations=5, validate_every=1)
     assert {path.name for path in (tmp_path / ".back").glob("*.pth")} == {"iter_2.pth", "best_1.pth", "best_4.pth"}
     _scripted(monkeypatch, [20.0, 20.0, 20.0])
     out = train("back", val, iterations=5, validate_every=1)
