@@ -683,7 +683,7 @@ class Segmentor(Section):
     ) = Field(None, description="a model known by name; null: that of config")  # fmt: skip
     config: str | None = Field(None, description="instead: a configuration file of mmsegmentation, whose model is taken, read as data")
     iterations: Positive = Field(description="length of the 1x schedule")
-    batch_size: Positive = Field(description="tiles per iteration, of all processes together")
+    batch_size: int = Field(ge=2, description="tiles per iteration, of all processes together; one is too few for batch normalisation")
     learning_rate: float = Field(gt=0)
     optimiser: Literal["AdamW", "SGD"] = "AdamW"
     weight_decay: float = Field(0.01, ge=0)
@@ -727,6 +727,10 @@ class Judge(Section):
         if len(trained) != (0 if self.path else 2):
             raise ValueError("recipe: give recipe and segmentor of one to train, or the path of one from elsewhere")
         return self
+
+
+#: FreeMask's: a pixel is dropped whose loss exceeds so many times its class's mean.
+MARGIN = 1.25
 
 
 class Filter(Section):
@@ -953,6 +957,8 @@ class Settings(Section):
                 known(f"experiments.{name}.segmentors.{index}", segmentor, self.segmentors)
         for index, name in enumerate(self.tables):
             known(f"tables.{index}", name, self.experiments)
+        if "none" in self.filters:
+            problems.append("filters.none: none stands for no filter; give it another name")
         for key in ("critic", "judge"):
             known(f"{key}.recipe", getattr(self, key).recipe, self.recipes)
             known(f"{key}.segmentor", getattr(self, key).segmentor, self.segmentors)
@@ -963,6 +969,11 @@ class Settings(Section):
             known("comparison.control", self.comparison.control, self.controls)
         if self.critic == self.judge:
             problems.append("judge: is the critic itself; name another recipe, segmentor or seed, or its verdict is no evidence")
+        compared = [(r, s) for table in self.experiments.values() for r in table.recipes for s in table.segmentors]
+        compared += [(judge.recipe, judge.segmentor) for judge in (self.critic, self.judge) if judge.recipe]
+        for recipe, name in dict.fromkeys(compared) if not problems else ():
+            if (warmup := self.segmentors[name].warmup) >= (iterations := self.iterations(recipe, name)):
+                problems.append(f"segmentors.{name}.warmup: {warmup} leaves nothing of the {iterations} iterations on {recipe}; shorten it")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -1095,7 +1106,7 @@ def _read_dataset(path: Path, liked: tuple[Path, ...] = ()) -> dict:
 
 def load_datasets(settings: Settings, root: Path | str) -> dict[str, Dataset]:
     """Read the dataset files that ``settings.datasets`` names (below ``root``/configs/datasets, or as paths), and those that only its
-    experiments name, and check that what the settings say of splits and classes fits each of them."""
+    experiments name, and check that what the settings say of splits and classes fits each of those that the run uses."""
     folder = Path(root) / "configs" / "datasets"
     datasets: dict[str, Dataset] = {}
     for entry in settings.datasets:
@@ -1110,8 +1121,9 @@ def load_datasets(settings: Settings, root: Path | str) -> dict[str, Dataset]:
                 if dataset.name != name:
                     raise ConfigError(f"experiments.{key}.datasets: {folder / name}.yaml is named {dataset.name!r}; let both be the same")
                 datasets[name] = dataset
-    for dataset in datasets.values():
-        _check_fit(settings, dataset)
+    compared = [name for table in settings.selected.values() for name in table.datasets or []]
+    for name in dict.fromkeys([*list(datasets)[: len(settings.datasets)], *compared]):
+        _check_fit(settings, datasets[name])
     return datasets
 
 
@@ -1124,6 +1136,11 @@ def _check_fit(settings: Settings, dataset: Dataset) -> None:
             raise ConfigError(f"{key}: {dataset.name} has no split {split!r}; allowed: {', '.join(dataset.splits)}")
         if split == dataset.test:
             raise ConfigError(f"{key}: {split!r} is the test split of {dataset.name}; nothing may train on it")
+    looked = settings.evaluation
+    if looked.stride and looked.stride > (looked.window or dataset.tile.size):
+        raise ConfigError(
+            f"evaluation.stride: {looked.stride} with windows of {dataset.name}'s tile size, {dataset.tile.size}, leaves gaps"
+        )
     if settings.generation.split not in (None, *dataset.splits):
         raise ConfigError(
             f"generation.split: {dataset.name} has no split {settings.generation.split!r}; allowed: {', '.join(dataset.splits)}"

@@ -38,6 +38,16 @@ for name, segmentor in settings.segmentors.items():
         if isinstance(given, str) and not Path(given).is_file():
             raise WorkflowError(f"segmentors.{name}.{key}: there is no file {given} (seen from {Path.cwd()})")
 
+NETWORKS = {}  # of segmentors that configuration files describe, with all that the files inherit, as hashes: read as data
+for name, segmentor in settings.segmentors.items():
+    if segmentor.config:
+        from crfm_core.segmentor.configuration import read_config
+
+        try:
+            NETWORKS[name] = hash_of(read_config(segmentor.config).get("model"))
+        except CrfmError as error:
+            raise WorkflowError(f"segmentors.{name}.config: {error}") from None
+
 if settings.captions.model and not settings.captions.model.repo:
     from crfm_core.text.vision_language import check_caption_model
 

@@ -106,7 +106,7 @@ rule make_report:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=3000,
+        mem_mb=16000 if GPU else 3000,
         runtime=60,
     params:
         settings=dump(settings),

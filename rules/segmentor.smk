@@ -52,6 +52,7 @@ rule train_segmentor:
     params:
         dataset=dataset_section,
         segmentor=lambda wildcards: dump(segmentor_of(wildcards)),
+        network=lambda wildcards: NETWORKS.get(wildcards.segmentor, ""),
         iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
         device=settings.device,
     message:

@@ -57,7 +57,17 @@ def test_weights_are_never_read_in_a_way_that_runs_code():
         assert len(re.findall(r"torch\.load\(", text)) == len(re.findall(r"torch\.load\([^\n]*weights_only=True", text)), path
 
 
-WITHOUT_NETWORKS = ["settings", "files", "manifest", "devices", "data.tiling", "data.adapters", "curation.mixing", "curation.resampling"]
+WITHOUT_NETWORKS = [
+    "settings",
+    "files",
+    "manifest",
+    "devices",
+    "data.tiling",
+    "data.adapters",
+    "curation.mixing",
+    "curation.resampling",
+    "reporting.page",
+]
 
 
 @pytest.mark.parametrize("module", WITHOUT_NETWORKS)

@@ -275,3 +275,9 @@ def test_a_cost_that_is_not_known_is_said_so(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0"), (36, "0.01"), (860, "0.24"), (3599, "1.0"), (35900, "10"), (432000, "120")])
 def test_hours_have_two_digits_that_matter(seconds, text):
     assert hours(seconds) == text
+
+
+def test_samplers_that_differ_in_more_than_the_correction_are_no_pair():
+    more = SETTINGS.samplers["crfm"].model_copy(update={"num_steps": 50})
+    settings = SETTINGS.model_copy(update={"samplers": SETTINGS.samplers | {"crfm": more}})
+    assert rectified_pairs(settings, ["triattention", "crfm"]) == []

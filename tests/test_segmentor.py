@@ -192,3 +192,16 @@ def test_weights_of_one_change_nothing_and_a_class_that_weighs_nothing_is_not_le
     without = _train(tiles.parent, "without", tiles, longer.model_copy(update={"class_weights": [1.0, 0.0, 1.0]}), iterations=60)
     with_it, without_it = (evaluate(path, tiles, tiles.parent)["IoU"][1] for path in (checkpoint, without))
     assert without_it < 5 < with_it
+
+
+def test_a_training_that_continues_runs_nothing_that_its_checkpoint_holds(tiles, monkeypatch):
+    """mmengine would run the configuration in a checkpoint's meta as Python, to compare it with its own."""
+    folder = tiles.parent
+    with interrupted(monkeypatch, running.Watch, 5):
+        _train(folder, "tampered", tiles)
+    newest, mark = folder / ".tampered" / "iter_4.pth", folder / "ran"
+    stored = openmmlab.read_checkpoint(newest)
+    stored["meta"]["config"] = f"import os\nos.system('touch {mark}')\n"
+    torch.save(stored, newest)
+    _train(folder, "tampered", tiles)
+    assert not mark.exists()

@@ -82,6 +82,9 @@ def changed(content: dict, key: str, value: object) -> dict:
         ("tables", "main,mine", "tables.1: unknown name 'mine'; allowed: main, control_schemes, crfm_steps"),
         ("segmentors.unet_tiny.config", "my.py", "segmentors.unet_tiny.architecture: give the name of one, or config"),
         ("segmentors.unet_tiny.processes", 3, "segmentors.unet_tiny.batch_size: 8 tiles cannot be shared out evenly over 3 processes"),
+        ("segmentors.unet_tiny.batch_size", 1, "segmentors.unet_tiny.batch_size: Input should be greater than or equal to 2 (found 1)"),
+        ("segmentors.unet_tiny.warmup", 1000, "segmentors.unet_tiny.warmup: 1000 leaves nothing of the 1000 iterations on ref"),
+        ("filters.none", {"kind": "pixel"}, "filters.none: none stands for no filter; give it another name"),
         ("segmentors.unet_tiny.class_weights", [0, 0], "segmentors.unet_tiny.class_weights: all are 0; nothing would be learned"),
         ("segmentors.unet_tiny.pretrained", {"url": "ftp://a"}, "segmentors.unet_tiny.pretrained"),
         ("critic.recipe", "crfm", "critic.recipe: must train on real tiles only; 'crfm' has synthetic ones"),
@@ -201,6 +204,7 @@ def test_filters_come_in_the_order_in_which_they_are_applied():
         ("filters.pixel.statistics_split", "test", "filters.pixel.statistics_split: 'test' is the test split of embedded"),
         ("filters.pixel.statistics_split", "val", "filters.pixel.statistics_split: embedded has no split 'val'; allowed: train, test"),
         ("generation.split", "val", "generation.split: embedded has no split 'val'; allowed: train, test, reference"),
+        ("evaluation", {"mode": "slide", "stride": 65}, "evaluation.stride: 65 with windows of embedded's tile size, 64, leaves gaps"),
         ("resamplings.rare.classes", ["sea"], "resamplings.rare.classes: embedded has no class 'sea'; allowed: background, building"),
         ("segmentors.unet_tiny.class_weights", [1, 2], "segmentors.unet_tiny.class_weights: 2 numbers for the 7 classes of embedded"),
         ("experiments.few_shot.datasets", ["embedded", "fewer"], "datasets: no file"),
@@ -210,6 +214,22 @@ def test_filters_come_in_the_order_in_which_they_are_applied():
 def test_what_does_not_fit_a_dataset_is_refused_with_its_key(key, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_datasets(load_settings(changed(read(ROOT / "config.yaml"), key, value)), ROOT)
+
+
+def test_what_the_readme_says_of_own_data_is_a_valid_configuration():
+    """Own classes and splits fit the embedded default with the overlay that is printed there, whatever other tables name."""
+    (overlay,) = re.findall(r"printf '([^']+)' > my_run.yaml", (ROOT / "README.md").read_text())
+    content = read(ROOT / "config.yaml")
+    for key, value in yaml.safe_load(overlay.replace("\\n", "\n")).items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    path = DATASETS / "geotiff.yaml"
+    dataset = load_dataset(path)
+    content["resamplings"]["rare"]["classes"] = dataset.classes[:1]
+    content["segmentors"]["unet_tiny"]["class_weights"] = [1.0] * len(dataset.classes)
+    settings = load_settings(content | {"datasets": [str(path)]})
+    assert load_datasets(settings, ROOT)["my_scenes"] == dataset
+    with pytest.raises(ConfigError, match="of embedded"):
+        load_datasets(load_settings(content | {"datasets": [str(path)], "tables": "all"}), ROOT)
 
 
 def test_a_dataset_like_another_differs_in_what_it_says():

@@ -18,9 +18,7 @@ from crfm_core.files import hash_of, inside, sha256_of
 from crfm_core.manifest import read_manifest, relocate, write_manifest
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import tile_batches
-
-#: A pixel is dropped when its loss exceeds this many times the mean loss of its class on real tiles (FreeMask).
-MARGIN = 1.25
+from crfm_core.settings import MARGIN
 
 
 def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], margin: float = MARGIN) -> Any:

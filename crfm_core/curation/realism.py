@@ -81,7 +81,9 @@ def measure_generation(
     name, extract, missing = _extractor(settings, judge, judged_by, weights, embedding, device)
     if extract and settings.features == "judge" and (missing := _fault_of(extract, real, root)):
         extract = None
-    asked = {"compared": extract, "clip": embedding.image_features if embedding and settings.cmmd else None}
+    with_clip = embedding is not None and settings.cmmd
+    by_clip = "compared" if settings.features == "clip" else "clip"  # no image goes through CLIP twice
+    asked = {"compared": extract} | ({by_clip: embedding.image_features} if with_clip else {})
     extractors = {key: value for key, value in asked.items() if value}
     seen = {
         manifest: look(manifest, root, extractors if manifest in (synthetic, real) else {}, settings.batch_size)
@@ -90,14 +92,13 @@ def measure_generation(
     samples, tiles = seen[synthetic], seen[real]
     if extract and not all(both.features["compared"].isfinite().all() for both in (tiles, samples)):
         missing = "the features of some tiles are no numbers"
-    with_clip = "clip" in extractors
     return {
         "features": name,
         "kind": settings.features,
         "real": {"split": str(tiles.table["split"].iloc[0]), "tiles": len(tiles.table)},
         "samples": len(samples.table),
         **_distances(tiles, samples, missing, settings.subset),
-        "cmmd": cmmd(tiles.features["clip"], samples.features["clip"]) if with_clip else None,
+        "cmmd": cmmd(tiles.features[by_clip], samples.features[by_clip]) if with_clip else None,
         "cmmd_missing": NO_CLIP if settings.cmmd and not with_clip else "",
         "diversity": {"copies": None, "real": None} if missing else _diversity(tiles, samples),
         **memorised_tiles(samples, seen[training], device),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from crfm_core import DataError
 from crfm_core.reporting.findings import Finding, number, points, said
+from crfm_core.reporting.measurements import as_float
 from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
 from crfm_core.settings import Preset
@@ -50,7 +51,7 @@ class Form(BaseModel):
 
     def column(self, who: str, score: str) -> list[float]:
         """A score of "critic" or "judge" for every seed, NaN where it is undefined."""
-        return [_float(getattr(getattr(one, who), score)) for one in self.seeds]
+        return [as_float(getattr(getattr(one, who), score)) for one in self.seeds]
 
 
 class Measured(BaseModel):
@@ -80,7 +81,7 @@ class Row:
 
     @property
     def critic_loss(self) -> tuple[float, float]:
-        return mean_sd([_float(one.critic_loss) for one in self.form.seeds])
+        return mean_sd([as_float(one.critic_loss) for one in self.form.seeds])
 
     def spread(self, who: str, score: str) -> tuple[float, float]:
         """Mean and standard deviation over seeds."""
@@ -132,10 +133,6 @@ def read_comparison(paths: list[Path]) -> Comparison:
 
 def _shared(measured: Measured, form: Form) -> tuple:
     return measured.masks, measured.num_steps, [one.seed for one in form.seeds]
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def best_form(comparison: Comparison) -> Finding:

@@ -203,6 +203,10 @@ def _some(things: Sequence[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the correction
 
 
+#: Fields of a sampler that say how it corrects, or change nothing but an image's rounding.
+OF_CORRECTION = {"preset", "rectify", "critic_decoder", "batch_size", "compile", "pad"}
+
+
 def rectified_pairs(settings: Settings, names: list[str]) -> list[tuple[str, str]]:
     """Pairs of recipes (plain, rectified) that differ in nothing but the correction while sampling."""
     pairs = []
@@ -211,7 +215,9 @@ def rectified_pairs(settings: Settings, names: list[str]) -> list[tuple[str, str
             a, b = settings.recipes[plain], settings.recipes[other]
             if not (a.control and b.control) or a.model_dump(exclude={"sampler"}) != b.model_dump(exclude={"sampler"}):
                 continue
-            if settings.samplers[a.sampler].preset is None and settings.samplers[b.sampler].preset is not None:
+            drawn, corrected = settings.samplers[a.sampler], settings.samplers[b.sampler]
+            alike = drawn.model_dump(exclude=OF_CORRECTION) == corrected.model_dump(exclude=OF_CORRECTION)
+            if drawn.preset is None and corrected.preset is not None and alike:
                 pairs.append((plain, other))
     return pairs
 

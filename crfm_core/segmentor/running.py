@@ -133,6 +133,7 @@ class TrainingRunner(Runner):
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         checkpoint = read_checkpoint(filename)
+        checkpoint.get("meta", {}).pop("config", None)  # mmengine would run it as Python to compare it with its own
         self.network.load_state_dict(checkpoint["state_dict"])
         return checkpoint
 

@@ -88,7 +88,7 @@ def train_segmentor(
             places = place.part(segmentor.batch_size)
             done = resume[1] * segmentor.batch_size if resume else 0
             draws = WeightedDraws(table.weight.to_numpy(float), seed, done, segmentor.batch_size, places)
-            workers = 0 if tiles.cached else 4
+            workers = 0 if tiles.cached and device == "cpu" else 4  # a GPU would wait for the augmentation
             torch.manual_seed(seed)
             network = build_described(described, segmentor.config or segmentor.architecture, ConfigError)
             if segmentor.config:

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.curation.filters import MARGIN
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.colours import Colours
 from crfm_core.reporting.findings import listed
 from crfm_core.reporting.material import Material
 from crfm_core.reporting.mixes import Mix
 from crfm_core.reporting.rendering import Pictures
-from crfm_core.settings import Dataset, Filter, Recipe, Resampling, Settings
+from crfm_core.settings import MARGIN, Dataset, Filter, Recipe, Resampling, Settings
 
 
 @dataclass(frozen=True)
