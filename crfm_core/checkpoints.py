@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 from crfm_core import WeightsError
 from crfm_core.files import read_json
@@ -104,3 +106,31 @@ def _check_length(path: Path) -> None:
                 raise WeightsError(f"base_model.path: the header of {path} is damaged; fetch or copy the model again") from None
     if found != needed:
         raise WeightsError(f"base_model.path: {path} has {found} bytes and its header needs {needed}; fetch or copy the model again")
+
+
+def read_torch_file(path: Path | str, name: str, remedy: str, mmap: bool = False) -> Any:
+    """What a file of ``torch.save`` holds, on the CPU: tensors, plain values and what ``torch.serialization.safe_globals`` allows.
+
+    Nothing in the file is run. Raises WeightsError, which begins with ``name`` and ends with ``remedy``, when the file is missing, damaged
+    or holds anything else.
+    """
+    import torch  # slow, and most of this module does without
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise WeightsError(f"{name}: there is no such file; {remedy}") from None
+    except Exception as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"holds more than weights ({foreign[1]}) and is not loaded" if foreign else f"is damaged ({type(error).__name__})"
+        raise WeightsError(f"{name}: {reason}; {remedy}") from None
+
+
+def read_state_dict(path: Path | str, name: str, remedy: str, mmap: bool = False) -> dict[str, Any]:
+    """Tensors by name from a file of ``torch.save``; raises as :func:`read_torch_file` does, also when it holds anything beside them."""
+    import torch
+
+    found = read_torch_file(path, name, remedy, mmap)
+    if not isinstance(found, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()):
+        raise WeightsError(f"{name}: holds no state dict (names and tensors, nothing else); {remedy}")
+    return dict(found)

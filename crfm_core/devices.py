@@ -100,6 +100,15 @@ def lease(count: int) -> Iterator[list[str]]:
             handle.close()
 
 
+def gpu_names() -> list[str]:
+    """What this machine's GPUs are called, as nvidia-smi says it; nothing where there is none, or no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
+
+
 def _listed() -> list[list[str]]:
     """UUIDs of what ``nvidia-smi -L`` lists, in PCI order: for each GPU its own, then those of the parts it is divided into."""
     cards: list[list[str]] = []

@@ -127,7 +127,7 @@ def test_the_critic_is_frozen_differentiable_and_of_full_size(trained):
 
 
 def test_missing_damaged_and_foreign_checkpoints_are_refused(trained, tmp_path):
-    with pytest.raises(WeightsError, match="no such checkpoint"):
+    with pytest.raises(WeightsError, match="there is no such file; make it"):
         load_critic(tmp_path / "none.pth")
     (tmp_path / "cut.pth").write_bytes(trained.read_bytes()[:5000])
     with pytest.raises(WeightsError, match=r"cut\.pth: is damaged"):

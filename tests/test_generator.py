@@ -336,7 +336,7 @@ def test_the_newest_checkpoints_are_kept_and_a_damaged_one_is_passed_over(world,
     newest.write_bytes(newest.read_bytes()[:1000])
     assert same(train(world, tmp_path, settings), weights_of(trained / "out"))
     said = capsys.readouterr().out
-    assert "checkpoint-5.pt: not a readable checkpoint" in said and "continuing from step 4 of 7" in said
+    assert "checkpoint-5.pt: is damaged" in said and "continuing from step 4 of 7" in said
 
 
 def test_a_checkpoint_can_be_sampled_while_training_goes_on(world, tmp_path, monkeypatch):
@@ -413,7 +413,7 @@ def test_a_start_that_does_not_fit_is_refused_with_what_differs(world, trained, 
     refused("only scheme triattention can load those", scheme="adapter", start_from=__file__)
     refused("no file or folder", start_from=str(tmp_path / "absent.safetensors"))
     (tmp_path / "broken.pt").write_bytes(b"nothing")
-    refused("broken.pt cannot be read", start_from=str(tmp_path / "broken.pt"))
+    refused("broken.pt: is damaged", start_from=str(tmp_path / "broken.pt"))
     other = tmp_path / "other"
     shutil.copytree(trained / "out", other)
     wider = MaskMMDiT.from_sd3(tiny_sd3())

@@ -274,6 +274,14 @@ def test_the_whole_chain_ends_in_tables_and_a_report(finished):
 
 
 @pytest.mark.slow
+def test_snakemakes_own_report_holds_tables_report_and_data_sheets_and_a_plan_has_nothing_left(finished):
+    succeed(finished, *SMALLEST, "--report", "run.html")
+    page = (finished / "run.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("main.csv", "report.html", "index.html", "Data sheet of"))
+    assert "Nothing is left to be done" in succeed(finished, "plan", *SMALLEST)
+
+
+@pytest.mark.slow
 def test_a_generator_is_trained_in_two_processes_sampled_and_exported_by_naming_its_files(finished):
     pair, results = ("--configfile", "smallest.yaml", "pair.yaml"), finished / "results" / "small"
     scheme = {"scheme": "siamese", "steps": 20, "batch_size": 1, "learning_rate": 1e-3, "processes": 2, "checkpoint_every": 5}

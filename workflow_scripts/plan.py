@@ -5,8 +5,8 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
-    from crfm_core.devices import visible_gpus
-    from crfm_core.reporting.plan import gpu_of_this_machine, list_outputs, make_plan, read_jobs, read_rates
+    from crfm_core.devices import gpu_names, visible_gpus
+    from crfm_core.reporting.plan import list_outputs, make_plan, read_jobs, read_rates
     from crfm_core.settings import Dataset, Settings
 
     params = snakemake.params
@@ -21,6 +21,6 @@ with job(snakemake):
         gpu_rules=list(params.gpu_rules),
         cores=params.cores,
         gpus=params.gpus or len(visible_gpus()),
-        gpu=gpu_of_this_machine(),
+        gpu=next(iter(gpu_names()), None),
     )
     print(plan.text(), end="")

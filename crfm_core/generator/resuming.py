@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from crfm_core import WeightsError
+from crfm_core.checkpoints import read_torch_file
 from crfm_core.files import atomic_path, require_disk
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
@@ -39,10 +40,7 @@ def step_of(checkpoint: Path) -> int:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, mapped into memory and without executing anything. Raises WeightsError when it is damaged."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError) as error:
-        raise WeightsError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it") from None
+    return read_torch_file(path, str(path), "delete it", mmap=True)
 
 
 def newest_readable(folder: Path) -> dict[str, Any] | None:

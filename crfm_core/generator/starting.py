@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crfm_core import WeightsError
+from crfm_core.checkpoints import read_state_dict
 from crfm_core.files import read_json
 from crfm_core.models.controls import load_network
 from crfm_core.models.mmdit import MaskMMDiT
@@ -49,12 +49,10 @@ def start_from(network: nn.Module, path: Path, num_classes: int, mask_code: str)
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file or of a torch file of tensors alone."""
+    name, remedy = f"start_from: {path}", "copy or fetch it again from whom you trust"
+    if path.suffix != ".safetensors":
+        return read_state_dict(path, name, remedy, mmap=True)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise WeightsError(f"start_from: {path} cannot be read ({str(error).splitlines()[0]})") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise WeightsError(f"start_from: {path} must hold a state dict: names and tensors, nothing else")
-    return weights
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{name}: cannot be read ({str(error).splitlines()[0]}); {remedy}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
-import re
 import sys
 import types
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crfm_core import WeightsError
+from crfm_core.checkpoints import read_state_dict
 
 #: Name and length of the features: the last pooling's.
 LAYER = "2048"
@@ -73,12 +73,12 @@ class Inception:
     """
 
     def __init__(self, weights: Path | str, device: torch.device | str = "cpu"):
-        tensors, network = _read_tensors(weights), load_fidelity()
+        tensors = read_state_dict(weights, f"generation.weights: {weights}", "fetch it from whom you trust, or give its url and sha256")
         # The library would unpickle whatever a file holds; it is handed one that was written here, from tensors alone.
         torch.save(tensors, written := io.BytesIO())
         written.seek(0)
         try:
-            self.network = network("inception", [LAYER], feature_extractor_weights_path=written).to(device)
+            self.network = load_fidelity()("inception", [LAYER], feature_extractor_weights_path=written).to(device)
         except RuntimeError as error:
             reason = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:3])
             raise WeightsError(
@@ -92,19 +92,3 @@ class Inception:
         """uint8 [B,H,W,3] -> float32 [B,2048] on the CPU, before the last layer."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         return self.network(pixels)[0].float().cpu()
-
-
-def _read_tensors(path: Path | str) -> dict[str, Tensor]:
-    """The state dict in a file. Raises WeightsError when it is missing, damaged, or holds anything but tensors by name."""
-    remedy = "delete it, and fetch it from whom you trust"
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"generation.weights: there is no file {path}; fetch it, or give its url and sha256") from None
-    except Exception as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"holds more than weights ({foreign[1]}) and is not loaded" if foreign else f"is damaged ({type(error).__name__})"
-        raise WeightsError(f"generation.weights: {path} {reason}; {remedy}") from None
-    if not isinstance(found, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()):
-        raise WeightsError(f"generation.weights: {path} holds no state dict (tensors by name); {remedy}")
-    return dict(found)

@@ -77,14 +77,6 @@ def read_rates(path: Path | str) -> Rates:
         raise ConfigError(f"{path}: {'; '.join(faults[:3])}; take the file that came with the workflow") from None
 
 
-def gpu_of_this_machine() -> str | None:
-    """The name of its first GPU, as nvidia-smi says it."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    answer = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False)
-    return next(iter(answer.stdout.splitlines()), None) if answer.returncode == 0 else None
-
-
 # ----------------------------------------------------------------------------------------------------------------- jobs
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfm_core import ConfigError, WeightsError
+from crfm_core.checkpoints import read_torch_file
 from crfm_core.segmentor.architectures import ARCHITECTURES
 from crfm_core.segmentor.libraries import load_mmseg
 
@@ -119,16 +119,10 @@ def read_checkpoint(path: Path | str) -> dict:
     import torch
 
     load_mmseg()
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such checkpoint; make it by naming it as a target of the workflow, or fetch it")
-    try:
-        with torch.serialization.safe_globals(_mmengine_types()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"holds more than weights ({foreign[1]}) and is not loaded" if foreign else f"is damaged ({type(error).__name__})"
-        raise WeightsError(f"{path}: {reason}; delete it and make it again, or fetch it from whom you trust") from None
+    with torch.serialization.safe_globals(_mmengine_types()):
+        checkpoint = read_torch_file(
+            path, str(path), "make it (again) by naming it as a target of the workflow, or fetch it from whom you trust"
+        )
     if not isinstance(checkpoint, dict):
         raise WeightsError(f"{path}: holds a {type(checkpoint).__name__} where a checkpoint's dictionary is expected")
     return checkpoint

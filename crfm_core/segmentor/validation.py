@@ -15,6 +15,7 @@ from crfm_core.files import atomic_path
 from crfm_core.metrics.confusion import ConfusionMatrix
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.draws import Tiles
+from crfm_core.segmentor.evaluation import as_input, batches_of_one_size
 from crfm_core.segmentor.libraries import lean_imports
 from crfm_core.segmentor.openmmlab import Preparation, read_checkpoint
 from crfm_core.segmentor.processes import Place
@@ -75,8 +76,7 @@ class Validation(Hook):
         critic = Critic(copy.deepcopy(network), classes, self.images).to(self.place.device)  # a copy, for a critic freezes its network
         counted = ConfusionMatrix(self.tiles.num_classes)
         for images, labels in self._batches():
-            inputs = torch.from_numpy(images).to(self.place.device).permute(0, 3, 1, 2).float() / 255
-            counted.update(critic(inputs).argmax(dim=1), labels)
+            counted.update(critic(as_input(images, self.place.device)).argmax(dim=1), labels)
         counted.matrix = self.place.total(counted.matrix)
         score = counted.scores()["mIoU"]
         if score is None:
@@ -85,17 +85,9 @@ class Validation(Hook):
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """This process's tiles in batches of one size of tile."""
-        images: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
-        for row in range(self.place.rank, len(self.tiles), self.place.count):
-            image, label = self.tiles.pixels(row)
-            if images and (len(images) == self.batch_size or label.shape != labels[-1].shape):
-                yield np.stack(images), np.stack(labels)
-                images, labels = [], []
-            images.append(image)
-            labels.append(label)
-        if images:
-            yield np.stack(images), np.stack(labels)
+        own = (self.tiles.pixels(row) for row in range(self.place.rank, len(self.tiles), self.place.count))
+        for labels, images in batches_of_one_size(((label, image) for image, label in own), self.batch_size):
+            yield images, np.stack(labels)
 
     def _tidy(self, history: History) -> None:
         """Remove weights that are best neither now nor for any training checkpoint that a stopped run may continue from."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
+from crfm_core.devices import gpu_names
 from crfm_core.settings import Settings
 
 
@@ -45,8 +44,7 @@ def hardware(device: str) -> str:
     except (OSError, ValueError):
         names, memory = [], ""
     parts = [f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores{memory}"]
-    if device == "cuda" and shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = [line for line in subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n") if line]
+    if device == "cuda":
+        found = gpu_names()
         parts += [f"{found.count(name)} × {name}" if found.count(name) > 1 else name for name in sorted(set(found))]
     return "; ".join(parts)
