@@ -99,6 +99,8 @@ def of_cost(stages: list[Stage]) -> Finding:
     sentences = [f"{jobs} jobs took {duration(clock)} one after another; side by side, the run was shorter."]
     if gpu:
         sentences.append(f"Beside that {hours(cpu)} CPU-hours of processor time.")
+    if cpu:  # the engine looks at a long job every half minute, and what follows the last look is not noted
+        sentences.append("CPU-hours are sampled: they leave out up to the last half minute of every job.")
     most = sorted(stages, key=lambda stage: -getattr(stage, kind))[:NAMED]
     shares = [f"{stage.name} ({100 * getattr(stage, kind) / total:.0f} %)" for stage in most if getattr(stage, kind) > 0]
     if shares:

@@ -211,7 +211,8 @@ def sample_sheet(sheet: Sheet, classes: Sequence[str], palette: Sequence[tuple[i
         axes = figure.add_axes((0, 0, 1, 1))  # one for all: an axes for each picture takes far longer
         axes.set_axis_off()
         for column, title in enumerate(sheet.columns):
-            axes.annotate(title, (column + (1 - gap) / 2, 0), (0, 5), textcoords="offset points", ha="center", fontsize=9)
+            above = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+            axes.annotate(title.replace(", ", ",\n"), (column + (1 - gap) / 2, 0), (0, 3), **above, fontsize=9)
         for line, (_, pictures) in enumerate(sheet.rows):
             for column, picture in enumerate(pictures):
                 if picture is not None:

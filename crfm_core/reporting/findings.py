@@ -118,13 +118,14 @@ def _answer(gaps: dict[str, Difference], baseline: str) -> tuple[str, str, str]:
     defined = {name: gap for name, gap in gaps.items() if not math.isnan(gap.mean)}
     if not defined:
         return "Open", f"{baseline} has no defined difference to any recipe", "open"
-    best, worst = (choose(defined, key=lambda name: defined[name].mean) for choose in (max, min))
+    best = max(defined, key=lambda name: defined[name].mean)
     gap = defined[best]
     by = f"{best} differs from {baseline} by {number(gap.mean, True)} points of mIoU"
     if gap.low is None:
         return "Open", f"{by}, and a single seed gives no interval", "open"
     higher, lower = ([name for name, gap in defined.items() if gap.verdict == verdict] for verdict in ("higher", "lower"))
-    gain = f"{best} gains {points(gap.mean)} of mIoU over {baseline} ({span(gap)})"
+    best, worst = (choose(names or defined, key=lambda name: defined[name].mean) for choose, names in ((max, higher), (min, lower)))
+    gain = f"{best} gains {points(defined[best].mean)} of mIoU over {baseline} ({span(defined[best])})"
     loss = f"{worst} loses {points(defined[worst].mean)} of mIoU against {baseline} ({span(defined[worst])})"
     if higher and lower:
         return "It depends", f"{gain}, {loss}", "open"

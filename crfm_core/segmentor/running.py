@@ -45,7 +45,7 @@ def optimisation(segmentor: Segmentor, device: str, pretrained: bool) -> dict[st
     optimiser = {"type": segmentor.optimiser, "lr": segmentor.learning_rate, "weight_decay": segmentor.weight_decay}
     if segmentor.optimiser == "SGD":
         return {**wrapper, "optimizer": {**optimiser, "momentum": 0.9}}
-    optimiser["fused"] = True  # for the embedded networks a fifth of an iteration was the optimiser's
+    optimiser["fused"] = True  # a fifth of an embedded network's iteration was the optimiser's
     rules = {"norm": {"decay_mult": 0.0}}
     if pretrained:  # a fresh head on a trained backbone, as in SegFormer's recipe
         rules["head"] = {"lr_mult": 10.0}
