@@ -238,14 +238,14 @@ def nothing(folder: Path, weights: Path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (hostile, r"w\.pth holds more than weights"),
-        (hostile_beside_the_weights, r"w\.pth holds more than weights"),
+        (hostile, r"w\.pth: holds more than weights"),
+        (hostile_beside_the_weights, r"w\.pth: holds more than weights"),
         (of_another_network, r"w\.pth does not fit torch-fidelity's InceptionV3"),
         (of_other_sizes, r"does not fit .*fc\.weight"),
-        (a_list, r"w\.pth holds no state dict"),
-        (cut_short, r"w\.pth is damaged"),
-        (a_web_page, r"w\.pth is damaged"),
-        (nothing, r"there is no file .*w\.pth"),
+        (a_list, r"w\.pth: holds no state dict"),
+        (cut_short, r"w\.pth: is damaged"),
+        (a_web_page, r"w\.pth: is damaged"),
+        (nothing, r"w\.pth: there is no such file"),
     ],
 )
 def test_a_file_that_holds_no_weights_of_inception_is_refused_and_not_run(tmp_path, weights, make, message):
