@@ -113,6 +113,7 @@ rule make_report:
         datasets=[dump(datasets[name]) for name in used_datasets()],
         own=list(datasets)[: len(settings.datasets)],
         configuration=CONFIGURATION,
+        snakefile=str(workflow.main_snakefile),
         configfiles=[str(path) for path in workflow.overwrite_configfiles],
         overrides=dict(workflow.config_settings.config),
         gpu_stages=[one.name for one in workflow.rules if GPU and one.resources.get("gpu") not in (None, 0)],

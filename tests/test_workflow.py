@@ -143,7 +143,7 @@ def test_naming_a_file_plans_its_stage_and_what_it_needs(tmp_path):
     [
         ({"shard": 3}, "shard: unknown key; allowed: scale, results, device"),
         ({"judge": {"recipe": "ideal", "segmentor": "unet_tiny"}}, "judge.recipe: unknown name 'ideal'; allowed: real, crfm, reference"),
-        ({"datasets": ["nowhere"]}, "allowed: a path, or one of embedded, embedded-25, embedded-50, folder, fusu, fusu4k,"),
+        ({"datasets": ["nowhere"]}, "allowed: a path, or one of dubai, embedded, embedded-25, embedded-50, folder, fusu, fusu4k,"),
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_made(small, changes, message):
@@ -268,7 +268,8 @@ def finished(tmp_path_factory) -> Path:
 def test_the_whole_chain_ends_in_tables_and_a_report(finished):
     assert list(tables(finished)) == ["main.csv"]
     assert len(pd.read_csv(finished / "results" / "tables" / "main.csv")) == 2
-    assert (finished / "results" / "report.html").stat().st_size > 10_000
+    page = (finished / "results" / "report.html").read_text(encoding="utf-8")
+    assert f"snakemake --cores all results/report.html --snakefile {os.path.relpath(ROOT / 'Snakefile', finished)} --configfile" in page
     assert not list((finished / "results").rglob("*unfinished")), "no state is left over"
     assert "Nothing to be done" in succeed(finished, *SMALLEST)
 

@@ -14,7 +14,9 @@ with job(snakemake):
     configfiles = [os.path.relpath(path) for path in snakemake.params.configfiles]
     said = {key: "" if value is None else value for key, value in snakemake.params.overrides.items()}
     overrides = [f"{key}={json.dumps(value) if isinstance(value, (list, dict)) else value}" for key, value in said.items()]
+    snakefile = os.path.relpath(snakemake.params.snakefile)
     command = ["snakemake --cores all {target}"]
+    command += ["--snakefile", shlex.quote(snakefile)] if snakefile != "Snakefile" else []  # run from another folder
     command += ["--configfile", *map(shlex.quote, configfiles)] if configfiles else []
     command += ["--config", *map(shlex.quote, overrides)] if overrides else []
     make_report(
