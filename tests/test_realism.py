@@ -329,7 +329,7 @@ def test_with_the_weights_of_inception_there_are_fid_and_kid(training, tmp_path)
     assert result["fid"] == pytest.approx(0, abs=1e-6) and result["subset"] == 3
     assert result["kid"] < 0  # the unbiased estimator of a set beside itself
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match=r"random\.pth is damaged"):
+    with pytest.raises(WeightsError, match=r"random\.pth: is damaged"):
         measure_generation(few, few, training, root, settings, weights=weights)
 
 
