@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from crfm_core import ConfigError
 from crfm_core.settings import RectifySettings, Settings, json_schema, load_dataset, load_datasets, load_settings
@@ -185,6 +186,19 @@ def test_the_shipped_configurations_are_valid(name):
     assert everything.tables == list(settings.experiments) and everything.copies("triattention", "crfm-many") == 5
     assert [table for table in ("main", "control_schemes", "crfm_steps", "rectification", "filters", "ratios", "few_shot", "segmentors")
             if table not in settings.experiments] == []  # fmt: skip
+
+
+def test_the_overlay_for_dubai_fits_the_default():
+    content = read(ROOT / "config.yaml")
+    update_config(content, read(ROOT / "configs" / "dubai.yaml"))
+    settings = load_settings(content)
+    dataset = load_datasets(settings, ROOT)["dubai"]
+    assert (
+        settings.datasets == ["dubai"]
+        and set(settings.controls) > {"triattention"}
+        and settings.iterations("real", "segformer_tiny") == 500
+    )
+    assert {"train", "test", settings.recipes["reference"].split, settings.generation.split} == set(dataset.source.splits)
 
 
 def test_tables_are_named_in_a_list_or_with_commas_or_are_all():
