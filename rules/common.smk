@@ -97,6 +97,32 @@ wildcard_constraints:
     shards=r"\d+",
 
 
+def more(amount):
+    """A resource of which every retry gets as much again; `amount` is a number or a function of the job's wildcards."""
+    return lambda wildcards, attempt: attempt * (amount(wildcards) if callable(amount) else amount)
+
+
+def of_site(name):
+    """What a profile says of its site under default-resources; None where it says nothing."""
+    found = (workflow.resource_settings.default_resources or {}).get(name)
+    return getattr(found, "raw", found)
+
+
+def gpus(count):
+    """A job's GPUs as resources. A cluster is asked for `gpu`; or for `gres`, where its profile names one in gpu_gres."""
+    number = count if callable(count) else lambda wildcards: count
+    gres, partition = of_site("gpu_gres"), of_site("gpu_partition")
+    asked = {"gres": lambda wildcards: f"{gres}:{number(wildcards)}" if number(wildcards) else ""} if gres else {"gpu": count}
+    if partition:
+        asked["slurm_partition"] = lambda wildcards: partition if number(wildcards) else of_site("slurm_partition") or ""
+    return asked
+
+
+def gpu_rules():
+    """Names of the rules whose jobs use GPUs."""
+    return [one.name for one in workflow.rules if GPU and (one.resources.get("gpu") not in (None, 0) or one.resources.get("gres"))]
+
+
 def dump(section):
     """A section of the configuration as plain values, for `params:`."""
     return section.model_dump(mode="json")

@@ -10,14 +10,13 @@ if settings.clip and settings.clip.repo:
             f"{RESULTS}/logs/fetch_clip_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/fetch_clip_model.tsv"
-        retries: 1
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
             "../envs/generator.yaml"
         resources:
-            mem_mb=2000,
-            runtime=600,
+            mem_mb=more(2000),
+            runtime=more(600),
         params:
             model=dump(settings.clip),
         message:
@@ -39,9 +38,9 @@ rule measure_class_losses:
     conda:
         "../envs/segmentor.yaml"
     resources:
-        mem_mb=16000 if GPU else 2000,
-        runtime=240,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 2000),
+        runtime=more(240),
     params:
         classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,
@@ -64,13 +63,12 @@ rule filter_pixels:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.tsv"
     wildcard_constraints:
         filter=filters_of_kind("pixel"),
-    retries: 1
     conda:
         "../envs/segmentor.yaml"
     resources:
-        mem_mb=16000 if GPU else 2000,
-        runtime=480,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 2000),
+        runtime=more(480),
     params:
         filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
         classes=lambda wildcards: dataset_of(wildcards).classes,
@@ -94,14 +92,13 @@ rule filter_images:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_images-{{control}}-{{sampler}}-{{filter}}.tsv"
     wildcard_constraints:
         filter=filters_of_kind("agreement", "clip"),
-    retries: 1
     conda:
         "../envs/segmentor.yaml"
     threads: 4 if GPU else 1
     resources:
-        mem_mb=16000 if GPU else 3000,
-        runtime=480,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 3000),
+        runtime=more(480),
     params:
         filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
         classes=lambda wildcards: dataset_of(wildcards).classes,
@@ -126,8 +123,8 @@ rule resample_tiles:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     params:
         resampling=lambda wildcards: dump(settings.resamplings[wildcards.resampling]),
         classes=lambda wildcards: dataset_of(wildcards).classes,
@@ -151,8 +148,8 @@ rule mix_tiles:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     params:
         recipe=lambda wildcards: dump(recipe_of(wildcards)),
         exactly=keeps_every_image,
@@ -177,9 +174,9 @@ rule measure_agreement:
     conda:
         "../envs/segmentor.yaml"
     resources:
-        mem_mb=16000 if GPU else 2000,
-        runtime=240,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 2000),
+        runtime=more(240),
     params:
         critic=dump(settings.critic),
         judge=dump(settings.judge),
@@ -207,9 +204,9 @@ rule measure_reconstruction:
     conda:
         "../envs/synthesis.yaml"
     resources:
-        mem_mb=16000 if GPU else 3000,
-        runtime=240,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 3000),
+        runtime=more(240),
     params:
         classes=lambda wildcards: dataset_of(wildcards).classes,
         device=settings.device,

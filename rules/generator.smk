@@ -10,14 +10,13 @@ if isinstance(settings.base_model, HubBase):
             f"{RESULTS}/logs/fetch_base_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/fetch_base_model.tsv"
-        retries: 1
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
             "../envs/generator.yaml"
         resources:
-            mem_mb=2000,
-            runtime=600,
+            mem_mb=more(2000),
+            runtime=more(600),
         params:
             base=dump(settings.base_model),
         message:
@@ -37,8 +36,8 @@ elif isinstance(settings.base_model, FolderBase):
         conda:
             "../envs/data.yaml"
         resources:
-            mem_mb=2000,
-            runtime=30,
+            mem_mb=more(2000),
+            runtime=more(30),
         params:
             path=settings.base_model.path,
         message:
@@ -61,8 +60,8 @@ else:
         conda:
             "../envs/generator.yaml"
         resources:
-            mem_mb=3000,
-            runtime=60,
+            mem_mb=more(3000),
+            runtime=more(60),
         params:
             dataset=dataset_section,
             captions=dump(settings.captions),
@@ -83,13 +82,12 @@ rule encode_latents:
         f"{RESULTS}/logs/{{dataset}}/encode_latents-{{mask_code}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/encode_latents-{{mask_code}}.tsv"
-    retries: 1
     conda:
         "../envs/generator.yaml"
     resources:
-        mem_mb=32000 if GPU else 3000,
-        runtime=600,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(32000 if GPU else 3000),
+        runtime=more(600),
     params:
         dataset=dataset_section,
         device=settings.device,
@@ -113,14 +111,13 @@ rule train_generator:
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/train_generator-{{control}}.tsv"
     priority: 10
-    retries: 1
     conda:
         "../envs/generator.yaml"
     threads: lambda wildcards: control_of(wildcards).processes * (8 if GPU else 1)
     resources:
-        mem_mb=lambda wildcards: control_of(wildcards).processes * (64000 if GPU else 3000),
-        runtime=10000,
-        gpu=lambda wildcards: control_of(wildcards).processes * GPU,
+        **gpus(lambda wildcards: control_of(wildcards).processes * GPU),
+        mem_mb=more(lambda wildcards: control_of(wildcards).processes * (64000 if GPU else 3000)),
+        runtime=more(10000),
     params:
         dataset=dataset_section,
         control=lambda wildcards: dump(control_of(wildcards)),
@@ -149,9 +146,9 @@ rule sample_validation:
         "../envs/generator.yaml"
     threads: 4 if GPU else 1
     resources:
-        mem_mb=48000 if GPU else 3000,
-        runtime=120,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(48000 if GPU else 3000),
+        runtime=more(120),
     params:
         dataset=dataset_section,
         control=lambda wildcards: dump(control_of(wildcards)),
@@ -174,8 +171,8 @@ rule export_sd3:
     conda:
         "../envs/generator.yaml"
     resources:
-        mem_mb=48000 if GPU else 3000,
-        runtime=120,
+        mem_mb=more(48000 if GPU else 3000),
+        runtime=more(120),
     message:
         "Writing the image and text part of {wildcards.control} as a Stable Diffusion 3 pipeline"
     script:

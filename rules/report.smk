@@ -26,8 +26,8 @@ rule draw_data_sheet:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=more(3000),
+        runtime=more(60),
     params:
         dataset=lambda wildcards: dump(dataset_of(wildcards)),
     message:
@@ -60,8 +60,8 @@ rule make_table:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     params:
         table=lambda wildcards: dump(settings.experiments[wildcards.table]),
         recipes=lambda wildcards: {name: dump(settings.recipes[name]) for name in settings.experiments[wildcards.table].recipes},
@@ -106,8 +106,8 @@ rule make_report:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=16000 if GPU else 3000,
-        runtime=60,
+        mem_mb=more(16000 if GPU else 3000),
+        runtime=more(60),
     params:
         settings=dump(settings),
         datasets=[dump(datasets[name]) for name in used_datasets()],
@@ -116,7 +116,7 @@ rule make_report:
         snakefile=str(workflow.main_snakefile),
         configfiles=[str(path) for path in workflow.overwrite_configfiles],
         overrides=dict(workflow.config_settings.config),
-        gpu_stages=[one.name for one in workflow.rules if GPU and one.resources.get("gpu") not in (None, 0)],
+        gpu_stages=gpu_rules(),
     message:
         "Writing the report"
     script:
@@ -130,8 +130,8 @@ rule plan:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=more(2000),
+        runtime=more(10),
     params:
         settings=dump(settings),
         datasets=[dump(dataset) for dataset in datasets.values()],
@@ -148,7 +148,7 @@ rule plan:
             }
             for one in workflow.rules
         },
-        gpu_rules=lambda wildcards: [one.name for one in workflow.rules if GPU and one.resources.get("gpu") not in (None, 0)],
+        gpu_rules=lambda wildcards: gpu_rules(),
         cores=lambda wildcards: workflow.resource_settings.cores or workflow.resource_settings.nodes,
         gpus=lambda wildcards: (
             workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else workflow.resource_settings.nodes

@@ -12,14 +12,13 @@ if PUBLISHED:
             f"{RESULTS}/benchmarks/{{dataset}}/fetch_dataset.tsv"
         wildcard_constraints:
             dataset="|".join(PUBLISHED),
-        retries: 1
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
             "../envs/data.yaml"
         resources:
-            mem_mb=2000,
-            runtime=1440,
+            mem_mb=more(2000),
+            runtime=more(1440),
         params:
             dataset=lambda wildcards: dump(dataset_of(wildcards)),
             licence=lambda wildcards: dataset_of(wildcards).licence or "not stated",
@@ -41,8 +40,8 @@ rule list_scenes:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=more(2000),
+        runtime=more(60),
     params:
         dataset=dataset_section,
     message:

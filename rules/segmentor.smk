@@ -12,14 +12,13 @@ if DOWNLOADS:
             f"{RESULTS}/benchmarks/fetch_weights-{{weights}}.tsv"
         wildcard_constraints:
             weights="|".join(DOWNLOADS),
-        retries: 1
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
             "../envs/data.yaml"
         resources:
-            mem_mb=2000,
-            runtime=600,
+            mem_mb=more(2000),
+            runtime=more(600),
         params:
             weights=lambda wildcards: dump(DOWNLOADS[wildcards.weights]),
             optional=lambda wildcards: wildcards.weights == "inception",  # without them there is no FID, and all else goes on
@@ -41,14 +40,13 @@ rule train_segmentor:
         f"{RESULTS}/logs/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
-    retries: 1
     conda:
         "../envs/segmentor.yaml"
     threads: lambda wildcards: segmentor_of(wildcards).processes * (8 if GPU else 1)
     resources:
-        mem_mb=lambda wildcards: segmentor_of(wildcards).processes * (32000 if GPU else 2000),
-        runtime=2880,
-        gpu=lambda wildcards: segmentor_of(wildcards).processes * GPU,
+        **gpus(lambda wildcards: segmentor_of(wildcards).processes * GPU),
+        mem_mb=more(lambda wildcards: segmentor_of(wildcards).processes * (32000 if GPU else 2000)),
+        runtime=more(2880),
     params:
         dataset=dataset_section,
         segmentor=lambda wildcards: dump(segmentor_of(wildcards)),
@@ -74,9 +72,9 @@ rule evaluate_segmentor:
     conda:
         "../envs/segmentor.yaml"
     resources:
-        mem_mb=16000 if GPU else 2000,
-        runtime=120,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 2000),
+        runtime=more(120),
     params:
         evaluation=dump(settings.evaluation),
         device=settings.device,
@@ -96,13 +94,12 @@ rule predict_tiles:
         f"{RESULTS}/logs/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.tsv"
-    retries: 1
     conda:
         "../envs/segmentor.yaml"
     resources:
-        mem_mb=16000 if GPU else 2000,
-        runtime=240,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 2000),
+        runtime=more(240),
     params:
         classes=lambda wildcards: dataset_of(wildcards).classes,
         evaluation=dump(settings.evaluation),
@@ -123,13 +120,12 @@ rule predict_scene:
         f"{RESULTS}/logs/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.tsv"
-    retries: 1
     conda:
         "../envs/segmentor.yaml"
     resources:
-        mem_mb=16000 if GPU else 2000,
-        runtime=480,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 2000),
+        runtime=more(480),
     params:
         dataset=dataset_section,
         evaluation=dump(settings.evaluation),
@@ -154,13 +150,12 @@ if LOVEDA:
             f"{RESULTS}/benchmarks/{{dataset}}/zip_predictions-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
         wildcard_constraints:
             dataset="|".join(LOVEDA),
-        retries: 1
         conda:
             "../envs/segmentor.yaml"
         resources:
-            mem_mb=16000 if GPU else 2000,
-            runtime=1440,
-            gpu=GPU,
+            **gpus(GPU),
+            mem_mb=more(16000 if GPU else 2000),
+            runtime=more(1440),
         params:
             dataset=dataset_section,
             evaluation=dump(settings.evaluation),

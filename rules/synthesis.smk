@@ -13,14 +13,13 @@ rule synthesise_shard:
         f"{RESULTS}/logs/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.tsv"
-    retries: 1
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
     resources:
-        mem_mb=48000 if GPU else 3000,
-        runtime=1440,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(48000 if GPU else 3000),
+        runtime=more(1440),
     params:
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
         classes=lambda wildcards: dataset_of(wildcards).classes,
@@ -50,8 +49,8 @@ rule gather_shards:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     params:
         copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
     message:
@@ -78,9 +77,9 @@ rule measure_generation:
         "../envs/segmentor.yaml"
     threads: 4 if GPU else 1
     resources:
-        mem_mb=16000 if GPU else 2000,
-        runtime=480,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(16000 if GPU else 2000),
+        runtime=more(480),
     params:
         generation=dump(settings.generation),
         judge=dump(settings.judge),
@@ -103,14 +102,13 @@ rule synthesise_scene:
         f"{RESULTS}/logs/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.tsv"
-    retries: 1
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
     resources:
-        mem_mb=64000 if GPU else 3000,
-        runtime=1440,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(64000 if GPU else 3000),
+        runtime=more(1440),
     params:
         dataset=dataset_section,
         captions=dump(settings.captions),
@@ -136,14 +134,13 @@ rule compare_corrections:
         f"{RESULTS}/logs/{{dataset}}/compare_corrections-{{preset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/compare_corrections-{{preset}}.tsv"
-    retries: 1
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
     resources:
-        mem_mb=48000 if GPU else 3000,
-        runtime=1440,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(48000 if GPU else 3000),
+        runtime=more(1440),
     params:
         comparison=lambda wildcards: dump(settings.comparison),
         classes=lambda wildcards: dataset_of(wildcards).classes,

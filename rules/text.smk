@@ -11,14 +11,13 @@ if settings.captions.model and settings.captions.model.repo:
             f"{RESULTS}/logs/fetch_caption_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/fetch_caption_model.tsv"
-        retries: 1
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
             "../envs/generator.yaml"
         resources:
-            mem_mb=2000,
-            runtime=600,
+            mem_mb=more(2000),
+            runtime=more(600),
         params:
             model=dump(settings.captions.model),
         message:
@@ -37,14 +36,13 @@ rule caption_tiles:
         f"{RESULTS}/logs/{{dataset}}/caption_tiles-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/caption_tiles-{{split}}.tsv"
-    retries: 1
     conda:
         "../envs/generator.yaml"
     threads: 4 if MODEL_CAPTIONS else 1
     resources:
-        mem_mb=(48000 if GPU else 16000) if MODEL_CAPTIONS else 2000,
-        runtime=1440 if MODEL_CAPTIONS else 60,
-        gpu=GPU if MODEL_CAPTIONS else 0,
+        **gpus(GPU if MODEL_CAPTIONS else 0),
+        mem_mb=more((48000 if GPU else 16000) if MODEL_CAPTIONS else 2000),
+        runtime=more(1440 if MODEL_CAPTIONS else 60),
     params:
         dataset=dataset_section,
         captions=dump(settings.captions),
@@ -68,9 +66,9 @@ rule encode_prompts:
     conda:
         "../envs/generator.yaml"
     resources:
-        mem_mb=32000 if GPU else 3000,
-        runtime=120,
-        gpu=GPU,
+        **gpus(GPU),
+        mem_mb=more(32000 if GPU else 3000),
+        runtime=more(120),
     params:
         device=settings.device,
     message:

@@ -15,8 +15,8 @@ rule tile_scenes:
         "../envs/data.yaml"
     threads: 8
     resources:
-        mem_mb=lambda wildcards, threads: 1000 + 500 * threads,
-        runtime=480,
+        mem_mb=more(5000),
+        runtime=more(480),
     params:
         dataset=dataset_section,
     message:
@@ -37,8 +37,8 @@ rule check_splits:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=more(2000),
+        runtime=more(30),
     message:
         "Checking that the splits of {wildcards.dataset} share no ground"
     script:
@@ -57,8 +57,8 @@ rule mosaic_tiles:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=more(2000),
+        runtime=more(120),
     message:
         "Putting scene {wildcards.scene} back together"
     script:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from segmentor_tiles import CLASSES, PALETTE, interrupted, with_dropout, write_tiles
 
-from crfm_core import ConfigError, DataError, WeightsError
+from crfm_core import ConfigError, DataError, ResourceError, WeightsError
+from crfm_core.data.rasters import read_rgb
+from crfm_core.files import write_bytes
 from crfm_core.segmentor import draws, openmmlab, running, training
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.segmentor.evaluation import evaluate, predict
@@ -23,6 +25,11 @@ def _train(folder, name, manifest, segmentor=SMALL, iterations=6, seed=0):
     out = folder / f"{name}.pth"
     training.train_segmentor(manifest, folder, out, folder / f".{name}", segmentor, CLASSES, PALETTE, iterations, seed)
     return out
+
+
+def in_this_process(loader):
+    """The loader of batches without processes of its own, so that a test sees what is read."""
+    return lambda *args, **kwargs: loader(*args, **kwargs | {"num_workers": 0, "persistent_workers": False})
 
 
 def _weights(path):
@@ -49,6 +56,35 @@ def test_a_segmentor_learns_and_its_scores_are_of_the_whole_split(tiles, checkpo
     assert scores["tiles"] == 12
     assert scores["classes"] == CLASSES
     assert evaluate(checkpoint, tiles, tiles.parent, batch_size=1)["IoU"] == pytest.approx(scores["IoU"], abs=0.1)
+
+
+def test_tiles_that_memory_does_not_hold_are_read_from_copies_on_the_machines_own_disk(tiles, tmp_path, monkeypatch):
+    expected = _weights(_train(tiles.parent, "in-memory", tiles))
+    monkeypatch.setattr(draws, "CACHE_BYTES", 0)
+    read = []
+    monkeypatch.setattr(draws, "read_rgb", lambda path: read.append(path) or read_rgb(path))
+    monkeypatch.setattr(training.torch.utils.data, "DataLoader", in_this_process(training.torch.utils.data.DataLoader))
+
+    def train(name):
+        out = tmp_path / f"{name}.pth"
+        training.train_segmentor(tiles, tiles.parent, out, tmp_path / name, SMALL, CLASSES, PALETTE, 6, 0, scratch=tmp_path / "scratch")
+        return _weights(out)
+
+    with pytest.raises(ResourceError, match=r"scratch: .*scratch cannot hold copies of tiles \(No such file"):
+        train("nowhere")
+    (tmp_path / "scratch").mkdir()
+    assert _same(expected, train("near"))
+    assert len(read) == 24 and all(path.is_relative_to(tmp_path / "scratch") for path in read)
+    assert list((tmp_path / "scratch").iterdir()) == [], "they are gone afterwards"
+
+    def full(path, content):
+        if len(read) == 24 + 3:
+            raise ResourceError(f"{path}: could not be written whole")
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(draws, "write_bytes", full)
+    assert _same(expected, train("full"))
+    assert not read[-1].is_relative_to(tmp_path / "scratch") and read[24].is_relative_to(tmp_path / "scratch")
 
 
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tiles, monkeypatch, capsys):

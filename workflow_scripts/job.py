@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def job(snakemake: Any) -> Iterator[None]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
-        with lease(snakemake.resources.get("gpu", 0)):
+        with lease(snakemake.resources.get("gpu", 0)) as gpus:
+            if gpus:
+                print(f"on {socket.gethostname()}, GPU {', '.join(gpus)}", flush=True)
             yield
     except CrfmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -29,5 +29,6 @@ with job(snakemake):
         device=resolve(snakemake.params.device),
         val=snakemake.input.val or None,
         pretrained=pretrained or None,
+        scratch=snakemake.resources.get("scratch"),
     )
     launch_training(training, snakemake.threads)

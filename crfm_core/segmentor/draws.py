@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from mmengine.structures import BaseDataElement, PixelData
 
-from crfm_core import ConfigError, DataError
+from crfm_core import ConfigError, DataError, ResourceError
 from crfm_core.data.rasters import read_label, read_rgb
-from crfm_core.files import seed_of
+from crfm_core.files import seed_of, write_bytes
 
 #: Tiles are kept in memory when all of them together are smaller than this.
 CACHE_BYTES = 2 << 30
@@ -66,10 +66,15 @@ class WeightedDraws(torch.utils.data.Sampler):
 
 
 class Tiles(torch.utils.data.Dataset):
-    """Tiles of a manifest, augmented by their draw: {"inputs": uint8-valued float [3,H,W], "data_samples": its label}."""
+    """Tiles of a manifest, augmented by their draw: {"inputs": uint8-valued float [3,H,W], "data_samples": its label}.
 
-    def __init__(self, table: pd.DataFrame, images: list[Path], labels: list[Path], num_classes: int, seed: int):
+    Tiles that memory does not hold are copied to the folder ``near``, if there is one, when they are first drawn, and read there from then
+    on; when its disk is full the others are read where they are.
+    """
+
+    def __init__(self, table: pd.DataFrame, images: list[Path], labels: list[Path], num_classes: int, seed: int, near: Path | None = None):
         self.images, self.labels = images, labels
+        self.near = near
         self.num_classes = num_classes
         self.seed = seed
         self.cached = 4 * int((table.width * table.height).sum()) <= CACHE_BYTES
@@ -89,13 +94,28 @@ class Tiles(torch.utils.data.Dataset):
         return self.cache[row] if self.cached else self._read(row)
 
     def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image, label = read_rgb(self.images[row]), read_label(self.labels[row])
+        image, label = read_rgb(self._nearest(self.images[row])), read_label(self._nearest(self.labels[row]))
         if image.shape[:2] != label.shape:
             raise DataError(f"{self.labels[row]}: size {label.shape} differs from that of its image {image.shape[:2]}")
         highest = int(label[label != 255].max(initial=0))
         if highest >= self.num_classes:
             raise DataError(f"{self.labels[row]}: class id {highest}; the dataset has the ids 0...{self.num_classes - 1} (255 = ignored)")
         return image, label
+
+    def _nearest(self, path: Path) -> Path:
+        if self.cached or self.near is None:
+            return path
+        copy = self.near / f"{seed_of(str(path)):x}{path.suffix}"
+        if not copy.exists():
+            try:
+                write_bytes(copy, path.read_bytes())
+            except ResourceError as error:
+                print(f"{error}; the tiles that are not there yet are read from where they are", flush=True)
+                self.near = None
+                return path
+            except FileNotFoundError:
+                return path  # whoever reads it says what is missing
+        return copy
 
 
 def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

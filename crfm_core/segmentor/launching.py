@@ -41,6 +41,7 @@ class TrainingJob(BaseModel):
     device: str = "cpu"
     val: Path | None = None
     pretrained: Path | None = None
+    scratch: Path | None = None
 
     def run(self) -> None:
         """Train, as one of the processes."""

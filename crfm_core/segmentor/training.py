@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from crfm_core import ConfigError, WeightsError
+from crfm_core import ConfigError, ResourceError, WeightsError
 from crfm_core.files import atomic_path, hash_of, sha256_of, work_folder
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.segmentor.descriptions import build_described, model_of_file, text_of_model, try_out, weigh_classes
@@ -43,6 +44,7 @@ def train_segmentor(
     device: str = "cpu",
     val: Path | str | None = None,
     pretrained: Path | str | None = None,
+    scratch: Path | str | None = None,
 ) -> None:
     """Train on the tiles of ``manifest`` and write the checkpoint ``out`` (readable by ``load_critic``) atomically.
 
@@ -57,13 +59,15 @@ def train_segmentor(
         device: "cpu" or "cuda".
         val: manifest of the tiles whose mIoU chooses the best weights, looked at every ``validate_every`` iterations and at the end.
         pretrained: file of backbone weights; None: what ``segmentor.pretrained`` names, if it is a file.
+        scratch: folder on this machine's own disk for copies of tiles that memory does not hold; they are removed at the end.
 
     The checkpoint's meta holds ``segmentor`` (the settings), ``classes``, ``palette``, ``iterations``, ``seed``, ``tiles`` and
     ``versions``; with ``val`` also ``validation``, a list of [iteration, mIoU in percent], and ``chosen``, the iteration of ``out``; with
     class weights ``class_weights``, as they were used; with a configuration file ``cfg``, the network as mmsegmentation writes it.
 
     Raises ConfigError when the loss is no longer finite, the settings contradict each other or the configuration file cannot be used,
-    DataError for a tile that does not fit the classes, WeightsError for unreadable pretrained weights.
+    DataError for a tile that does not fit the classes, WeightsError for unreadable pretrained weights, ResourceError when ``scratch``
+    may not be written.
     """
     start = _start(segmentor, pretrained)
     _check(segmentor, iterations, device)
@@ -76,14 +80,14 @@ def train_segmentor(
         content = table[["tile_id", "digest", "weight"]].to_dict("list"), [] if looked_at is None else looked_at.digest.tolist()
         settings = segmentor.model_dump(mode="json")
         identity = hash_of(settings, text_of_model(described), start and sha256_of(start), classes, iterations, seed, device, content)
-        with _held(place, work, identity) as folder:
+        with _held(place, work, identity) as folder, _near(place, scratch) as near:
             resume = place.told(newest_checkpoint(folder) if place.first else None)
             validation = None
             if looked_at is not None:
                 tiles = _tiles(val, looked_at, root, len(classes), seed)
                 every, batch_size = segmentor.validate_every or segmentor.checkpoint_every, max(1, segmentor.batch_size // place.count)
                 validation = Validation(tiles, folder, every, iterations, batch_size, _seen(described), place)
-            tiles = _tiles(manifest, table, root, len(classes), seed)
+            tiles = _tiles(manifest, table, root, len(classes), seed, near)
             tiles.metainfo = {"classes": list(classes), "palette": [list(colour) for colour in palette]}
             places = place.part(segmentor.batch_size)
             done = resume[1] * segmentor.batch_size if resume else 0
@@ -167,6 +171,22 @@ def _held(place: Place, work: Path | str, fingerprint: str) -> Iterator[Path]:
         yield folder
 
 
+@contextlib.contextmanager
+def _near(place: Place, scratch: Path | str | None) -> Iterator[Path | None]:
+    """A folder in ``scratch`` that all processes share, until the first of them is done with it; None without one."""
+    if scratch is None or not place.first:
+        yield place.told(None)
+        return
+    try:
+        holder = tempfile.TemporaryDirectory(prefix="crfm-tiles-", dir=scratch)
+    except OSError as error:
+        raise ResourceError(
+            f"scratch: {scratch} cannot hold copies of tiles ({error.strerror}); name a folder of this machine's own disk"
+        ) from None
+    with holder as folder:
+        yield place.told(Path(folder))
+
+
 def newest_checkpoint(folder: Path | str) -> tuple[Path, int] | None:
     """The newest readable training checkpoint of a work folder and the iterations it has seen; damaged ones are skipped."""
     numbered = [(int(match[1]), path) for path in Path(folder).glob("iter_*.pth") if (match := re.fullmatch(r"iter_(\d+)\.pth", path.name))]
@@ -181,8 +201,8 @@ def newest_checkpoint(folder: Path | str) -> tuple[Path, int] | None:
     return None
 
 
-def _tiles(manifest: Path | str, table: pd.DataFrame, root: Path | str, num_classes: int, seed: int) -> Tiles:
-    return Tiles(table, paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root), num_classes, seed)
+def _tiles(manifest: Path | str, table: pd.DataFrame, root: Path | str, num_classes: int, seed: int, near: Path | None = None) -> Tiles:
+    return Tiles(table, paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root), num_classes, seed, near)
 
 
 def _write(out: Path, runner: TrainingRunner, meta: dict[str, Any], validation: Validation | None) -> None:
