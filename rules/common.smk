@@ -75,6 +75,9 @@ if isinstance(settings.generation.weights, Download):
         raise WorkflowError("segmentors.inception: its weights and generation.weights would share one note; give it another name")
     DOWNLOADS["inception"] = settings.generation.weights
 
+# Heavy jobs are repeated once. On a cluster (which counts jobs) its profile says how often, by new submissions with more memory and time.
+RETRIES = 1 if workflow.resource_settings.nodes is None else 0
+
 CONFIGURATION = hash_of(settings.model_dump(), [dataset.model_dump() for dataset in datasets.values()])
 
 

@@ -10,6 +10,7 @@ if settings.clip and settings.clip.repo:
             f"{RESULTS}/logs/fetch_clip_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/fetch_clip_model.tsv"
+        retries: RETRIES
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
@@ -63,6 +64,7 @@ rule filter_pixels:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.tsv"
     wildcard_constraints:
         filter=filters_of_kind("pixel"),
+    retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     resources:
@@ -92,6 +94,7 @@ rule filter_images:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_images-{{control}}-{{sampler}}-{{filter}}.tsv"
     wildcard_constraints:
         filter=filters_of_kind("agreement", "clip"),
+    retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     threads: 4 if GPU else 1

@@ -10,6 +10,7 @@ if isinstance(settings.base_model, HubBase):
             f"{RESULTS}/logs/fetch_base_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/fetch_base_model.tsv"
+        retries: RETRIES
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
@@ -82,6 +83,7 @@ rule encode_latents:
         f"{RESULTS}/logs/{{dataset}}/encode_latents-{{mask_code}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/encode_latents-{{mask_code}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/generator.yaml"
     resources:
@@ -111,6 +113,7 @@ rule train_generator:
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/train_generator-{{control}}.tsv"
     priority: 10
+    retries: RETRIES
     conda:
         "../envs/generator.yaml"
     threads: lambda wildcards: control_of(wildcards).processes * (8 if GPU else 1)

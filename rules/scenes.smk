@@ -12,6 +12,7 @@ if PUBLISHED:
             f"{RESULTS}/benchmarks/{{dataset}}/fetch_dataset.tsv"
         wildcard_constraints:
             dataset="|".join(PUBLISHED),
+        retries: RETRIES
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:

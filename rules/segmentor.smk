@@ -12,6 +12,7 @@ if DOWNLOADS:
             f"{RESULTS}/benchmarks/fetch_weights-{{weights}}.tsv"
         wildcard_constraints:
             weights="|".join(DOWNLOADS),
+        retries: RETRIES
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
@@ -40,6 +41,7 @@ rule train_segmentor:
         f"{RESULTS}/logs/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     threads: lambda wildcards: segmentor_of(wildcards).processes * (8 if GPU else 1)
@@ -94,6 +96,7 @@ rule predict_tiles:
         f"{RESULTS}/logs/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     resources:
@@ -120,6 +123,7 @@ rule predict_scene:
         f"{RESULTS}/logs/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     resources:
@@ -150,6 +154,7 @@ if LOVEDA:
             f"{RESULTS}/benchmarks/{{dataset}}/zip_predictions-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
         wildcard_constraints:
             dataset="|".join(LOVEDA),
+        retries: RETRIES
         conda:
             "../envs/segmentor.yaml"
         resources:

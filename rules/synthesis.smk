@@ -13,6 +13,7 @@ rule synthesise_shard:
         f"{RESULTS}/logs/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
@@ -102,6 +103,7 @@ rule synthesise_scene:
         f"{RESULTS}/logs/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
@@ -134,6 +136,7 @@ rule compare_corrections:
         f"{RESULTS}/logs/{{dataset}}/compare_corrections-{{preset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/compare_corrections-{{preset}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1

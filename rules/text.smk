@@ -11,6 +11,7 @@ if settings.captions.model and settings.captions.model.repo:
             f"{RESULTS}/logs/fetch_caption_model.log",
         benchmark:
             f"{RESULTS}/benchmarks/fetch_caption_model.tsv"
+        retries: RETRIES
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
         conda:
@@ -36,6 +37,7 @@ rule caption_tiles:
         f"{RESULTS}/logs/{{dataset}}/caption_tiles-{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/caption_tiles-{{split}}.tsv"
+    retries: RETRIES
     conda:
         "../envs/generator.yaml"
     threads: 4 if MODEL_CAPTIONS else 1

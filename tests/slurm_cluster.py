@@ -7,6 +7,7 @@ slurmdbd), and is gone with its folder. The GPUs are device files every machine 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import getpass
 import os
 import re
@@ -15,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +141,11 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         for name, *arguments in daemons:
             with (folder / f"{name}.out").open("wb") as out:
                 command = [program(name) or name, *arguments]
-                running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True))
+                running.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent
+                    )
+                )
             if name == "munged":
                 _wait(lambda: (folder / "munge.socket").exists(), folder)
         here = Cluster(folder, host, environment)
@@ -157,6 +162,11 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             daemon.wait()
 
 
+def end_with_parent() -> None:
+    """Let a program end when the tests do, also when these are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _idle(here: Cluster) -> bool:
     try:
         return here.ask("sinfo", "--noheader", "--format=%T").split()[:1] == ["idle"]
@@ -164,7 +174,7 @@ def _idle(here: Cluster) -> bool:
         return False
 
 
-def _wait(condition, folder: Path, seconds: float = 60) -> None:
+def _wait(condition: Callable[[], bool], folder: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

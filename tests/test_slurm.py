@@ -52,6 +52,11 @@ def small(tmp_path) -> Path:
     return tmp_path
 
 
+def heed_interrupts() -> None:
+    """What is started from a background shell ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """The workflow through the profile, beside the test."""
 
@@ -61,7 +66,9 @@ class Run:
         environment = slurm.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self.said.open("wb") as out:
             command = [*COMMAND, *arguments, "--configfile", config, *QUICK]
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, preexec_fn=heed_interrupts
+            )
 
     def jobs(self) -> dict[str, dict[str, str]]:
         """What the controller knows of this run's jobs, by their number."""
@@ -120,7 +127,8 @@ def test_the_whole_chain_runs_through_the_profile_and_no_two_jobs_share_a_gpu(sl
 
 
 def test_a_failing_job_is_tried_again_with_more_memory_and_time_and_reported(slurm, small):
-    rewrite(small / "small_world.yaml", source={"kind": "folder", "root": "nowhere", "splits": {"train": {"images": "a", "labels": "b"}}})
+    splits = {name: {"images": "a", "labels": "b"} for name in ("train", "test", "reference")}
+    rewrite(small / "small_world.yaml", source={"kind": "folder", "root": "nowhere", "splits": splits})
     status, said = Run(slurm, small, "results/small/scenes.parquet", "--retries", "1").end()
     assert status != 0 and f"error: {small / 'nowhere'}: no such folder; set source.root" in said
     tries = [job for job in slurm.jobs().values() if job["JobState"] == "FAILED" and job["Rule"] == "list_scenes"]
@@ -141,7 +149,7 @@ def test_stopping_the_workflow_cancels_its_jobs(slurm, small):
 
 
 def test_a_killed_job_is_tried_again_and_continues_and_a_drained_node_is_survived_by_a_rerun(slurm, small):
-    long = {"steps": 4000, "batch_size": 2, "learning_rate": 1e-3, "mask_init": "copy", "checkpoint_every": 50}
+    long = {"steps": 1500, "batch_size": 2, "learning_rate": 1e-3, "mask_init": "copy", "checkpoint_every": 50}
     rewrite(small / "smallest.yaml", controls={"triattention": long})
     target, work = "results/small/generators/triattention", small / "results" / "small" / "generators" / "triattention.unfinished"
     run = Run(slurm, small, target)
@@ -162,7 +170,6 @@ def test_a_killed_job_is_tried_again_and_continues_and_a_drained_node_is_survive
         assert run.end(60)[0] != 0
     finally:
         slurm.set_node("RESUME")
-    rewrite(small / "smallest.yaml", controls={"triattention": long | {"steps": 4000}})
     status, said = Run(slurm, small, target).end()
     assert status == 0, said[-5000:]
     assert "continuing" in log.read_text() and (small / target / "model_index.json").is_file() and not work.exists()
