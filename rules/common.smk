@@ -76,7 +76,7 @@ if isinstance(settings.generation.weights, Download):
     DOWNLOADS["inception"] = settings.generation.weights
 
 # Heavy jobs are repeated once. On a cluster (which counts jobs) its profile says how often, by new submissions with more memory and time.
-RETRIES = 1 if workflow.resource_settings.nodes is None else 0
+RETRIES = None if workflow.remote_exec or workflow.resource_settings.nodes else 1
 
 CONFIGURATION = hash_of(settings.model_dump(), [dataset.model_dump() for dataset in datasets.values()])
 

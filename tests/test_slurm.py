@@ -159,7 +159,7 @@ def test_a_killed_job_is_tried_again_and_continues_and_a_drained_node_is_survive
 
     run.wait_for(lambda: any(work.glob("checkpoint-*.pt")))
     slurm.ask("scancel", "--signal=KILL", "--full", *training("RUNNING"))
-    run.wait_for(lambda: bool(training("FAILED")) and bool(training("RUNNING")))
+    run.wait_for(lambda: bool(training("CANCELLED") + training("FAILED")) and bool(training("RUNNING")))
     log = small / "results" / "logs" / "small" / "train_generator-triattention.log"
     run.wait_for(lambda: "continuing" in log.read_text())
     slurm.set_node("DRAIN")
@@ -175,13 +175,15 @@ def test_a_killed_job_is_tried_again_and_continues_and_a_drained_node_is_survive
     assert "continuing" in log.read_text() and (small / target / "model_index.json").is_file() and not work.exists()
 
 
-@pytest.mark.parametrize(("site", "asked"), [([], "cpu:1"), (["gpu_gres=gpu", "gpu_partition=gpu"], "gpu:gpu:1")])
-def test_gpus_are_asked_for_as_the_site_has_them(slurm, small, site, asked):
+@pytest.mark.parametrize(
+    ("site", "partition", "asked"), [([], "cpu", "TresPerJob"), (["gpu_gres=gpu", "gpu_partition=gpu"], "gpu", "TresPerNode")]
+)
+def test_gpus_are_asked_for_as_the_site_has_them(slurm, small, site, partition, asked):
     rewrite(small / "smallest.yaml", device="cuda")
     run = Run(slurm, small, "results/small/prompts/train.json", "--retries", "0", "--default-resources", "nodes=1", *site)
     status, said = run.end()
     assert status != 0 and "device: cuda, but torch" in said, "there is no GPU behind what SLURM hands out here"
     jobs = {job["Rule"]: job for job in run.jobs().values()}
-    job = jobs["encode_prompts"]
-    assert (job["Partition"], job.get("TresPerJob") or job.get("TresPerNode")) == tuple(asked.split(":", 1)), job
-    assert jobs["tile_scenes"]["Partition"] == "cpu" and "TresPerNode" not in jobs["tile_scenes"]
+    with_gpu, without = jobs["encode_prompts"], jobs["tile_scenes"]
+    assert (with_gpu["Partition"], with_gpu[asked]) == (partition, "gres:gpu:1"), "per job by --gpus, per node by --gres"
+    assert without["Partition"] == "cpu" and not {"TresPerJob", "TresPerNode"} & set(without)
