@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -28,6 +28,21 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys are refused and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Keys that change nothing about what is made, but for rounding: how fast it is, in how much memory, how often it is saved.
+    MEANS: ClassVar[frozenset[str]] = frozenset()
+
+    def without_effect(self) -> frozenset[str]:
+        """Those of :attr:`MEANS` that hold for these values."""
+        return self.MEANS
+
+    def essence(self) -> dict[str, Any]:
+        """What depends on this section depends on these keys of it, as plain values."""
+        return self.model_dump(mode="json", exclude=set(self.without_effect()))
+
+    def means(self) -> dict[str, Any]:
+        """The other keys, as plain values."""
+        return self.model_dump(mode="json", include=set(self.without_effect()))
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -444,6 +459,8 @@ class LoRA(Section):
 class Control(Section):
     """How the mask steers the generator, and how that is trained."""
 
+    MEANS = frozenset({"parallel", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints"})
+
     scheme: Literal["triattention", "siamese", "adapter", "controlnet"] = "triattention"
     mask_init: Literal["random", "copy"] | None = Field(
         None, description="mask weights at the start: random, or those of the image branch; null: copy for controlnet, else random"
@@ -616,6 +633,8 @@ PRESETS = {
 class Sampler(Section):
     """A named way to draw images from the generator."""
 
+    MEANS = frozenset({"batch_size", "compile", "pad"})
+
     num_steps: Positive = Field(23, description="Euler steps")
     preset: Preset | None = Field(None, description="settings of the correction to start from; null: none")
     rectify: dict[str, Any] = Field({}, description="fields of RectifySettings that differ from the preset")
@@ -635,6 +654,11 @@ class Sampler(Section):
         if self.preset is None:
             return None
         return PRESETS[self.preset](**self.rectify)
+
+    def without_effect(self) -> frozenset[str]:
+        """All of :attr:`MEANS`; without the batch size where the correction divides by it."""
+        correction = self.rectification
+        return self.MEANS - ({"batch_size"} if correction and correction.reduction == "mean" else set())
 
     @model_validator(mode="after")
     def _consistent(self) -> Sampler:
@@ -678,6 +702,8 @@ class Download(Section):
 class Segmentor(Section):
     """A segmentation model and how it is trained."""
 
+    MEANS = frozenset({"checkpoint_every"})
+
     architecture: (
         Literal["segformer_tiny", "unet_tiny", "pspnet_r50", "segformer_b2", "upernet_convnext_t", "deeplabv3plus_r50"] | None
     ) = Field(None, description="a model known by name; null: that of config")  # fmt: skip
@@ -697,7 +723,7 @@ class Segmentor(Section):
     processes: Positive = Field(1, description="each on a GPU of its own")
     checkpoint_every: Positive = Field(500, description="iterations between checkpoints to resume from")
     validate_every: Positive | None = Field(
-        None, description="iterations between looks at the dataset's split val, where it names one; null: checkpoint_every"
+        None, description="iterations between looks at the dataset's split val, where it names one; null: a tenth of all"
     )
 
     @model_validator(mode="after")
@@ -828,6 +854,8 @@ class Table(Section):
 class Evaluation(Section):
     """How a trained segmentor looks at tiles and scenes."""
 
+    MEANS = frozenset({"batch_size"})
+
     mode: Literal["whole", "slide"] = Field("whole", description="whole tiles, or windows of the side window whose logits are averaged")
     window: Positive | None = Field(None, description="side in pixels, for mode slide and for whole scenes; null: the tile size")
     stride: Positive | None = Field(None, description="distance between windows; null: two thirds of the window")
@@ -846,6 +874,8 @@ class Evaluation(Section):
 
 class Generation(Section):
     """How samples are compared with real tiles: distance of their distributions, copies of training tiles, diversity."""
+
+    MEANS = frozenset({"batch_size"})
 
     features: Literal["inception", "clip", "judge"] = Field(
         "judge", description="what distances are measured in: inception (FID, KID), clip, or the judge's deepest features (small scale)"

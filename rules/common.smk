@@ -127,17 +127,34 @@ def gpu_rules():
 
 
 def dump(section):
-    """A section of the configuration as plain values, for `params:`."""
-    return section.model_dump(mode="json")
+    """What of a section of the configuration results depend on, as plain values for `params:`."""
+    return section.essence()
+
+
+def aside(value):
+    """A parameter that changes nothing about a result, as `means()` of a section: another value of it reruns nothing.
+
+    The engine does not compare parameters that are functions of `threads`.
+    """
+    return lambda wildcards, threads: value(wildcards) if callable(value) else value
 
 
 def dataset_of(wildcards):
     return datasets[wildcards.dataset]
 
 
-def dataset_section(wildcards):
-    """The dataset for `params:`, without the words about it: rewording them reruns nothing."""
-    return dataset_of(wildcards).model_dump(mode="json", exclude={"about"})
+def dataset_without(*keys):
+    """A function that gives the dataset for `params:`, without keys that the rule does not use: changing them does not rerun it."""
+    return lambda wildcards: dataset_of(wildcards).model_dump(mode="json", exclude={"about", *keys})
+
+
+def classes_of(wildcards):
+    return dataset_of(wildcards).classes
+
+
+def palette_of(wildcards):
+    """Colours of pictures; in what is no picture they have no say."""
+    return dataset_of(wildcards).model_dump(mode="json", include={"palette"})["palette"]
 
 
 def source_note(wildcards):

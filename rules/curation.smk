@@ -43,8 +43,8 @@ rule measure_class_losses:
         mem_mb=more(16000 if GPU else 2000),
         runtime=more(240),
     params:
-        classes=lambda wildcards: dataset_of(wildcards).classes,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Measuring the critic's loss per class on the {wildcards.split} tiles of {wildcards.dataset}"
     script:
@@ -73,8 +73,8 @@ rule filter_pixels:
         runtime=more(480),
     params:
         filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
-        classes=lambda wildcards: dataset_of(wildcards).classes,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Filtering the pixels of {wildcards.control}, {wildcards.sampler} by the filter {wildcards.filter}"
     script:
@@ -104,8 +104,8 @@ rule filter_images:
         runtime=more(480),
     params:
         filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
-        classes=lambda wildcards: dataset_of(wildcards).classes,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Choosing the best images of {wildcards.control}, {wildcards.sampler} by the filter {wildcards.filter}"
     script:
@@ -130,7 +130,7 @@ rule resample_tiles:
         runtime=more(30),
     params:
         resampling=lambda wildcards: dump(settings.resamplings[wildcards.resampling]),
-        classes=lambda wildcards: dataset_of(wildcards).classes,
+        classes=classes_of,
     message:
         "Re-sampling the tiles of {wildcards.control}, {wildcards.sampler}, filter {wildcards.filter}, by {wildcards.resampling}"
     script:
@@ -156,7 +156,7 @@ rule mix_tiles:
     params:
         recipe=lambda wildcards: dump(recipe_of(wildcards)),
         exactly=keeps_every_image,
-        classes=lambda wildcards: dataset_of(wildcards).classes,
+        classes=classes_of,
     message:
         "Mixing the tiles of recipe {wildcards.recipe}"
     script:
@@ -183,8 +183,8 @@ rule measure_agreement:
     params:
         critic=dump(settings.critic),
         judge=dump(settings.judge),
-        classes=lambda wildcards: dataset_of(wildcards).classes,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Measuring whether the samples of {wildcards.control}, {wildcards.sampler} agree with their masks"
     script:
@@ -211,8 +211,8 @@ rule measure_reconstruction:
         mem_mb=more(16000 if GPU else 3000),
         runtime=more(240),
     params:
-        classes=lambda wildcards: dataset_of(wildcards).classes,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Measuring what the autoencoder keeps of the training tiles of {wildcards.dataset}"
     script:

@@ -64,7 +64,7 @@ else:
             mem_mb=more(3000),
             runtime=more(60),
         params:
-            dataset=dataset_section,
+            classes=classes_of,
             captions=dump(settings.captions),
             base=dump(settings.base_model),
         message:
@@ -91,8 +91,8 @@ rule encode_latents:
         mem_mb=more(32000 if GPU else 3000),
         runtime=more(600),
     params:
-        dataset=dataset_section,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Encoding the training tiles of {wildcards.dataset}"
     script:
@@ -122,10 +122,11 @@ rule train_generator:
         mem_mb=more(lambda wildcards: control_of(wildcards).processes * (64000 if GPU else 3000)),
         runtime=more(10000),
     params:
-        dataset=dataset_section,
+        classes=classes_of,
         control=lambda wildcards: dump(control_of(wildcards)),
-        device=settings.device,
-        sharing=lambda wildcards: str(HERE / "configs" / "accelerate" / f"{control_of(wildcards).parallel}.yaml"),
+        means=aside(lambda wildcards: control_of(wildcards).means()),
+        device=aside(settings.device),
+        sharing=aside(lambda wildcards: str(HERE / "configs" / "accelerate" / f"{control_of(wildcards).parallel}.yaml")),
     message:
         "Training the generator {wildcards.control} on {wildcards.dataset}"
     script:
@@ -153,9 +154,11 @@ rule sample_validation:
         mem_mb=more(48000 if GPU else 3000),
         runtime=more(120),
     params:
-        dataset=dataset_section,
+        classes=classes_of,
+        palette=palette_of,
         control=lambda wildcards: dump(control_of(wildcards)),
-        device=settings.device,
+        means=aside(lambda wildcards: control_of(wildcards).means()),
+        device=aside(settings.device),
     message:
         "Sampling held-out masks with {wildcards.control}, {wildcards.checkpoint}"
     script:

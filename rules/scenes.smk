@@ -44,7 +44,8 @@ rule list_scenes:
         mem_mb=more(2000),
         runtime=more(60),
     params:
-        dataset=dataset_section,
+        dataset=dataset_without("licence", "palette", "select", "test", "val"),
+        palette=aside(palette_of),
     message:
         "Listing the scenes of {wildcards.dataset}"
     script:

@@ -50,11 +50,13 @@ rule train_segmentor:
         mem_mb=more(lambda wildcards: segmentor_of(wildcards).processes * (32000 if GPU else 2000)),
         runtime=more(2880),
     params:
-        dataset=dataset_section,
+        classes=classes_of,
+        palette=aside(palette_of),
         segmentor=lambda wildcards: dump(segmentor_of(wildcards)),
+        means=aside(lambda wildcards: segmentor_of(wildcards).means()),
         network=lambda wildcards: NETWORKS.get(wildcards.segmentor, ""),
         iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
-        device=settings.device,
+        device=aside(settings.device),
     message:
         "Training {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"
     script:
@@ -79,7 +81,8 @@ rule evaluate_segmentor:
         runtime=more(120),
     params:
         evaluation=dump(settings.evaluation),
-        device=settings.device,
+        means=aside(settings.evaluation.means()),
+        device=aside(settings.device),
     message:
         "Scoring {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
     script:
@@ -104,9 +107,10 @@ rule predict_tiles:
         mem_mb=more(16000 if GPU else 2000),
         runtime=more(240),
     params:
-        classes=lambda wildcards: dataset_of(wildcards).classes,
+        classes=classes_of,
         evaluation=dump(settings.evaluation),
-        device=settings.device,
+        means=aside(settings.evaluation.means()),
+        device=aside(settings.device),
     message:
         "Predicting the {wildcards.split} tiles with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
     script:
@@ -131,9 +135,10 @@ rule predict_scene:
         mem_mb=more(16000 if GPU else 2000),
         runtime=more(480),
     params:
-        dataset=dataset_section,
+        dataset=dataset_without("select", "split", "test", "val"),
         evaluation=dump(settings.evaluation),
-        device=settings.device,
+        means=aside(settings.evaluation.means()),
+        device=aside(settings.device),
     message:
         "Predicting the scene {wildcards.scene} with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
     script:
@@ -162,9 +167,10 @@ if LOVEDA:
             mem_mb=more(16000 if GPU else 2000),
             runtime=more(1440),
         params:
-            dataset=dataset_section,
+            dataset=dataset_without("select", "split", "test", "val"),
             evaluation=dump(settings.evaluation),
-            device=settings.device,
+            means=aside(settings.evaluation.means()),
+            device=aside(settings.device),
         message:
             "Predicting the test images of {wildcards.dataset} for its server with {wildcards.segmentor} trained on {wildcards.recipe}"
         script:

@@ -23,10 +23,11 @@ rule synthesise_shard:
         runtime=more(1440),
     params:
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
-        classes=lambda wildcards: dataset_of(wildcards).classes,
+        means=aside(lambda wildcards: settings.samplers[wildcards.sampler].means()),
+        classes=classes_of,
         copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
         seed=settings.seed,
-        device=settings.device,
+        device=aside(settings.device),
     message:
         "Sampling shard {wildcards.shard} of {wildcards.shards} with {wildcards.control}, {wildcards.sampler}"
     script:
@@ -83,9 +84,10 @@ rule measure_generation:
         runtime=more(480),
     params:
         generation=dump(settings.generation),
+        means=aside(settings.generation.means()),
         judge=dump(settings.judge),
-        classes=lambda wildcards: dataset_of(wildcards).classes,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Comparing the samples of {wildcards.control}, {wildcards.sampler} with real tiles of {wildcards.dataset}"
     script:
@@ -112,11 +114,13 @@ rule synthesise_scene:
         mem_mb=more(64000 if GPU else 3000),
         runtime=more(1440),
     params:
-        dataset=dataset_section,
+        dataset=dataset_without("licence", "palette", "select", "split", "test", "val"),
+        palette=aside(palette_of),
         captions=dump(settings.captions),
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
+        means=aside(lambda wildcards: settings.samplers[wildcards.sampler].means()),
         seed=settings.seed,
-        device=settings.device,
+        device=aside(settings.device),
     message:
         "Sampling the whole scene {wildcards.scene} with {wildcards.control}, {wildcards.sampler}"
     script:
@@ -146,8 +150,8 @@ rule compare_corrections:
         runtime=more(1440),
     params:
         comparison=lambda wildcards: dump(settings.comparison),
-        classes=lambda wildcards: dataset_of(wildcards).classes,
-        device=settings.device,
+        classes=classes_of,
+        device=aside(settings.device),
     message:
         "Sampling the test masks of {wildcards.dataset} with the correction {wildcards.preset}"
     script:

@@ -20,7 +20,7 @@ if settings.captions.model and settings.captions.model.repo:
             mem_mb=more(2000),
             runtime=more(600),
         params:
-            model=dump(settings.captions.model),
+            model=settings.captions.model.model_dump(include={"repo", "revision", "path"}),
         message:
             "Fetching the captioning model from the hub"
         script:
@@ -46,9 +46,10 @@ rule caption_tiles:
         mem_mb=more((48000 if GPU else 16000) if MODEL_CAPTIONS else 2000),
         runtime=more(1440 if MODEL_CAPTIONS else 60),
     params:
-        dataset=dataset_section,
+        dataset=dataset_without("licence", "palette", "select", "split", "test", "val"),
+        palette=aside(palette_of),
         captions=dump(settings.captions),
-        device=settings.device if MODEL_CAPTIONS else "cpu",
+        device=aside(settings.device if MODEL_CAPTIONS else "cpu"),
     message:
         "Captioning the {wildcards.split} tiles of {wildcards.dataset}"
     script:
@@ -72,7 +73,7 @@ rule encode_prompts:
         mem_mb=more(32000 if GPU else 3000),
         runtime=more(120),
     params:
-        device=settings.device,
+        device=aside(settings.device),
     message:
         "Encoding the prompts of {wildcards.dataset}, {wildcards.split}"
     script:

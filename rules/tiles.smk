@@ -18,7 +18,8 @@ rule tile_scenes:
         mem_mb=more(5000),
         runtime=more(480),
     params:
-        dataset=dataset_section,
+        dataset=dataset_without("palette", "test", "val"),
+        palette=aside(palette_of),
     message:
         "Cutting the {wildcards.split} scenes of {wildcards.dataset} into tiles"
     script:

@@ -7,16 +7,16 @@ with job(snakemake):
 
     from crfm_core.devices import use_threads
     from crfm_core.models.base import build_base_model
-    from crfm_core.settings import Captions, Dataset, EmbeddedBase
+    from crfm_core.settings import Captions, EmbeddedBase
     from crfm_core.text.captions import vocabulary_of
 
     use_threads(snakemake.threads)
-    dataset, captioned = Dataset(**snakemake.params.dataset), Path(snakemake.input.captions)
+    classes, captioned = snakemake.params.classes, Path(snakemake.input.captions)
     build_base_model(
         manifest=captioned,
         root=Path(snakemake.output.folder).parent,
-        num_classes=len(dataset.classes),
-        captions=vocabulary_of(captioned, dataset.classes, Captions(**snakemake.params.captions)),
+        num_classes=len(classes),
+        captions=vocabulary_of(captioned, classes, Captions(**snakemake.params.captions)),
         settings=EmbeddedBase(**snakemake.params.base),
         out=Path(snakemake.output.folder),
         work=Path(f"{snakemake.output.folder}.unfinished"),

@@ -14,7 +14,7 @@ with job(snakemake):
         base=base_folder(snakemake.input.base),
         manifest=Path(snakemake.input.tiles),
         root=Path(snakemake.output.latents).parent.parent,
-        num_classes=len(snakemake.params.dataset["classes"]),
+        num_classes=len(snakemake.params.classes),
         mask_code=snakemake.wildcards.mask_code,
         out=Path(snakemake.output.latents),
         device=resolve(snakemake.params.device),

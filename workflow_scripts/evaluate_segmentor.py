@@ -17,6 +17,6 @@ with job(snakemake):
         tiles,
         root=tiles.parents[1],
         device=resolve(snakemake.params.device),
-        evaluation=Evaluation(**snakemake.params.evaluation),
+        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
     )
     write_json(snakemake.output.scores, scores)

@@ -16,6 +16,6 @@ with job(snakemake):
         snakemake.wildcards.scene,
         Dataset(**snakemake.params.dataset),
         out=Path(snakemake.output.raster),
-        evaluation=Evaluation(**snakemake.params.evaluation),
+        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
         device=resolve(snakemake.params.device),
     )

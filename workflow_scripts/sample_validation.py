@@ -12,10 +12,10 @@ with job(snakemake):
     from crfm_core.settings import Control
 
     use_threads(snakemake.threads)
-    weights, captions, dataset = Path(snakemake.input.weights), Path(snakemake.input.captions), snakemake.params.dataset
+    weights, captions = Path(snakemake.input.weights), Path(snakemake.input.captions)
     if weights.suffix == ".pt":
-        control = Control(**snakemake.params.control)
-        pipeline = open_checkpoint(weights, base_folder(snakemake.input.base), control, len(dataset["classes"]))
+        control = Control(**snakemake.params.control, **snakemake.params.means)
+        pipeline = open_checkpoint(weights, base_folder(snakemake.input.base), control, len(snakemake.params.classes))
     else:
         pipeline = open_generator(weights)
     sample_validation(
@@ -23,7 +23,7 @@ with job(snakemake):
         captions=captions,
         prompts=Path(snakemake.input.prompts),
         root=captions.parent.parent,
-        palette=dataset["palette"],
+        palette=snakemake.params.palette,
         picture=Path(snakemake.output.picture),
         losses=Path(snakemake.output.losses),
         device=resolve(snakemake.params.device),

@@ -17,7 +17,7 @@ with job(snakemake):
         critic=Path(snakemake.input.critic),
         classes=snakemake.params.classes,
         sampler_name=snakemake.wildcards.sampler,
-        sampler=Sampler(**snakemake.params.sampler),
+        sampler=Sampler(**snakemake.params.sampler, **snakemake.params.means),
         copies=snakemake.params.copies,
         shard=int(snakemake.wildcards.shard),
         shards=int(snakemake.wildcards.shards),

@@ -8,7 +8,7 @@ with job(snakemake):
 
     tile_split(
         snakemake.input.scenes,
-        Dataset(**snakemake.params.dataset),
+        Dataset(**snakemake.params.dataset, palette=snakemake.params.palette),
         snakemake.wildcards.split,
         snakemake.output.manifest,
         processes=snakemake.threads,

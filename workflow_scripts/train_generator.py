@@ -12,13 +12,13 @@ with job(snakemake):
     from crfm_core.settings import Control
 
     use_threads(snakemake.threads)
-    control = Control(**snakemake.params.control)
+    control = Control(**snakemake.params.control, **snakemake.params.means)
     training = TrainingJob(
         base=base_folder(snakemake.input.base),
         latents=snakemake.input.latents,
         prompts=snakemake.input.prompts,
         captions=snakemake.input.captions,
-        num_classes=len(snakemake.params.dataset["classes"]),
+        num_classes=len(snakemake.params.classes),
         control=control,
         out=snakemake.output.folder,
         work=f"{snakemake.output.folder}.unfinished",

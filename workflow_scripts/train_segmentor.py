@@ -8,11 +8,10 @@ with job(snakemake):
     from crfm_core.devices import resolve, use_threads
     from crfm_core.files import read_json
     from crfm_core.segmentor.launching import TrainingJob, launch_training
-    from crfm_core.settings import Dataset, Segmentor
+    from crfm_core.settings import Segmentor
 
     use_threads(snakemake.threads)
-    dataset = Dataset(**snakemake.params.dataset)
-    segmentor = Segmentor(**snakemake.params.segmentor)
+    segmentor = Segmentor(**snakemake.params.segmentor, **snakemake.params.means)
     out, pretrained = Path(snakemake.output.checkpoint), snakemake.input.pretrained
     if pretrained and not isinstance(segmentor.pretrained, str):
         pretrained = read_json(pretrained)["file"]
@@ -22,8 +21,8 @@ with job(snakemake):
         out=out,
         work=out.parent / "unfinished",
         segmentor=segmentor,
-        classes=dataset.classes,
-        palette=dataset.palette,
+        classes=snakemake.params.classes,
+        palette=snakemake.params.palette,
         iterations=snakemake.params.iterations,
         seed=int(snakemake.wildcards.seed),
         device=resolve(snakemake.params.device),

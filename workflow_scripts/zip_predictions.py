@@ -18,6 +18,6 @@ with job(snakemake):
         Dataset(**snakemake.params.dataset),
         out=archive,
         work=archive.with_name(f".{archive.stem}.unfinished"),
-        evaluation=Evaluation(**snakemake.params.evaluation),
+        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
         device=resolve(snakemake.params.device),
     )

@@ -228,7 +228,7 @@ class Workload:
         kind, iterations = self._architecture(names["segmentor"]), self.settings.iterations(names["recipe"], names["segmentor"])
         load.add(f"fit {kind}", iterations * segmentor.batch_size)
         if dataset.val:
-            looks = -(-iterations // (segmentor.validate_every or segmentor.checkpoint_every))
+            looks = -(-iterations // (segmentor.validate_every or -(-iterations // 10)))
             load.add(f"judge {kind}", looks * self._tiles(dataset.name, dataset.val))
         load.processes = segmentor.processes
         load.disk = 4e9 * self.weights["segmentor"].get(kind, 0) * (2 if dataset.val else 1)

@@ -33,9 +33,6 @@ SYNTHETIC_COLUMNS = (
     "source", "mask_of", "copy", "seed", "sampler", "generator", "critic_loss_before", "critic_loss_after", "corrections", "note",
 )  # fmt: skip
 
-#: Fields of a sampler that leave its images as they are, but for rounding.
-WITHOUT_EFFECT = {"batch_size", "compile", "pad"}
-
 WRITERS = 2  #: threads that encode and write images
 
 
@@ -105,7 +102,7 @@ def synthesise_shard(
 
     A sample's noise comes from hash(dataset, tile, sampler, copy, seed). Images that a stopped try left are kept if they were made by
     the same generator, critic and settings (their tags say so) and read without fault; a batch that lacks any is sampled again, and
-    what it lacks is written. Settings that change nothing but an image's rounding (:data:`WITHOUT_EFFECT`) do not count; the batch
+    what it lacks is written. Settings that change nothing but an image's rounding (``sampler.means()``) do not count; the batch
     size does where the correction divides by it (``rectify.reduction: mean``). Images of georeferenced masks are GeoTIFFs in the
     same place.
 
@@ -172,8 +169,7 @@ def synthesise_shard(
 def _settings_of(sampler: Sampler, critic: Path) -> dict:
     """What of a sampler its images depend on, with the files it names by their contents."""
     correction = sampler.rectification
-    without = WITHOUT_EFFECT - ({"batch_size"} if correction and correction.reduction == "mean" else set())
-    settings = sampler.model_dump(exclude=without | {"preset", "rectify", "critic_decoder"})
+    settings = {key: value for key, value in sampler.essence().items() if key not in ("preset", "rectify", "critic_decoder")}
     if correction:
         settings["rectify"] = asdict(correction)
         settings["guided_by"] = [sha256_of(path) for path in (critic, sampler.critic_decoder) if path]

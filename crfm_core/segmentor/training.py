@@ -78,14 +78,14 @@ def train_segmentor(
         weights = class_weights(table, segmentor.class_weights, len(classes))
         described = _described(segmentor, len(classes), weights)
         content = table[["tile_id", "digest", "weight"]].to_dict("list"), [] if looked_at is None else looked_at.digest.tolist()
-        settings = segmentor.model_dump(mode="json")
-        identity = hash_of(settings, text_of_model(described), start and sha256_of(start), classes, iterations, seed, device, content)
+        inputs = text_of_model(described), start and sha256_of(start), content
+        identity = hash_of(segmentor.essence(), classes, iterations, seed, device, inputs)
         with _held(place, work, identity) as folder, _near(place, scratch) as near:
             resume = place.told(newest_checkpoint(folder) if place.first else None)
             validation = None
             if looked_at is not None:
                 tiles = _tiles(val, looked_at, root, len(classes), seed)
-                every, batch_size = segmentor.validate_every or segmentor.checkpoint_every, max(1, segmentor.batch_size // place.count)
+                every, batch_size = segmentor.validate_every or -(-iterations // 10), max(1, segmentor.batch_size // place.count)
                 validation = Validation(tiles, folder, every, iterations, batch_size, _seen(described), place)
             tiles = _tiles(manifest, table, root, len(classes), seed, near)
             tiles.metainfo = {"classes": list(classes), "palette": [list(colour) for colour in palette]}
@@ -115,8 +115,8 @@ def train_segmentor(
             )
             runner.start_from(place, resume and resume[0], start, find_unused=segmentor.config is not None)
             runner.train()
-            meta = {"segmentor": settings, **tiles.metainfo, "iterations": iterations, "seed": seed, "tiles": len(table)}
-            meta |= {"versions": versions()} | ({"class_weights": weights} if weights else {})
+            meta = {"segmentor": segmentor.model_dump(mode="json"), **tiles.metainfo, "iterations": iterations, "seed": seed}
+            meta |= {"tiles": len(table), "versions": versions()} | ({"class_weights": weights} if weights else {})
             if segmentor.config:
                 meta |= {"cfg": text_of_model(described), "dataset_meta": tiles.metainfo}
             if place.first:
