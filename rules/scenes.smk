@@ -21,7 +21,8 @@ if PUBLISHED:
             mem_mb=more(2000),
             runtime=more(1440),
         params:
-            dataset=lambda wildcards: dump(dataset_of(wildcards)),
+            dataset=dataset_without("palette", "select", "split", "test", "train", "val"),
+            others=aside(lambda wildcards: dataset_of(wildcards).model_dump(mode="json", include={"about", "palette"})),
             licence=lambda wildcards: dataset_of(wildcards).licence or "not stated",
         message:
             "Seeing to it that {wildcards.dataset} is there, or fetching it; its licence: {params.licence}"
@@ -31,7 +32,7 @@ if PUBLISHED:
 
 rule list_scenes:
     input:
-        source=ancient(source_note),  # what the note says of licence and checksums changes no scene
+        source=source_note,
     output:
         manifest=f"{RESULTS}/{{dataset}}/scenes.parquet",
     log:

@@ -150,7 +150,7 @@ if LOVEDA:
     rule zip_predictions:
         input:
             checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
-            source=ancient(source_note),
+            source=source_note,
         output:
             archive=f"{RESULTS}/{{dataset}}/submissions/{{recipe}}/{{segmentor}}/seed{{seed}}.zip",
         log:

@@ -162,6 +162,12 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
         }.items()
     ),
     ("as it is", "segmentors.segformer_tiny.checkpoint_every", 3, set()),
+    (
+        "as it is",
+        "segmentors.segformer_tiny",
+        {"config": "network.py", "iterations": 6, "batch_size": 2, "learning_rate": 2e-3, "pretrained": WEIGHTS},
+        {"train_segmentor"},
+    ),
     *(
         ("as it is", f"segmentors.segformer_tiny.pretrained.{key}", value, {"fetch_weights"})
         for key, value in {"url": "http://127.0.0.1/b.pth", "sha256": "1" * 16, "path": "b.pth"}.items()
@@ -242,7 +248,7 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
         for key, value in {"fraction": 0.5, "n_shot": 2, "ids": "ids.txt"}.items()
     ),
     ("without val", "dataset.train", "reference", {"list_scenes"}),
-    ("as it is", "dataset.test", "extra", {"compare_corrections", "draw_data_sheet", "evaluate_segmentor", "sample_validation"}),
+    ("as it is", "dataset.test", "extra", {"check_splits", "sample_validation"}),
     ("as it is", "dataset.val", None, {"draw_data_sheet", "train_segmentor"}),
 ]  # fmt: skip
 
@@ -262,17 +268,18 @@ SOURCES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ),
     (GEOTIFF | {"splits": dict.fromkeys(SHARES, "*.tif")}, {}, {"splits": dict.fromkeys(SHARES, "*.vrt")}),
     (
-        GEOTIFF | {"images": "*.tif"},
+        GEOTIFF | {"images": "*.tif", "attribute": "kind"},
         BY_BLOCKS,
-        {"root": "other", "images": "*.vrt", "labels": "*.shp", "attribute": "kind", "layer": "l", "background": 0, "exclude": ["a*"]},
+        {"root": "other", "images": "*.vrt", "labels": "*.shp", "attribute": "use", "layer": "l", "background": 0, "exclude": ["a*"]},
     ),
     ({"kind": "released", "root": "r", "splits": dict.fromkeys(SHARES, "i")}, {}, {"root": "o", "splits": dict.fromkeys(SHARES, "j")}),
     ({"kind": "loveda"}, {}, {"root": "other", "download": False}),
     (
         {"kind": "fusu"},
         BY_GROUP,
-        {"root": "other", "download": False, "repo": "o/other", "revision": "1" * 40, "date": 2, "splits": ["train", "test", "reference"]},
+        {"root": "other", "download": False, "repo": "o/other", "revision": "1" * 40, "date": 2},
     ),
+    ({"kind": "fusu", "splits": ["train", "test", "val"]}, {}, {"splits": ["train", "test", "val", "more"]}),
 ]
 
 #: Other values of what makes the splits.
@@ -306,6 +313,7 @@ class Start:
             folder.mkdir()
             for name in ("start.pt", "critic.pth", "ids.txt"):
                 (folder / name).touch()
+            (folder / "network.py").write_text("model = dict(type='EncoderDecoder')")
             self.write(folder, config, world)
             finish(folder, Path("config.yaml"), targets)
         if key.startswith("dataset."):
@@ -339,12 +347,12 @@ def test_a_key_makes_again_what_depends_on_it_and_nothing_else(made, start, key,
 def test_every_key_of_a_source_lists_the_scenes_again(made, source, split, others):
     """Of published sources what says where they lie is made again first."""
     world = {key: value for key, value in WORLD.items() if key not in ("val", "select")} | {"source": source, "split": split or None}
-    if source["kind"] in ("loveda", "fusu"):
-        world |= {"test": "val"} if source["kind"] == "loveda" else {}
+    world |= {"test": "val"} if source["kind"] == "loveda" else {}
+    world |= {"label_map": {name: index for index, name in enumerate(WORLD["classes"])}} if "attribute" in source else {}
     for key, value in others.items():
         start = f"{source['kind']} {sorted(others)}"
         own, following = made.reruns(start, source_config(), world, f"dataset.source.{key}", value, "results/small/tiles/train.parquet")
-        assert "list_scenes" in own and "tile_scenes" in own | following, key
+        assert {"list_scenes", "tile_scenes"} <= own | following, key
         assert ("fetch_dataset" in own) == (source["kind"] in ("loveda", "fusu")), key
 
 

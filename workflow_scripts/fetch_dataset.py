@@ -9,4 +9,4 @@ with job(snakemake):
     from crfm_core.settings import Dataset
 
     command = f"snakemake --cores 1 {snakemake.output.note}"
-    fetch_dataset(Dataset(**snakemake.params.dataset), Path.cwd(), Path(snakemake.output.note), command)
+    fetch_dataset(Dataset(**snakemake.params.dataset, **snakemake.params.others), Path.cwd(), Path(snakemake.output.note), command)
