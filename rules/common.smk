@@ -123,7 +123,7 @@ def gpus(count):
 
 def gpu_rules():
     """Names of the rules whose jobs use GPUs."""
-    return [one.name for one in workflow.rules if GPU and (one.resources.get("gpu") not in (None, 0) or one.resources.get("gres"))]
+    return [one.name for one in workflow.rules if GPU and any(one.resources.get(name) not in (None, 0) for name in ("gpu", "gres"))]
 
 
 def dump(section):

@@ -65,7 +65,7 @@ def _scripted(monkeypatch, scores):
 
 def test_the_earliest_of_the_best_weights_are_chosen_and_the_last_kept_beside(train, val, monkeypatch):
     seen = _scripted(monkeypatch, [10.0, 30.0, 30.0, 20.0])
-    out = train("best", val)
+    out = train("best", val, validate_every=2)
     best, last = _load(out), _load(out.with_name("last.pth"))
     assert best["meta"]["validation"] == [[2, 10.0], [4, 30.0], [6, 30.0], [8, 20.0]] and best["meta"]["chosen"] == 4
     assert _same(best["state_dict"], seen[1]) and _same(last["state_dict"], seen[3])
@@ -74,9 +74,9 @@ def test_the_earliest_of_the_best_weights_are_chosen_and_the_last_kept_beside(tr
 
 def test_without_better_weights_before_there_is_one_checkpoint_and_none_of_an_earlier_training(train, val, monkeypatch):
     _scripted(monkeypatch, [30.0, 20.0, 10.0, 0.0])
-    assert (last := train("again", val).with_name("last.pth")).exists()
+    assert (last := train("again", val, validate_every=2).with_name("last.pth")).exists()
     seen = _scripted(monkeypatch, [10.0, 20.0, 30.0, 40.0])
-    out = train("again", val, learning_rate=1e-3)
+    out = train("again", val, validate_every=2, learning_rate=1e-3)
     assert _load(out)["meta"]["chosen"] == 8 and _same(_load(out)["state_dict"], seen[3]) and not last.exists()
     plain = train("plain")
     assert "chosen" not in _load(plain)["meta"] and not plain.with_name("last.pth").exists()
