@@ -116,11 +116,31 @@ rule make_report:
         snakefile=str(workflow.main_snakefile),
         configfiles=[str(path) for path in workflow.overwrite_configfiles],
         overrides=dict(workflow.config_settings.config),
-        gpu_stages=[one.name for one in workflow.rules if GPU and one.resources.get("gpu") not in (None, 0)],
+        gpu_stages=gpu_rules(),
     message:
         "Writing the report"
     script:
         "../workflow_scripts/make_report.py"
+
+
+CONFIGFILES = [str(path) for path in workflow.overwrite_configfiles]
+OVERRIDES = workflow.config_settings.config_args or []
+
+# Lists the run's files and what is left of them, by the same engine and configuration.
+LISTING = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow.main_snakefile), "--nolock", "--summary"]
+LISTING += ["--configfile", *CONFIGFILES] if CONFIGFILES else []
+LISTING += ["--config", *OVERRIDES] if OVERRIDES else []
+
+
+def files_of_rules(wildcards):
+    """By rule, what its files and its times are called."""
+    return {
+        one.name: {
+            "outputs": [regex_from_filepattern(str(file)) for file in one.output],
+            "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
+        }
+        for one in workflow.rules
+    }
 
 
 rule plan:
@@ -136,24 +156,37 @@ rule plan:
         settings=dump(settings),
         datasets=[dump(dataset) for dataset in datasets.values()],
         rates=str(HERE / "configs" / "rates.yaml"),
-        # what the list of the run's files is asked for with: the same configuration, and the same engine
-        python=sys.executable,
-        snakefile=str(workflow.main_snakefile),
-        configfiles=[str(path) for path in workflow.overwrite_configfiles],
-        overrides=workflow.config_settings.config_args or [],
-        rules=lambda wildcards: {
-            one.name: {
-                "outputs": [regex_from_filepattern(str(file)) for file in one.output],
-                "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
-            }
-            for one in workflow.rules
-        },
-        gpu_rules=lambda wildcards: [one.name for one in workflow.rules if GPU and one.resources.get("gpu") not in (None, 0)],
+        listing=LISTING,
+        rules=files_of_rules,
+        gpu_rules=lambda wildcards: gpu_rules(),
         cores=lambda wildcards: workflow.resource_settings.cores or workflow.resource_settings.nodes,
-        gpus=lambda wildcards: (
-            workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else workflow.resource_settings.nodes
-        ),
+        gpus=lambda wildcards: gpu_limit() or workflow.resource_settings.nodes,
     message:
         "Planning what is left to be done"
     script:
         "../workflow_scripts/plan.py"
+
+
+rule preflight:
+    log:
+        ".snakemake/log/preflight.log",
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        settings=dump(settings),
+        datasets=[dump(dataset) for dataset in datasets.values()],
+        rates=str(HERE / "configs" / "rates.yaml"),
+        listing=LISTING,
+        rules=files_of_rules,
+        gpu_rules=lambda wildcards: gpu_rules(),
+        gpu_limit=lambda wildcards: gpu_limit(),
+        here=workflow.local_exec,
+        software=lambda wildcards: software(),
+    message:
+        "Looking for what stands in the way of the run"
+    script:
+        "../workflow_scripts/preflight.py"

@@ -91,7 +91,7 @@ def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> P
 SMALLEST = ("--configfile", "smallest.yaml")
 
 #: Rules that a run uses only for files that are asked for by name.
-ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles", "predict_tiles", "predict_scene", "zip_predictions", "plan"}
+ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles", "predict_tiles", "predict_scene", "zip_predictions", "plan", "preflight"}
 
 #: Rules that stand for what a configuration gives instead of the embedded world and its base model.
 GIVEN = {"check_base_model", "fetch_base_model", "fetch_dataset", "fetch_caption_model", "fetch_clip_model", "fetch_weights"}
