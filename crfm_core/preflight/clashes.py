@@ -17,7 +17,7 @@ COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang", "cc"))}
 def check_grid(work: Work, found: Findings) -> None:
     """Tiles that the generator's tokens do not cover."""
     grain = _grain(work)
-    for name in work.named("dataset", "encode_latents", "train_generator", "synthesise_shard") if grain else ():
+    for name in work.named("dataset", "build_base_model", "encode_latents", "train_generator", "synthesise_shard") if grain else ():
         if (size := work.datasets[name].tile.size) % grain:
             found.problems.append(
                 f"dataset {name}: tile.size: {size} is not divisible by {grain}, the side of one of the generator's tokens; set "
