@@ -21,6 +21,7 @@ ROOMS = (
     "generator",
     "curation",
     "reporting",
+    "preflight",
 )
 
 
@@ -42,3 +43,7 @@ class WeightsError(CrfmError):
 
 class ResourceError(CrfmError):
     """The machine lacks what the job needs: a GPU, memory or disk."""
+
+
+class PreflightError(CrfmError):
+    """What is left to be done would fail: a list of all that stands in its way, each with its remedy."""

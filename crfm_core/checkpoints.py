@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def check_base_model(folder: Path | str) -> Path:
             if missing := sorted(shards - names):
                 raise WeightsError(f"base_model.path: {folder} lacks {', '.join(missing)}, named in {name}; fetch or copy the model again")
     return folder
+
+
+def transformer_weights(folder: Path | str) -> int:
+    """How many weights the transformer of a whole base model has, by the headers of its files."""
+    count = 0
+    for path in Path(folder, "transformer").glob("*.safetensors"):
+        if ".fp16" not in path.name:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return count
 
 
 def base_folder(path: Path | str) -> Path:

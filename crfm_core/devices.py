@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from crfm_core import ResourceError
+from crfm_core.files import require_writable
 
 #: Seconds between two looks at GPUs that are taken.
 PATIENCE = 0.25
@@ -109,6 +110,27 @@ def gpu_names() -> list[str]:
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
+def gpu_memory() -> list[int]:
+    """Bytes of memory of each GPU that this process may use, as nvidia-smi says it; those that it does not tell are left out, as are
+    parts of a divided GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    found = dict(re.findall(r"^(\S+), (\d+)$", answer.stdout, re.MULTILINE)) if answer.returncode == 0 else {}
+    cards = _listed()
+    uuids = [_uuid_of(entry, cards) for entry in visible_gpus().values()]
+    return [int(found[uuid]) << 20 for uuid in uuids if uuid in found]
+
+
+def require_leases() -> None:
+    """Raise ResourceError unless the locks of GPUs can be kept; nothing is made."""
+    folder = _lease_place()
+    require_writable(folder, "set CRFM_LEASES to a folder of yours")
+    if folder.exists():
+        _check_own(folder)
+
+
 def _listed() -> list[list[str]]:
     """UUIDs of what ``nvidia-smi -L`` lists, in PCI order: for each GPU its own, then those of the parts it is divided into."""
     cards: list[list[str]] = []
@@ -133,15 +155,23 @@ def _uuid_of(entry: str, cards: list[list[str]]) -> str:
 
 def _lease_folder() -> Path:
     """The folder of the locks, made if missing. Raises ResourceError when it cannot be, or is another user's."""
-    folder = Path(os.environ.get("CRFM_LEASES") or Path(tempfile.gettempdir()) / f"crfm-leases-{os.geteuid()}")
+    folder = _lease_place()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
     except OSError as error:
         raise ResourceError(f"{folder}: cannot hold the locks of GPUs ({error}); set CRFM_LEASES to a folder of yours") from None
+    _check_own(folder)
+    return folder
+
+
+def _lease_place() -> Path:
+    return Path(os.environ.get("CRFM_LEASES") or Path(tempfile.gettempdir()) / f"crfm-leases-{os.geteuid()}")
+
+
+def _check_own(folder: Path) -> None:
+    found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise ResourceError(f"{folder}: the folder of the locks of GPUs is not yours; set CRFM_LEASES to one that is")
-    return folder
 
 
 def _take(gpus: dict[str, str], count: int, folder: Path) -> dict[str, IO]:

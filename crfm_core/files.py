@@ -173,11 +173,25 @@ def work_folder(folder: Path | str, fingerprint: str) -> Iterator[Path]:
         shutil.rmtree(held)
 
 
+def nearest(folder: Path | str) -> Path:
+    """``folder``, or where it does not exist yet the last of its parents that does."""
+    place = Path(folder).resolve()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def require_writable(folder: Path | str, remedy: str) -> None:
+    """Raise ResourceError unless files can be written in ``folder``, or it can be made; nothing is left there. ``remedy`` is what helps."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            pass
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from None
+
+
 def require_disk(folder: Path | str, needed_bytes: int, remedy: str = "set `results` to another disk") -> None:
     """Raise ResourceError unless the file system of ``folder`` has ``needed_bytes`` free; ``remedy`` is what helps beside freeing space."""
-    probe = Path(folder).resolve()
-    while not probe.exists():
-        probe = probe.parent
-    free = shutil.disk_usage(probe).free
+    free = shutil.disk_usage(nearest(folder)).free
     if free < needed_bytes:
         raise ResourceError(f"{folder}: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; free some space or {remedy}")

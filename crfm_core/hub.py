@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 RECORD = "fetched.json"
+GATED = "stabilityai/stable-diffusion-3"  #: what repositories begin with whose licence must be accepted on their page
 SMALL = 10_000_000  # bytes; files up to it are fetched several at a time, as what they take is mostly the answering
 WORKERS = 8
 
@@ -33,13 +34,13 @@ class _Wish:
     repo: str
     revision: str
     folder: Path
-    needed: Callable[[str], bool]
-    repo_type: Literal["model", "dataset"]
-    check: Callable[[set[str]], None] | None
-    key: str
-    place: str
-    instead: str
-    command: str
+    needed: Callable[[str], bool] = bool
+    repo_type: Literal["model", "dataset"] = "model"
+    check: Callable[[set[str]], None] | None = None
+    key: str = "base_model"
+    place: str = "path"
+    instead: str = ""
+    command: str = "fetch_repository"
 
     @property
     def fault(self) -> type[CrfmError]:
@@ -125,6 +126,23 @@ def fetch_repository(
             if not wish.whole():  # another job may just have fetched it
                 _fetch(wish, endpoint, token)
     return wish.folder
+
+
+def is_fetched(repo: str, revision: str, folder: Path | str) -> bool:
+    """Whether ``folder`` holds what :func:`fetch_repository` fetched of this revision, by its record and the files' sizes."""
+    return _Wish(repo, revision, Path(folder)).whole()
+
+
+def require_token(hub: HubBase) -> None:
+    """Raise WeightsError when a repository that is known to be gated is to be fetched without HF_TOKEN, or with one that cannot be."""
+    wish = _Wish(hub.repo, hub.revision, Path(hub.path))
+    endpoint, token = _access(wish)
+    if hub.repo.startswith(GATED) and not token:
+        raise WeightsError(
+            f"base_model.repo: {hub.repo} is gated and HF_TOKEN is not set (a token that the hub's own login stored is not read); accept "
+            f"its licence at {endpoint}/{hub.repo} and `export HF_TOKEN=...`, a token of that account with the right to read gated "
+            "repositories, or use a folder of the model as it is with `kind: folder`"
+        )
 
 
 def name_fault(name: str) -> str:

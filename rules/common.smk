@@ -10,9 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from crfm_core import CrfmError
-from crfm_core.checkpoints import check_base_model
-from crfm_core.devices import require_gpus
-from crfm_core.files import hash_of, require_disk
+from crfm_core.files import hash_of
 from crfm_core.settings import PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
@@ -25,18 +23,11 @@ except CrfmError as error:
 config["tables"] = settings.tables  # a list, in whichever way they were named
 validate(config, str(HERE / "configs" / "schema.json"), set_default=False)  # the models fill them
 
-for key in ("critic", "judge"):
-    given = getattr(settings, key).path
-    if given and not Path(given).exists():
-        raise WorkflowError(
-            f"{key}.path: there is no {given} (seen from {Path.cwd()}); give a checkpoint of mmsegmentation or a model folder"
-        )
+if workflow.dryrun:  # of a real run they stand in the list of `onstart`
+    from crfm_core.preflight.given import faults_of_given
 
-for name, segmentor in settings.segmentors.items():
-    for key in ("config", "pretrained"):
-        given = getattr(segmentor, key)
-        if isinstance(given, str) and not Path(given).is_file():
-            raise WorkflowError(f"segmentors.{name}.{key}: there is no file {given} (seen from {Path.cwd()})")
+    if faults := faults_of_given(settings):
+        raise WorkflowError("\n".join(faults))
 
 NETWORKS = {}  # of segmentors that configuration files describe, with all that the files inherit, as hashes: read as data
 for name, segmentor in settings.segmentors.items():
@@ -45,24 +36,8 @@ for name, segmentor in settings.segmentors.items():
 
         try:
             NETWORKS[name] = hash_of(read_config(segmentor.config).get("model"))
-        except CrfmError as error:
-            raise WorkflowError(f"segmentors.{name}.config: {error}") from None
-
-if settings.captions.model and not settings.captions.model.repo:
-    from crfm_core.text.vision_language import check_caption_model
-
-    try:
-        check_caption_model(settings.captions.model.folder)
-    except CrfmError as error:
-        raise WorkflowError(str(error)) from None
-
-if settings.clip and not settings.clip.repo:
-    from crfm_core.text.clip import check_clip_model
-
-    try:
-        check_clip_model(settings.clip.folder)
-    except CrfmError as error:
-        raise WorkflowError(str(error)) from None
+        except CrfmError:
+            pass  # it stands in that list
 
 RESULTS = settings.results
 GPU = int(settings.device == "cuda")
@@ -126,6 +101,13 @@ def gpu_rules():
     return [one.name for one in workflow.rules if GPU and any(one.resources.get(name) not in (None, 0) for name in ("gpu", "gres"))]
 
 
+def given(path):
+    """A file or folder of the user's as a rule's input. One that is missing is none until a real run has put it on its list of all that is
+    missing; a job asks for it all the same."""
+    here = workflow.is_main_process and not workflow.dryrun
+    return path if path and (not here or Path(path).exists() or Path(path).resolve().is_relative_to(Path(RESULTS).resolve())) else []
+
+
 def dump(section):
     """What of a section of the configuration results depend on, as plain values for `params:`."""
     return section.essence()
@@ -165,7 +147,7 @@ def source_note(wildcards):
 def listed_tiles(wildcards):
     """The user's list of a split's tiles; nothing where there is none."""
     selection = dataset_of(wildcards).select.get(wildcards.split)
-    return selection.ids if selection and selection.ids else []
+    return given(selection.ids) if selection else []
 
 
 def recipe_of(wildcards):
@@ -187,7 +169,7 @@ def caption_model(wildcards):
     """Where the model that captions is: its given folder, or the file that fetching it writes; nothing where no model does."""
     if not settings.captions.model:
         return []
-    return f"{RESULTS}/caption_model.json" if settings.captions.model.repo else settings.captions.model.folder
+    return f"{RESULTS}/caption_model.json" if settings.captions.model.repo else given(settings.captions.model.folder)
 
 
 def training_tiles(wildcards):
@@ -221,7 +203,7 @@ def segmentor_folder(dataset, recipe, segmentor, seed):
 def checkpoint_of(judge):
     """The checkpoint of the configured critic or judge: the given one, or the function that names the trained one for a rule's input."""
     if judge.path:
-        return judge.path
+        return given(judge.path)
     return lambda wildcards: f"{segmentor_folder(wildcards.dataset, judge.recipe, judge.segmentor, judge.seed)}/checkpoint.pth"
 
 
@@ -277,7 +259,7 @@ def clip_model(wildcards):
     """Where the CLIP-like model is: its given folder, or the file that fetching it writes; nothing where none is configured."""
     if not settings.clip:
         return []
-    return f"{RESULTS}/clip_model.json" if settings.clip.repo else settings.clip.folder
+    return f"{RESULTS}/clip_model.json" if settings.clip.repo else given(settings.clip.folder)
 
 
 def critic_of_filter(wildcards):
@@ -326,7 +308,7 @@ def inception_weights():
 def weights_of_segmentor(wildcards):
     """Given backbone weights, the note that fetching them writes, or nothing."""
     weights = segmentor_of(wildcards).pretrained
-    return f"{RESULTS}/weights/{wildcards.segmentor}.json" if isinstance(weights, Download) else weights or []
+    return f"{RESULTS}/weights/{wildcards.segmentor}.json" if isinstance(weights, Download) else given(weights)
 
 
 def datasets_of(table):
@@ -439,21 +421,49 @@ if workflow.is_main_process and not workflow.dryrun:
     alive = recover_from_a_killed_run()
 
 
+SPEAK_ALONE = ("plan", "preflight")  # rules that only say something, and need nothing of what a run does
+
+
+def gpu_limit():
+    """The GPUs that a job may be given at most by --resources; None where that is not said."""
+    return workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else None
+
+
+def software():
+    """By rule the file that names its packages; nothing where jobs do not run in this environment."""
+    own = {str(method) for method in workflow.deployment_settings.deployment_method}
+    return {} if own else {one.name: str(HERE / "envs" / Path(one.conda_env).name) for one in workflow.rules if one.conda_env}
+
+
 onstart:
-    try:
-        if any(job.rule.name != "plan" for job in workflow.dag.needrun_jobs()):  # a plan needs nothing of what a run does
-            require_disk(RESULTS, settings.disk_gb * 1e9)
-            if not workflow.remote_exec and workflow.local_exec:
-                require_gpus(max((job.resources.get("gpu") or 0 for job in workflow.dag.needrun_jobs()), default=0))
-            if isinstance(settings.base_model, FolderBase):
-                check_base_model(settings.base_model.path)
-    except CrfmError as error:
-        raise WorkflowError(str(error)) from None
+    from crfm_core.reporting.workload import Job
+
+    jobs = [Job(job.rule.name, dict(job.wildcards.items())) for job in workflow.dag.needrun_jobs() if job.rule.name not in SPEAK_ALONE]
+    if jobs:
+        from crfm_core.preflight import Work, look_ahead
+        from crfm_core.reporting.plan import read_rates
+
+        found = look_ahead(
+            Work(
+                settings,
+                datasets,
+                jobs,
+                read_rates(HERE / "configs" / "rates.yaml"),
+                frozenset(gpu_rules()),
+                gpu_limit(),
+                here=workflow.local_exec,
+                software={name: Path(file) for name, file in software().items()},
+            )
+        )
+        if found.problems:
+            raise WorkflowError(found.text())
+        for note in found.notes():
+            print(note, file=sys.stderr)
 
 
 onsuccess:
-    planned_only = all(job.rule.name == "plan" for job in workflow.dag.jobs)
-    if not planned_only and Path(RESULTS, "report.html").is_file():
+    only_spoken = all(job.rule.name in SPEAK_ALONE for job in workflow.dag.jobs)
+    if not only_spoken and Path(RESULTS, "report.html").is_file():
         for table in settings.selected:
             print(Path(RESULTS, "tables", f"{table}.txt").read_text())
         print(f"report: {Path(RESULTS, 'report.html').resolve()}")

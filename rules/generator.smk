@@ -105,7 +105,7 @@ rule train_generator:
         latents=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/latents/{control_of(wildcards).mask_code}.safetensors",
         captions=training_captions,
         prompts=training_prompts,
-        start_from=lambda wildcards: control_of(wildcards).start_from or [],
+        start_from=lambda wildcards: given(control_of(wildcards).start_from),
     output:
         folder=directory(f"{RESULTS}/{{dataset}}/generators/{{control}}"),
     log:

@@ -123,6 +123,26 @@ rule make_report:
         "../workflow_scripts/make_report.py"
 
 
+CONFIGFILES = [str(path) for path in workflow.overwrite_configfiles]
+OVERRIDES = workflow.config_settings.config_args or []
+
+# Lists the run's files and what is left of them, by the same engine and configuration.
+LISTING = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow.main_snakefile), "--nolock", "--summary"]
+LISTING += ["--configfile", *CONFIGFILES] if CONFIGFILES else []
+LISTING += ["--config", *OVERRIDES] if OVERRIDES else []
+
+
+def files_of_rules(wildcards):
+    """By rule, what its files and its times are called."""
+    return {
+        one.name: {
+            "outputs": [regex_from_filepattern(str(file)) for file in one.output],
+            "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
+        }
+        for one in workflow.rules
+    }
+
+
 rule plan:
     log:
         ".snakemake/log/plan.log",  # nor into the results: a plan makes nothing
@@ -136,24 +156,37 @@ rule plan:
         settings=dump(settings),
         datasets=[dump(dataset) for dataset in datasets.values()],
         rates=str(HERE / "configs" / "rates.yaml"),
-        # what the list of the run's files is asked for with: the same configuration, and the same engine
-        python=sys.executable,
-        snakefile=str(workflow.main_snakefile),
-        configfiles=[str(path) for path in workflow.overwrite_configfiles],
-        overrides=workflow.config_settings.config_args or [],
-        rules=lambda wildcards: {
-            one.name: {
-                "outputs": [regex_from_filepattern(str(file)) for file in one.output],
-                "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
-            }
-            for one in workflow.rules
-        },
+        listing=LISTING,
+        rules=files_of_rules,
         gpu_rules=lambda wildcards: gpu_rules(),
         cores=lambda wildcards: workflow.resource_settings.cores or workflow.resource_settings.nodes,
-        gpus=lambda wildcards: (
-            workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else workflow.resource_settings.nodes
-        ),
+        gpus=lambda wildcards: gpu_limit() or workflow.resource_settings.nodes,
     message:
         "Planning what is left to be done"
     script:
         "../workflow_scripts/plan.py"
+
+
+rule preflight:
+    log:
+        ".snakemake/log/preflight.log",
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=more(2000),
+        runtime=more(10),
+    params:
+        settings=dump(settings),
+        datasets=[dump(dataset) for dataset in datasets.values()],
+        rates=str(HERE / "configs" / "rates.yaml"),
+        listing=LISTING,
+        rules=files_of_rules,
+        gpu_rules=lambda wildcards: gpu_rules(),
+        gpu_limit=lambda wildcards: gpu_limit(),
+        here=lambda wildcards: workflow.local_exec,
+        software=lambda wildcards: software(),
+    message:
+        "Looking for what stands in the way of the run"
+    script:
+        "../workflow_scripts/preflight.py"

@@ -33,7 +33,7 @@ rule train_segmentor:
     input:
         mix=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
         val=val_tiles,
-        config=lambda wildcards: segmentor_of(wildcards).config or [],
+        config=lambda wildcards: given(segmentor_of(wildcards).config),
         pretrained=weights_of_segmentor,
     output:
         checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",

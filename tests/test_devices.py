@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from crfm_core import ResourceError
-from crfm_core.devices import lease, require_gpus, visible_gpus
+from crfm_core.devices import gpu_memory, lease, require_gpus, require_leases, visible_gpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,11 +79,11 @@ def succeed(*processes: subprocess.Popen) -> None:
     assert [process.wait(60) for process in processes] == [0] * len(processes)
 
 
-def nvidia_smi(folder: Path, listing: str) -> None:
-    """Put an nvidia-smi on the path that lists these GPUs."""
+def nvidia_smi(folder: Path, listing: str, told: str = "") -> None:
+    """Put an nvidia-smi on the path that lists these GPUs, and answers to queries what it is ``told``."""
     program = folder / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\n/bin/cat <<END\n{listing}\nEND\n")
+    program.write_text(f'#!/bin/sh\nif [ "$1" = -L ]; then /bin/cat <<END\n{listing}\nEND\nelse /bin/cat <<END\n{told}\nEND\nfi\n')
     program.chmod(0o755)
 
 
@@ -262,6 +262,33 @@ def test_indices_that_do_not_count_in_pci_order_keep_their_own_names(tmp_path, m
     assert visible_gpus() == {"GPU-bbbb-1": "1"}
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     assert visible_gpus() == {"1": "1", "GPU-bbbb-1": "GPU-bbbb-1"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "cards", "told", "mib"),
+    [
+        (None, CARDS, "GPU-aaaa-0, 81559\nGPU-bbbb-1, 24564", [81559, 24564]),
+        ("1", CARDS, "GPU-aaaa-0, 81559\nGPU-bbbb-1, 24564", [24564]),
+        (None, PARTS, "GPU-aaaa-0, 81559\nGPU-bbbb-1, 24564", [24564]),
+        (None, CARDS, "GPU-aaaa-0, [N/A]\nGPU-bbbb-1, 24564", [24564]),
+        ("0", CARDS, "Unable to determine the device handle", []),
+    ],
+)
+def test_memory_is_that_of_the_gpus_a_process_may_use_as_far_as_it_is_told(tmp_path, monkeypatch, visible, cards, told, mib):
+    assert gpu_memory() == [], "no nvidia-smi"
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvidia_smi(tmp_path, cards, told)
+    assert gpu_memory() == [size * 2**20 for size in mib]
+
+
+def test_whether_locks_can_be_kept_is_seen_without_making_any(tmp_path, leases, monkeypatch):
+    require_leases()
+    assert not leases.exists()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CRFM_LEASES", str(tmp_path / "file" / "leases"))
+    with pytest.raises(ResourceError, match=r"file/leases: cannot be written to .*; set CRFM_LEASES to a folder of yours"):
+        require_leases()
 
 
 @pytest.mark.parametrize("before", [None, "FASTEST_FIRST"])

@@ -17,7 +17,8 @@ from results_tree import draw_tile
 
 from crfm_core import ConfigError
 from crfm_core.manifest import write_manifest
-from crfm_core.reporting.plan import list_outputs, make_plan, read_jobs, read_rates
+from crfm_core.reporting.listing import list_outputs
+from crfm_core.reporting.plan import make_plan, read_jobs, read_rates
 from crfm_core.reporting.workload import Job, Workload
 from crfm_core.settings import Settings, load_datasets, load_settings
 

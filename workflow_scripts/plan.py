@@ -6,15 +6,13 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.devices import gpu_names, visible_gpus
-    from crfm_core.reporting.plan import list_outputs, make_plan, read_jobs, read_rates
+    from crfm_core.reporting.listing import list_outputs
+    from crfm_core.reporting.plan import make_plan, read_jobs, read_rates
     from crfm_core.settings import Dataset, Settings
 
     params = snakemake.params
-    command = [params.python, "-m", "snakemake", "--snakefile", params.snakefile, "--nolock", "--summary"]
-    command += ["--configfile", *params.configfiles] if params.configfiles else []
-    command += ["--config", *params.overrides] if params.overrides else []
     plan = make_plan(
-        jobs=read_jobs(list_outputs(command, Path(".snakemake/incomplete")), params.rules),
+        jobs=read_jobs(list_outputs(params.listing, Path(".snakemake/incomplete")), params.rules),
         settings=Settings(**params.settings),
         datasets={dataset["name"]: Dataset(**dataset) for dataset in params.datasets},
         rates=read_rates(Path(params.rates)),

@@ -40,21 +40,14 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
 
     Raises DataError (not there and not to be downloaded, no network, wrong content) and ResourceError (the disk).
     """
-    source = dataset.source
-    place_of, bring = {"loveda": (_loveda_place, _bring_loveda), "fusu": (_fusu_place, _bring_fusu)}[source.kind]
-    folder = (Path(root) / source.root).resolve()
+    source, folder = dataset.source, (Path(root) / dataset.source.root).resolve()
     print(f"{dataset.name}: licence: {dataset.licence or 'not stated; ask those who publish it'}", flush=True)
-    place = place_of(folder, source)
-    if place is None and not source.download:
-        raise DataError(
-            f"source.root: {folder} lacks {_lacking(folder, source)}; set source.download to true to have the dataset fetched, or "
-            f"source.root to where it lies"
-        )
+    place = find_dataset(dataset, root)
     if place is None or (folder / WORK).is_dir():
         try:
             with exclusive(folder / WORK) as work:  # another job may just have fetched it, or been killed before its last step
-                bring(source, folder, work, command)
-                place = place_of(folder, source)
+                BRING[source.kind](source, folder, work, command)
+                place = PLACES[source.kind](folder, source)
                 shutil.rmtree(work)
         except OSError as error:
             raise ResourceError(f"source.root: {error}; set it to a folder that can be written, or free some space there") from None
@@ -64,6 +57,18 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
         files = {RECORD: {"size": (place / RECORD).stat().st_size, "sha256": sha256_of(place / RECORD)}}
     note = {"source": source.kind, "folder": str(place), "repo": record.get("repo"), "revision": record.get("revision"), "files": files}
     write_json(out, note | {"licence": dataset.licence, "about": dataset.about})
+
+
+def find_dataset(dataset: Dataset, root: Path | str) -> Path | None:
+    """Where a published dataset lies; None where it has to be fetched. Raises DataError when it is not there and may not be fetched."""
+    source, folder = dataset.source, (Path(root) / dataset.source.root).resolve()
+    place = PLACES[source.kind](folder, source)
+    if place is None and not source.download:
+        raise DataError(
+            f"source.root: {folder} lacks {_lacking(folder, source)}; set source.download to true to have the dataset fetched, or "
+            f"source.root to where it lies"
+        )
+    return place
 
 
 def _lacking(folder: Path, source: LoveDASource | FusuSource) -> str:
@@ -210,3 +215,8 @@ def _is_of_fusu(name: str) -> bool:
     """Whether a file of the repository is part of the dataset: not the monthly Sentinel images, which nothing here reads."""
     path = PurePosixPath(name)
     return _is_text(name) or name.lower().endswith(SUFFIXES) or (path.suffix == ".png" and path.parent.name in FUSU_FOLDERS)
+
+
+#: By kind of source: what finds the dataset in a folder, and what brings it there.
+PLACES = {"loveda": _loveda_place, "fusu": _fusu_place}
+BRING = {"loveda": _bring_loveda, "fusu": _bring_fusu}

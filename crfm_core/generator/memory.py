@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from crfm_core import ResourceError
+from crfm_core.generator.advice import memory_advice
 from crfm_core.generator.trainable import choose_trainable
 from crfm_core.models.controls import build_network
 from crfm_core.settings import Control
@@ -236,35 +237,10 @@ def require_memory(memory: TrainingMemory, available_bytes: int, key: str) -> No
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in memory.parts.items() if size)
     raise ResourceError(
         f"{key}: training needs about {memory.total / GIB:.1f} GiB of GPU memory ({parts}), the device has "
-        f"{available_bytes / GIB:.1f}; {_advice(memory.control, f'{key}.')}"
+        f"{available_bytes / GIB:.1f}; {memory_advice(memory.control, f'{key}.')}"
     )
 
 
 def explain_out_of_memory(control: Control) -> str:
     """What to say when training ran out of memory: which settings, not yet taken, lower which part of it."""
-    return f"training ran out of memory with batch_size {control.batch_size}; {_advice(control)}"
-
-
-def _advice(control: Control, prefix: str = "") -> str:
-    """The settings of a control scheme that need less memory than it has now, each with the part that it lowers."""
-    steps = []
-    if control.batch_size > 1:
-        steps.append(f"batch_size: 1 with accumulate: {control.accumulate * control.batch_size}, the same batch per update (activations)")
-    if control.precision == "no":
-        steps.append("precision: bf16 (activations, frozen weights)")
-    if not control.gradient_checkpointing:
-        steps.append("gradient_checkpointing: true (activations)")
-    if control.ema:
-        steps.append("ema: null (averaged weights)")
-    if control.optimiser == "adamw" and control.parallel == "ddp":
-        steps.append("optimiser: adamw_8bit (optimiser state, to a quarter)")
-    branch = "image" if "image" in control.trained else "mask" if control.initialisation == "copy" else None
-    if not control.lora and branch:
-        steps.append(f"lora: {{branches: [{branch}]}} (weights, gradients, optimiser state)")
-    shared = "weights, gradients and optimiser state are divided by their number"
-    if control.parallel == "fsdp":
-        steps.append(f"processes: {2 * control.processes} or more ({shared})")
-    else:
-        eased, least = (" and optimiser: adamw", 4) if control.optimiser == "adamw_8bit" else ("", 2)
-        steps.append(f"parallel: fsdp{eased} with processes: {least * control.processes} or more ({shared})")
-    return "set " + ", or ".join(f"{prefix}{step}" for step in steps)
+    return f"training ran out of memory with batch_size {control.batch_size}; {memory_advice(control)}"

@@ -6,9 +6,7 @@ import heapq
 import math
 import re
 import shutil
-import subprocess
 import textwrap
-from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from crfm_core import ConfigError
+from crfm_core.files import nearest
 from crfm_core.reporting.costs import duration
 from crfm_core.reporting.workload import Job, Load, Unknown, Workload
 from crfm_core.settings import Dataset, Section, Settings
@@ -47,6 +46,7 @@ class Counted(Section):
     tile: int
     work: dict[str, float | dict[str, float]] = Field(description="TFLOP by kind of work")
     weights: dict[str, float | dict[str, float]] = Field(description="numbers of weights in billions")
+    training: dict[str, float | dict[str, float]] = Field(description="what a process of a training holds")
 
 
 class Speed(Section):
@@ -78,34 +78,6 @@ def read_rates(path: Path | str) -> Rates:
 
 
 # ----------------------------------------------------------------------------------------------------------------- jobs
-
-
-def list_outputs(command: Sequence[str], marks: Path) -> str:
-    """What a command prints that lists the workflow's files, see :func:`read_jobs`.
-
-    Files that jobs were at work on when they were stopped count as finished there, though the next run makes them again: where the folder
-    ``marks`` names any (in URL-safe base64, long names in folders that begin with @), the command is asked again with ``--forcerun``.
-    Raises ConfigError with what it said when it fails.
-    """
-    listing = _answer(command)
-    stopped = {_name_of(mark.relative_to(marks)) for mark in marks.rglob("*") if mark.is_file()}
-    again = [line.split("\t")[0] for line in listing.splitlines() if line.split("\t")[0] in stopped]
-    return _answer([*command, "--forcerun", *again]) if again else listing
-
-
-def _answer(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ConfigError(f"the workflow's files cannot be listed: {done.stderr.strip()[-2000:] or 'it did not say why'}")
-    return done.stdout
-
-
-def _name_of(mark: Path) -> str:
-    """The file that a mark stands for; "" for what is no mark."""
-    try:
-        return urlsafe_b64decode("".join(part.removeprefix("@") for part in mark.parts)).decode()
-    except ValueError:
-        return ""
 
 
 def read_jobs(listing: str, rules: Mapping[str, Mapping[str, Any]]) -> list[Job]:
@@ -380,10 +352,7 @@ class Plan:
     def _room(self) -> list[str]:
         workload = self.estimator.workload
         while_training = max((workload.checkpoints(control) for control in self.controls), default=0.0)
-        place = workload.results.resolve()
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(nearest(workload.results)).free
         lines = [f"Disk counts images as if they were not compressed; {_size(free)} are free there."]
         if while_training:
             lines.append(f"Each training of a generator needs up to {_size(while_training)} more for checkpoints, until it ends.")

@@ -5,6 +5,7 @@ Each kind of source has a module of its own, whose ``find_scenes`` lists what li
 
 from __future__ import annotations
 
+import glob
 import re
 import unicodedata
 from collections import defaultdict
@@ -22,7 +23,7 @@ from crfm_core.data.rasters import describe
 from crfm_core.data.scaling import scene_limits
 from crfm_core.data.splits import deal
 from crfm_core.files import atomic_path, hash_of, read_json, sha256_of
-from crfm_core.settings import BlockSplit, Dataset, EmbeddedSource, GeotiffSource, GroupSplit
+from crfm_core.settings import BlockSplit, Dataset, EmbeddedSource, FolderSource, GeotiffSource, GroupSplit, ReleasedSource
 
 #: ``image`` and ``label`` are paths; ``group`` is what a split by group keeps together; ``low`` and ``high`` hold the values per band
 #: that become 0 and 255 (empty: pixels stay as they are); ``caption`` is the text that came with the scene. With a split by blocks
@@ -57,9 +58,7 @@ def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, fetched: Pa
 
         rows = write_scenes(out.with_suffix(""), source.scenes, source.size, source.seed, dataset.name)
     else:
-        place = Path(read_json(fetched)["folder"]) if fetched else (Path(root) / source.root).resolve()
-        if not place.is_dir():
-            raise DataError(f"{place}: no such folder; set source.root of dataset {dataset.name} to where its scenes lie")
+        place = source_folder(dataset, root, fetched)
         rows = _rows(dataset, FINDERS[source.kind](dataset, place))
         _check_scenes(rows)
         if isinstance(source, GeotiffSource):
@@ -75,6 +74,30 @@ def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, fetched: Pa
     table = pd.DataFrame([{"group": "", "low": [], "high": [], "caption": ""} | row for row in rows])[list(SCENE_COLUMNS)]
     with atomic_path(out) as aside:
         table.to_parquet(aside, index=False)
+
+
+def source_folder(dataset: Dataset, root: Path | str, fetched: Path | str | None = None) -> Path:
+    """The folder of a dataset's scenes (see :func:`list_scenes`). DataError when it is not there."""
+    place = Path(read_json(fetched)["folder"]) if fetched else (Path(root) / dataset.source.root).resolve()
+    if not place.is_dir():
+        raise DataError(f"{place}: no such folder; set source.root of dataset {dataset.name} to where its scenes lie")
+    return place
+
+
+def source_faults(dataset: Dataset, place: Path) -> list[str]:
+    """What of a dataset's files is seen to be missing below its folder at a glance: no image is read and nothing is paired."""
+    source, name = dataset.source, dataset.name
+    if isinstance(source, ReleasedSource):
+        missing = [(split, place / index) for split, index in source.splits.items() if not (place / index).is_file()]
+        return [f"dataset {name}: {index}: no such file; correct source.root or source.splits.{split}" for split, index in missing]
+    patterns: list[str | None] = []
+    if isinstance(source, FolderSource):
+        splits = (source.splits or {}).values()
+        patterns = [source.images, source.labels, *(pattern for files in splits for pattern in (files.images, files.labels))]
+    elif isinstance(source, GeotiffSource):
+        patterns = [source.images, *(source.splits or {}).values(), *source.labels]
+    missing = [pattern for pattern in patterns if pattern and not any(glob.iglob(pattern, root_dir=place, recursive=True))]
+    return [f"dataset {name}: no file matches {pattern} below {place}; correct the glob or the root" for pattern in missing]
 
 
 def read_scenes(path: Path | str, split: str | None = None) -> pd.DataFrame:

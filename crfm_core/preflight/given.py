@@ -1,0 +1,180 @@
+"""What the configuration names and the user gives: models, weights, datasets, lists; and what has to be fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crfm_core import CrfmError
+from crfm_core.checkpoints import base_folder, check_base_model
+from crfm_core.hub import is_fetched, require_token
+from crfm_core.preflight.findings import Fetch, Findings, Work
+from crfm_core.settings import Download, EmbeddedBase, EmbeddedSource, FolderBase, FusuSource, HubBase, Model, Settings
+
+#: Rules whose jobs ask the critic, or the judge.
+ASK_CRITIC = (
+    "synthesise_shard", "synthesise_scene", "compare_corrections", "measure_class_losses", "filter_pixels", "measure_agreement",
+    "measure_reconstruction",
+)  # fmt: skip
+ASK_JUDGE = ("compare_corrections", "measure_agreement", "measure_reconstruction")
+#: Rules whose jobs read the base model.
+READ_BASE = ("check_base_model", "encode_prompts", "encode_latents", "train_generator", "sample_validation")
+
+
+def judge_fault(settings: Settings, key: str) -> str:
+    """What is wrong with the given path of ``critic`` or ``judge``; "" if nothing."""
+    given = getattr(settings, key).path
+    if not given or Path(given).exists():
+        return ""
+    return f"{key}.path: there is no {given} (seen from {Path.cwd()}); give a checkpoint of mmsegmentation or a model folder"
+
+
+def segmentor_faults(settings: Settings, name: str) -> list[str]:
+    """What is wrong with the given files of a segmentor."""
+    faults, segmentor = [], settings.segmentors[name]
+    for key, what in (("config", "a configuration file of mmsegmentation"), ("pretrained", "backbone weights, or url and sha256 of them")):
+        given = getattr(segmentor, key)
+        if isinstance(given, str) and not Path(given).is_file():
+            faults.append(f"segmentors.{name}.{key}: there is no file {given} (seen from {Path.cwd()}); give {what}")
+    if segmentor.config and not faults:
+        from crfm_core.segmentor.configuration import read_config
+
+        try:
+            read_config(segmentor.config)
+        except CrfmError as error:
+            faults.append(f"segmentors.{name}.config: {error}")
+    return faults
+
+
+def model_fault(settings: Settings, key: str) -> str:
+    """What is wrong with the given folder of the captioning model or of the CLIP-like one; "" if nothing."""
+    try:
+        if key == "captions.model":
+            from crfm_core.text.vision_language import check_caption_model
+
+            check_caption_model(settings.captions.model.folder)
+        else:
+            from crfm_core.text.clip import check_clip_model
+
+            check_clip_model(settings.clip.folder)
+    except CrfmError as error:
+        return str(error)
+    return ""
+
+
+def faults_of_given(settings: Settings) -> list[str]:
+    """What is wrong with the files that the configuration names, whether any job needs them or not."""
+    faults = [judge_fault(settings, key) for key in ("critic", "judge")]
+    faults += [fault for name in settings.segmentors for fault in segmentor_faults(settings, name)]
+    for key, model in (("captions.model", settings.captions.model), ("clip", settings.clip)):
+        faults += [model_fault(settings, key)] if model and not model.repo else []
+    return [fault for fault in faults if fault]
+
+
+def check_judges(work: Work, found: Findings) -> None:
+    settings = work.settings
+    filters = [settings.filters[name].kind for name in work.named("filter", "filter_images")]
+    if work.of(*ASK_CRITIC) or "agreement" in filters:
+        found.problems += filter(None, [judge_fault(settings, "critic")])
+    if work.of(*ASK_JUDGE) or (settings.generation.features == "judge" and work.of("measure_generation")):
+        found.problems += filter(None, [judge_fault(settings, "judge")])
+
+
+def check_segmentors(work: Work, found: Findings) -> None:
+    for name in work.named("segmentor", "train_segmentor"):
+        found.problems += segmentor_faults(work.settings, name)
+
+
+def check_generators(work: Work, found: Findings) -> None:
+    """Weights to start from, and smaller decoders."""
+    for name in work.named("control", "train_generator"):
+        given = work.settings.controls[name].start_from
+        if given and not Path(given).exists() and not Path(given).resolve().is_relative_to(work.results.resolve()):
+            found.problems.append(
+                f"controls.{name}.start_from: there is no file or folder {given} (seen from {Path.cwd()}); give a generator folder of the "
+                "same scheme, or a file with the released code's names"
+            )
+    for name in work.named("sampler", "synthesise_shard", "synthesise_scene"):
+        folder = work.settings.samplers[name].critic_decoder
+        if folder and not (Path(folder) / "config.json").is_file():
+            found.problems.append(
+                f"samplers.{name}.critic_decoder: {folder} has no config.json (seen from {Path.cwd()}); give the folder of a diffusers "
+                "AutoencoderTiny or AutoencoderKL, or leave it out"
+            )
+
+
+def check_base(work: Work, found: Findings) -> None:
+    base, where = work.settings.base_model, work.results / "base_model.json"
+    if isinstance(base, EmbeddedBase):
+        return
+    with found.listing():
+        if work.of("fetch_base_model"):
+            if not is_fetched(base.repo, base.revision, base.path):
+                weights = work.rates.counted.weights
+                size = 2e9 * (weights["transformer"] + weights["text_encoders"] + weights["autoencoder"])  # two bytes a weight
+                known = base.repo == HubBase(kind="hub").repo
+                found.fetches.append(Fetch(base.repo, Path(base.path), "base_model.path", size if known else None))
+                require_token(base)
+        elif work.of(*READ_BASE):
+            if isinstance(base, FolderBase):
+                check_base_model(base.path)
+            else:
+                base_folder(where)
+
+
+def check_models(work: Work, found: Findings) -> None:
+    """Captioning and CLIP-like models, and weights of segmentors and Inception."""
+    settings, generation = work.settings, work.settings.generation
+    ask_clip = "clip" in [settings.filters[name].kind for name in work.named("filter", "filter_images")]
+    ask_clip |= bool(work.of("measure_generation")) and (generation.cmmd or generation.features == "clip")
+    wanted: list[tuple[str, Model | None, bool, str]] = [
+        ("captions.model", settings.captions.model, bool(work.of("caption_tiles")), "fetch_caption_model"),
+        ("clip", settings.clip, ask_clip, "fetch_clip_model"),
+    ]
+    for key, model, asked, rule in wanted:
+        if model and model.repo and work.of(rule):
+            with found.listing():
+                if not is_fetched(model.repo, model.revision, model.folder):
+                    found.fetches.append(Fetch(model.repo, Path(model.folder), f"{key}.path"))
+        elif model and asked and not model.repo:
+            found.problems += filter(None, [model_fault(settings, key)])
+    inception = work.of("measure_generation") and generation.features == "inception"
+    if inception and isinstance(generation.weights, str) and not Path(generation.weights).is_file():
+        found.warnings.append(f"generation.weights: there is no file {generation.weights}; FID is left out, and all else goes on")
+    for name in work.named("weights", "fetch_weights"):
+        download = settings.segmentors[name].pretrained if name in settings.segmentors else generation.weights
+        if isinstance(download, Download) and not Path(download.file).is_file():
+            key = f"segmentors.{name}.pretrained.path" if name in settings.segmentors else "generation.weights.path"
+            found.fetches.append(Fetch(f"weights of {name}", Path(download.file).parent, key))
+
+
+def check_datasets(work: Work, found: Findings) -> None:
+    """Published datasets that are to be fetched or are there, folders of scenes, lists of tiles."""
+    fetched = work.named("dataset", "fetch_dataset")
+    for name in fetched:
+        from crfm_core.data.downloads import find_dataset
+
+        with found.listing():
+            source = work.datasets[name].source
+            if find_dataset(work.datasets[name], Path.cwd()) is None:
+                ours = getattr(source, "repo", "") in ("", FusuSource(kind="fusu").repo)
+                published = work.rates.published.get(source.kind) if ours else None
+                size = published and 4.0 * sum(published["scenes"].values()) * published["side"] ** 2  # images and labels, not compressed
+                found.fetches.append(Fetch(f"dataset {name}", Path(source.root), f"source.root of {name}", size))
+    for name in work.named("dataset", "list_scenes"):
+        dataset = work.datasets[name]
+        if name in fetched or isinstance(dataset.source, EmbeddedSource):
+            continue
+        from crfm_core.data.adapters import source_faults, source_folder
+
+        with found.listing():
+            note = work.results / name / "source.json"
+            place = source_folder(dataset, Path.cwd(), note if note.is_file() else None)
+            found.problems += source_faults(dataset, place)
+    for job in work.of("tile_scenes"):
+        name, split = job.names["dataset"], job.names["split"]
+        selection = work.datasets[name].select.get(split)
+        if selection and selection.ids and not Path(selection.ids).is_file():
+            found.problems.append(
+                f"dataset {name}: select.{split}.ids: there is no {selection.ids} (seen from {Path.cwd()}); give a file with one tile id "
+                "per line"
+            )
