@@ -233,7 +233,14 @@ CASES = [
         ways=COUNTED,
     ),
     Case("check_base_model", ("results/base_model.json",), own="given/model_index.json", config="given.yaml"),
-    Case("fetch_base_model", ("fetched/base_model.json",), beside=below("models/sd3"), config="fetched.yaml", disk="models", hub="base"),
+    Case(
+        "fetch_base_model",
+        ("fetched/base_model.json",),
+        config="fetched.yaml",
+        disk="models",
+        beside=below("models/sd3"),
+        hub="base",
+    ),
     Case(
         "fetch_caption_model",
         ("fetched/caption_model.json",),
@@ -242,11 +249,25 @@ CASES = [
         disk="models",
         hub="llava",
     ),
-    Case("fetch_clip_model", ("fetched/clip_model.json",), beside=below("models/clip"), config="fetched.yaml", disk="models", hub="clip"),
+    Case(
+        "fetch_clip_model",
+        ("fetched/clip_model.json",),
+        config="fetched.yaml",
+        disk="models",
+        beside=below("models/clip"),
+        hub="clip",
+    ),
     Case(
         "fetch_weights", ("fetched/weights/segformer_tiny.json",), beside=below("models/backbone.pth"), config="fetched.yaml", disk="models"
     ),
-    Case("fetch_dataset", ("fetched/fusu/source.json",), beside=below("data/fusu"), config="fusu.yaml", disk="data", hub="fusu"),
+    Case(
+        "fetch_dataset",
+        ("fetched/fusu/source.json",),
+        config="fusu.yaml",
+        disk="data",
+        beside=below("data/fusu"),
+        hub="fusu",
+    ),
     Case(
         "zip_predictions",
         ("loveda/loveda/submissions/real/segformer_tiny/seed0.zip",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,11 @@ def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, fetched: Pa
         table.to_parquet(aside, index=False)
 
 
-def read_scenes(path: Path | str, split: str | None = None) -> pd.DataFrame:
-    """A scene manifest, or one split of it, with ``image`` and ``label`` as absolute paths. DataError when it is missing or damaged."""
+def read_scenes(path: Path | str, split: str | None = None, needed: Sequence[str] = ("image", "label")) -> pd.DataFrame:
+    """A scene manifest, or one split of it, with ``image`` and ``label`` as absolute paths.
+
+    Raises DataError when it is missing or damaged, or a row names no file, or in a ``needed`` column one that is not there.
+    """
     path = Path(path)
     try:
         table = pd.read_parquet(path)
@@ -98,7 +102,7 @@ def read_scenes(path: Path | str, split: str | None = None) -> pd.DataFrame:
             place = path.resolve().parent / value
             if place.parent not in listed:
                 listed[place.parent] = {file.name for file in place.parent.iterdir()} if place.parent.is_dir() else set()
-            if place.name not in listed[place.parent]:
+            if column in needed and place.name not in listed[place.parent]:
                 raise broken_row(path, scene, f"its {column} {place} is not there")
         table[column] = [str(path.resolve().parent / value) for value in table[column]]
     return table if split is None else table[table.split == split].reset_index(drop=True)
