@@ -17,10 +17,10 @@ def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) ->
 
     Shards that had nothing to sample, because there were more of them than batches, have empty manifests.
     """
-    tables = {path: read_manifest(path) for path in shards if not _is_empty(path)}
-    for path, table in tables.items():
+    filled = [path for path in shards if not _is_empty(path)]
+    parts = [read_manifest(path) for path in filled]
+    for path, table in zip(filled, parts, strict=True):
         check_paths(path, table, Path(out).parents[3])  # results/{dataset}/synthetic/{control}/{sampler}/...: the dataset's folder
-    parts = list(tables.values())
     wanted = {(tile, copy) for tile in read_manifest(captions).tile_id for copy in range(copies)}
     found = [key for part in parts for key in zip(part.mask_of, part["copy"], strict=True)]
     if set(found) != wanted or len(found) != len(wanted):
