@@ -74,7 +74,11 @@ class Place:
     def run(self, case: Case, prefix: list[str] | None = None) -> tuple[int, str]:
         """Exit status and everything that was said, failed jobs' logs too."""
         status = self.start(case, prefix).wait(PATIENCE)
-        return status, (self.folder.parent / "said").read_text(errors="replace")
+        return status, self.said()
+
+    def said(self) -> str:
+        """What the latest run has said."""
+        return (self.folder.parent / "said").read_text(errors="replace")
 
     def prepare(self, case: Case) -> None:
         """The finished run without what the case's job made."""
@@ -171,21 +175,26 @@ def run_undisturbed(base: Path) -> Place:
     shutil.copytree(
         place.folder / DATASET / "base_model", place.folder / "given", ignore=shutil.ignore_patterns(".snakemake*"), dirs_exist_ok=True
     )
-    from test_captions import write_llava  # slow to import
-    from test_clip import write_clip
-
-    hubs = {
-        "base": Hub(contents(place.folder / "given"), "someone/sd3"),
-        "llava": Hub(contents(write_llava(base / "llava")), "someone/llava"),
-        "clip": Hub(contents(write_clip(base / "clip")), "someone/clip"),
-        "fusu": Hub({"FUSU.zip": archive_bytes(base / "FUSU.zip", FLAT), "README.md": b"Read me."}, REPO, "dataset"),
-    }
-    place.hubs = {name: serve(hub).endpoint for name, hub in hubs.items()}
+    place.hubs = serve_hubs(place.folder, base)
     for case in CASES:
         if case.config != "faults.yaml":
             succeed(place, case)
     shutil.copytree(place.folder, place.finished, symlinks=True)
     return place
+
+
+def serve_hubs(folder: Path, base: Path) -> dict[str, str]:
+    """Addresses of hubs of one repository each, by the names that cases know them by."""
+    from test_captions import write_llava  # slow to import
+    from test_clip import write_clip
+
+    hubs = {
+        "base": Hub(contents(folder / "given"), "someone/sd3"),
+        "llava": Hub(contents(write_llava(base / "llava")), "someone/llava"),
+        "clip": Hub(contents(write_clip(base / "clip")), "someone/clip"),
+        "fusu": Hub({"FUSU.zip": archive_bytes(base / "FUSU.zip", FLAT), "README.md": b"Read me."}, REPO, "dataset"),
+    }
+    return {name: serve(hub).endpoint for name, hub in hubs.items()}
 
 
 def succeed(place: Place, case: Case) -> None:
@@ -311,7 +320,7 @@ class SmallDisk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        script = f"mount -t tmpfs -o size=512m tmpfs '{folder}' && echo ready && exec sleep {PATIENCE}"
+        script = f"mount -t tmpfs -o size=64m tmpfs '{folder}' && echo ready && exec sleep {PATIENCE}"
         self.holder = subprocess.Popen(["unshare", "-rm", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if self.holder.stdout.readline() != "ready\n":
             pytest.skip("this user may not mount a file system")
@@ -336,7 +345,7 @@ class SmallDisk:
 
 
 def disk_full(place: Place, case: Case) -> str:
-    """Half of what the job writes goes onto the disk, or nothing where that is little; then there is room again."""
+    """The disk fills while the job runs: half of what it writes finds room, or nothing where that is little. Then there is room again."""
     place.prepare(case)
     pages = pages_of(place, case)
     root, aside = place.folder / case.disk, place.folder.parent / "aside"
@@ -347,8 +356,10 @@ def disk_full(place: Place, case: Case) -> str:
     disk = SmallDisk(root)
     try:
         shutil.copytree(aside, disk.seen, symlinks=True, dirs_exist_ok=True)
+        process = place.start(case, disk.prefix)
+        job_of(process)
         disk.leave(pages // 2 * PAGE)
-        status, said = place.run(case, disk.prefix)
+        status, said = end_of(process), place.said()
         assert status, f"{pages} pages were written though there was room for half of them\n{said[-2000:]}"
         assert re.search(r"error: (\S+: )?\S*[/.]\S*: .*free some space", said), said[-5000:]
         assert "Traceback" not in said, said[-5000:]
@@ -433,7 +444,8 @@ def test_every_rule_that_makes_files_has_its_row_in_the_table():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "fault"), CELLS, ids=[f"{case.rule}-{fault.replace(' ', '_')}" for case, fault in CELLS])
-def test_a_fault_is_survived_and_nothing_is_lost(place, outcomes, case, fault):
+def test_a_fault_is_survived_and_nothing_is_lost(place, outcomes, record_property, case, fault):
     how = FAULTS[fault](place, case)
     assert place.differences() == []
+    record_property("survived", how)
     outcomes.append((case.rule, fault, how))
