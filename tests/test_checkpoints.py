@@ -167,6 +167,15 @@ def test_a_fetched_file_that_is_no_longer_whole_is_fetched_again(hub, model, tmp
     assert base_folder(tmp_path / "base_model.json") == folder
 
 
+def test_a_record_that_is_damaged_is_written_again_without_a_download(hub, model, tmp_path):
+    folder = fetch_base_model(base(tmp_path))
+    record = (folder / "fetched.json").read_bytes()
+    os.truncate(folder / "fetched.json", len(record) // 2)
+    hub.requests.clear()
+    fetch_base_model(base(tmp_path))
+    assert (folder / "fetched.json").read_bytes() == record and not hub.downloads()
+
+
 def test_a_folder_that_was_put_there_otherwise_is_used_if_it_is_the_model_and_never_overwritten(hub, model, tmp_path):
     shutil.copytree(model, tmp_path / "sd3")
     (tmp_path / "sd3" / WEIGHTS).write_bytes(b"three weeks of training")

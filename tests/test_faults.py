@@ -320,8 +320,8 @@ class SmallDisk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        script = f"mount -t tmpfs -o size=64m tmpfs '{folder}' && echo ready && exec sleep {PATIENCE}"
-        self.holder = subprocess.Popen(["unshare", "-rm", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        script = f"mount -t tmpfs -o size=64m tmpfs '{folder}' && echo ready && exec cat"
+        self.holder = subprocess.Popen(["unshare", "-rm", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if self.holder.stdout.readline() != "ready\n":
             pytest.skip("this user may not mount a file system")
         self.prefix = ["nsenter", "--user", "--mount", "--preserve-credentials", f"--target={self.holder.pid}"]
