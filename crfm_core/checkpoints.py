@@ -120,6 +120,20 @@ def _check_length(path: Path) -> None:
         raise WeightsError(f"base_model.path: {path} has {found} bytes and its header needs {needed}; fetch or copy the model again")
 
 
+def write_tensors(path: Path | str, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes follow from its content: the library itself writes metadata in an order of chance, and what
+    is made of a file by its hash would be made anew when the file is."""
+    from safetensors.torch import save_file  # with torch, and most of this module does without
+
+    save_file(tensors, path, metadata=metadata)
+    with Path(path).open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+
+
 def read_torch_file(path: Path | str, name: str, remedy: str, mmap: bool = False) -> Any:
     """What a file of ``torch.save`` holds, on the CPU: tensors, plain values and what ``torch.serialization.safe_globals`` allows.
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,16 +17,31 @@ from typing import IO
 
 from crfm_core import DataError, ResourceError
 
+#: What libraries say that do not raise an OSError with its number when the disk is full: safetensors, torch's writer of checkpoints.
+FULL = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|iostream error|unexpected pos")
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a user's share of it, is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return bool(FULL.search(str(error)))
+
 
 @contextlib.contextmanager
 def _disk_faults_named(target: Path) -> Iterator[None]:
     """Turn what a full or read-only disk says while ``target`` is written into a ResourceError that names it."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(f"{target}: could not be written whole ({error.strerror}); free some space on its disk") from None
-        if error.errno == errno.EROFS or error.errno in (errno.EACCES, errno.EPERM) and str(target.parent) in str(error.filename):
+    except ResourceError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise ResourceError(f"{target}: could not be written whole ({reason}); free some space on its disk") from None
+        if isinstance(error, OSError) and (
+            error.errno == errno.EROFS or error.errno in (errno.EACCES, errno.EPERM) and str(target.parent) in str(error.filename)
+        ):
             raise ResourceError(
                 f"{target}: may not be written ({error.strerror}); set `results` to a folder that you may write to"
             ) from None
@@ -36,14 +52,14 @@ def _disk_faults_named(target: Path) -> Iterator[None]:
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` (same suffix) that is renamed onto it when the block succeeds.
 
-    The block may create a file or a folder there. If it raises, whatever it left is removed and ``target`` is untouched.
-    Raises ResourceError when the disk is full or may not be written.
+    The block may create a file or a folder there. If it raises, whatever it left is removed and ``target`` is untouched; what a
+    killed process left is removed by the next one that writes ``target``. Raises ResourceError when the disk is full or may not
+    be written.
     """
     target = Path(target)
     with _disk_faults_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with _aside(target) as holder:
             aside = holder / target.name
             yield aside
             if aside.is_dir() and target.is_dir():
@@ -52,8 +68,48 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
                 with aside.open("rb") as handle:
                     os.fsync(handle.fileno())
             os.replace(aside, target)
-        finally:
-            shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` for this writer alone.
+
+    It has a fixed name, so that what a killed writer left in it is found without a search; while another process holds that one
+    (two jobs may write one file of a shared store), it has a name of its own.
+    """
+    holder = target.with_name(f".{target.name}.writing")
+    handle = _held(holder)
+    if handle is None:
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for left in holder.iterdir():
+            if left.name != ".lock":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield holder
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+        if handle:
+            handle.close()
+
+
+def _held(folder: Path) -> IO | None:
+    """The open lock of ``folder``, which is made; None while another process holds it."""
+    while True:
+        try:
+            folder.mkdir(exist_ok=True)
+            handle = (folder / ".lock").open("w")
+        except FileNotFoundError:
+            if not folder.parent.is_dir():
+                raise
+            continue  # the one that held it has just removed it
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            return None
+        if _still_there(folder / ".lock", handle):
+            return handle
+        handle.close()
 
 
 def write_bytes(target: Path | str, content: bytes) -> None:

@@ -66,11 +66,23 @@ class _Wish:
 
     def record(self) -> dict:
         """What the folder's record says; nothing where there is none."""
-        return read_json(self.folder / RECORD) if (self.folder / RECORD).is_file() else {}
+        return read_record(self.folder)
 
     def is_of(self, record: dict) -> bool:
         """Whether a record is of the wanted revision: of that commit, or of the one a branch of that name was fixed to."""
         return record.get("repo") == self.repo and self.revision in (record.get("revision"), record.get("asked"))
+
+
+def read_record(folder: Path) -> dict:
+    """What the record of a fetched folder says; nothing where there is none, or one that a power cut left damaged: then every file is
+    compared with what the hub lists."""
+    if not (folder / RECORD).is_file():
+        return {}
+    try:
+        return read_json(folder / RECORD)
+    except DataError as error:
+        print(f"{error}; going on without it", flush=True)
+        return {}
 
 
 def fetch_base_model(hub: HubBase, command: str = "fetch_base_model") -> Path:

@@ -37,7 +37,7 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
 
 
 def read_manifest(path: Path | str) -> pd.DataFrame:
-    """Read a manifest; DataError when it is missing, damaged, empty or lacks columns."""
+    """Read a manifest; DataError when it is missing, damaged, empty or lacks columns, or when a row of it cannot be."""
     path = Path(path)
     try:
         table = pd.read_parquet(path)
@@ -48,17 +48,40 @@ def read_manifest(path: Path | str) -> pd.DataFrame:
     missing = [name for name in TILE_COLUMNS if name not in table]
     if missing or table.empty:
         raise DataError(f"{path}: " + (f"columns missing: {', '.join(missing)}" if missing else "it has no rows"))
+    _check_rows(path, table)
     return table
+
+
+def broken_row(manifest: Path | str, row: object, fault: str) -> DataError:
+    """What to raise of a row that no stage can have written so."""
+    return DataError(f"{manifest}: row {row}: {fault}; delete {manifest} and run the workflow again")
+
+
+def _check_rows(manifest: Path, table: pd.DataFrame) -> None:
+    """Raise DataError naming the first row whose names are none, or whose classes are not among those that it counts pixels of."""
+    for column in ("image", "label"):
+        for tile_id, value in zip(table.tile_id, table[column], strict=True):
+            if not isinstance(value, str) or not value:
+                raise broken_row(manifest, tile_id, f"its {column} is {value!r}, which is no path")
+    for tile_id, classes, pixels in zip(table.tile_id, table.classes, table.pixels, strict=True):
+        if classes is None or pixels is None or len(classes) and not 0 <= min(classes) <= max(classes) < len(pixels):
+            raise broken_row(manifest, tile_id, f"its classes are {classes}, and it counts the pixels of 0...{len(pixels) - 1}")
+
+
+def check_paths(manifest: Path | str, table: pd.DataFrame, root: Path | str) -> None:
+    """Raise what :func:`paths_of` raises of either column: for stages that hand rows on without opening their files."""
+    for column in ("image", "label"):
+        paths_of(manifest, table, column, root)
 
 
 def paths_of(manifest: Path | str, table: pd.DataFrame, column: str, root: Path | str) -> list[Path]:
     """Absolute paths of ``column`` ("image" or "label") of a manifest's rows.
 
     Paths are relative to the manifest and may point to a neighbouring stage, but never outside ``root`` (the dataset's
-    results folder): DataError names the offending row.
+    results folder) and never to nothing: DataError names the offending row.
     """
     folder, root = Path(manifest).resolve().parent, Path(root).resolve()
-    found, folders = [], {}
+    found, folders, listed = [], {}, {}
     for tile_id, relative in zip(table.tile_id, table[column], strict=True):
         try:
             if Path(relative).is_absolute():
@@ -68,8 +91,12 @@ def paths_of(manifest: Path | str, table: pd.DataFrame, column: str, root: Path 
                 folders[head] = inside(root, str((folder / head).resolve()))
             path = folders[head] / name
             found.append(inside(root, str(path.resolve())) if name in ("", "..") or path.is_symlink() else path)
+            if path.parent not in listed:  # a folder's list takes less than asking for each of its files
+                listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
+            if name not in listed[path.parent]:
+                raise DataError(f"its {column} {path} is not there")
         except DataError as error:
-            raise DataError(f"{manifest}: row {tile_id}: {error}") from None
+            raise broken_row(manifest, tile_id, str(error)) from None
     return found
 
 

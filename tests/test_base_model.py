@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_captions_of_other_classes_have_other_embeddings_and_unknown_words_are_n
     assert strange.isfinite().all()
 
 
-def test_an_interrupted_autoencoder_ends_with_the_weights_of_one_that_was_not(arrays, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [False, True], ids=["stopped", "stopped and its checkpoint damaged"])
+def test_an_interrupted_autoencoder_ends_with_the_weights_of_one_that_was_not(arrays, tmp_path, monkeypatch, damaged):
     monkeypatch.setattr(base_module, "CHECKPOINT_EVERY", 4)
     settings = tiny_base_settings(steps=10).vae
     (tmp_path / "whole").mkdir(), (tmp_path / "parts").mkdir()
@@ -90,8 +92,10 @@ def test_an_interrupted_autoencoder_ends_with_the_weights_of_one_that_was_not(ar
     monkeypatch.setattr(base_module, "_crops", stop_at_step_7)
     with pytest.raises(KeyboardInterrupt):
         train_autoencoder(*arrays, 3, settings, seed=0, work=tmp_path / "parts")
+    if damaged:
+        os.truncate(tmp_path / "parts" / "autoencoder.pt", 1000)
     resumed = train_autoencoder(*arrays, 3, settings, seed=0, work=tmp_path / "parts")
-    assert len(steps_taken) == 7 + 6, "steps 4 ... 9 again, not 0 ... 3"
+    assert len(steps_taken) == 7 + (10 if damaged else 6), "steps 4 ... 9 again, and 0 ... 3 only where it must be"
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
     assert whole.config.scaling_factor == resumed.config.scaling_factor
 

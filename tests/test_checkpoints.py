@@ -17,15 +17,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from huggingface_hub import constants
 from loopback_hub import NEXT_REVISION, REVISION, Hub, contents, fetched, serve_hub, stop
+from safetensors import safe_open
 from tiny_models import tiny_sd3, tiny_text_parts, tiny_vae
 
 import crfm_core.hub
 from crfm_core import DataError, ResourceError, WeightsError
-from crfm_core.checkpoints import base_folder, check_base_model
+from crfm_core.checkpoints import base_folder, check_base_model, write_tensors
 from crfm_core.files import sha256_of, write_json
 from crfm_core.hub import fetch_base_model, fetch_repository
 from crfm_core.settings import HubBase
@@ -163,6 +165,15 @@ def test_a_fetched_file_that_is_no_longer_whole_is_fetched_again(hub, model, tmp
     fetch_base_model(base(tmp_path))
     assert fetched(folder) == contents(model) and [name for name, _ in hub.downloads()] == [WEIGHTS]
     assert base_folder(tmp_path / "base_model.json") == folder
+
+
+def test_a_record_that_is_damaged_is_written_again_without_a_download(hub, model, tmp_path):
+    folder = fetch_base_model(base(tmp_path))
+    record = (folder / "fetched.json").read_bytes()
+    os.truncate(folder / "fetched.json", len(record) // 2)
+    hub.requests.clear()
+    fetch_base_model(base(tmp_path))
+    assert (folder / "fetched.json").read_bytes() == record and not hub.downloads()
 
 
 def test_a_folder_that_was_put_there_otherwise_is_used_if_it_is_the_model_and_never_overwritten(hub, model, tmp_path):
@@ -439,3 +450,12 @@ def test_what_is_wrong_with_a_folder_is_named_with_the_remedy(model, tmp_path, n
     damage(tmp_path / "sd3" / name)
     with pytest.raises(WeightsError, match=rf"^base_model\.path: .*{message}"):
         check_base_model(tmp_path / "sd3")
+
+
+def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path):
+    tensors, metadata = {"b": torch.arange(3.0), "a": torch.zeros(2, 2)}, {f"k{number} ü\n": str(number) for number in range(9)}
+    for name in range(8):
+        write_tensors(tmp_path / f"{name}.safetensors", tensors, dict(reversed(metadata.items())) if name % 2 else metadata)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
+        assert file.metadata() == metadata and all(torch.equal(file.get_tensor(key), value) for key, value in tensors.items())

@@ -453,7 +453,7 @@ def twice(arguments):
         (lambda given: given["scenes"].unlink(), r"scenes\.parquet: no such scene manifest"),
         (lambda given: (given["root"] / "scenes" / "b.png").unlink(), r"scenes/b\.png: no such file"),
         (lambda given: (given["root"] / "scenes" / "b.png").write_bytes(b"no picture"), r"scenes/b\.png: not a readable raster"),
-        (lambda given: (given["root"] / "tiles/test/images/u0.png").unlink(), r"images/u0\.png: no such file"),
+        (lambda given: (given["root"] / "tiles/test/images/u0.png").unlink(), r"row u0: its image \S+images/u0\.png is not there"),
         (lambda given: write_raster(given["root"] / "tiles/test/labels/u0.png", np.zeros((4, 4), np.uint8)), r"u0\.png: 4x4 pixels"),
         (change("pixels", [[1, 2, 3], [1, 2]]), r"train\.parquet: row t1: counts 2 classes, the dataset has 3"),
         (change("pixels", [[60, 5, 0], [1, 2, 3]]), r"train\.parquet: row t0: counts 65 pixels of 64"),

@@ -873,8 +873,9 @@ def test_a_fetch_of_fusu_that_is_killed_while_it_moves_the_data_is_finished(fusu
         fetch_dataset(fusu(fusu_hub), tmp_path, tmp_path / "source.json")
     monkeypatch.undo()
     assert len([path for path in folder.iterdir() if path.is_dir() and path.name != ".fetching"]) == moved
+    os.truncate(folder / "fetched.json", 40)
     fetch_dataset(fusu(fusu_hub), tmp_path, tmp_path / "source.json")
-    assert data_of(folder) == fusu_hub.layout | TEXTS
+    assert data_of(folder) == fusu_hub.layout | TEXTS and note_of(tmp_path / "source.json")["revision"] == REVISION
 
 
 @pytest.mark.parametrize(

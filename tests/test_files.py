@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from segmentor_tiles import write_tiles
+from test_downloads import in_small_disk
 
 from crfm_core import DataError, ResourceError
 from crfm_core.files import (
@@ -27,7 +29,7 @@ from crfm_core.files import (
     write_json,
     write_text,
 )
-from crfm_core.manifest import TILE_COLUMNS, paths_of, read_manifest, relocate, write_manifest
+from crfm_core.manifest import TILE_COLUMNS, check_paths, paths_of, read_manifest, relocate, write_manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +66,49 @@ def test_a_new_folder_replaces_the_old_one(tmp_path):
             (aside / name).touch()
     assert [path.name for path in (tmp_path / "deep" / "folder").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path):
+    first = start("atomic_path", tmp_path / "a.txt", then="time.sleep(60)")
+    assert first.stdout.readline() == "held\n"
+    (holder,) = tmp_path.iterdir()
+    (holder / "a.txt").write_text("half")
+    first.kill()
+    first.communicate()
+    assert list(tmp_path.iterdir()) == [holder], "a kill -9 leaves it"
+    write_text(tmp_path / "a.txt", "whole")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"] and (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_file_that_another_living_process_writes_can_be_written_beside_it(tmp_path):
+    first = start("atomic_path", tmp_path / "a.txt", then="sys.stdin.readline(), aside.write_text('first')")
+    assert first.stdout.readline() == "held\n"
+    write_text(tmp_path / "a.txt", "second")
+    assert (tmp_path / "a.txt").read_text() == "second"
+    first.communicate("go on\n")
+    assert first.returncode == 0 and (tmp_path / "a.txt").read_text() == "first" and len(list(tmp_path.iterdir())) == 1
+
+
+FILL = """
+import subprocess, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from crfm_core.files import atomic_path
+many = {"a": torch.zeros(100_000)}
+for write in (torch.save, save_file, lambda tensors, path: path.write_bytes(bytes(400_000))):
+    try:
+        with atomic_path(Path(sys.argv[1]) / "state") as aside:
+            write(many, aside)
+    except CrfmError as error:
+        print(type(error).__name__, error, [path.name for path in Path(sys.argv[1]).iterdir()])
+"""
+
+
+def test_a_full_disk_is_named_whichever_library_meets_it_and_nothing_is_left(tmp_path):
+    said = in_small_disk(tmp_path / "disk", "size=100k", FILL).splitlines()
+    assert len(said) == 3
+    for line in said:
+        assert re.search(r"ResourceError \S+/disk/state: could not be written whole \(.*\); free some space on its disk \[\]$", line), line
 
 
 def test_json_comes_back_and_what_is_no_json_is_named(tmp_path):
@@ -121,7 +166,7 @@ def test_too_little_disk_is_refused_with_both_numbers(tmp_path):
 HOLD = """
 import sys, time
 from crfm_core.files import {manager}
-with {manager}({arguments}):
+with {manager}({arguments}) as aside:
     print("held", flush=True)
     {then}
 """
@@ -242,6 +287,31 @@ def test_a_row_that_leads_outside_is_named(manifest, path):
     table.loc[1, "image"] = path
     with pytest.raises(DataError, match=r"train\.parquet: row t1: path .* (leads outside|is absolute)"):
         paths_of(manifest, table, "image", manifest.parents[1])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "fault"),
+    [
+        ("label", None, "its label is (None|nan), which is no path"),
+        ("image", float("nan"), "its image is nan, which is no path"),
+        ("classes", [9], r"its classes are \[9\], and it counts the pixels of 0\.\.\.2"),
+        ("classes", None, "its classes are None"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named_with_the_manifest_to_delete(manifest, column, value, fault):
+    table = pd.read_parquet(manifest)
+    table.at[1, column] = value
+    table.to_parquet(manifest)
+    with pytest.raises(DataError, match=rf"train\.parquet: row t1: {fault}.*; delete \S+train\.parquet and run the workflow again"):
+        read_manifest(manifest)
+
+
+def test_a_row_whose_file_is_gone_is_named(manifest):
+    table = read_manifest(manifest)
+    (manifest.parent / table.label[2]).unlink()
+    assert len(paths_of(manifest, table, "image", manifest.parents[1])) == 3
+    with pytest.raises(DataError, match=r"train\.parquet: row t2: its label \S+t2\S* is not there; delete \S+ and run"):
+        check_paths(manifest, table, manifest.parents[1])
 
 
 def test_rows_may_point_to_a_neighbouring_stage(manifest):

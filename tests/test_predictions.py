@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -363,8 +364,13 @@ def test_a_stopped_submission_goes_on_and_another_checkpoint_begins_anew(tmp_pat
         zip_predictions(checkpoint, official, dataset, out, work)
     assert not out.exists()
     done.clear()
+    os.truncate(work / "4191.png", (work / "4191.png").stat().st_size // 2)
+    with pytest.raises(KeyboardInterrupt):
+        zip_predictions(checkpoint, official, dataset, out, work)
+    assert done == ["4191.png", "4192.png"], "what is cut off is predicted again"
+    done.clear()
     zip_predictions(checkpoint, official, dataset, out, work)
-    assert done == ["4192.png", "5167.png"] and zipfile.ZipFile(out).namelist()[0] == "12.png"
+    assert done == ["5167.png"] and zipfile.ZipFile(out).namelist()[0] == "12.png"
     done.clear()
     with pytest.raises(KeyboardInterrupt):
         zip_predictions(checkpoint, official, dataset, out, work)

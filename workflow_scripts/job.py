@@ -6,10 +6,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from crfm_core import CrfmError
 from crfm_core.devices import lease
+from crfm_core.files import disk_is_full
 
 
 @contextlib.contextmanager
@@ -33,12 +34,22 @@ def job(snakemake: Any) -> Iterator[None]:
                 print(f"on {socket.gethostname()}, GPU {', '.join(gpus)}", flush=True)
             yield
     except CrfmError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+        _report(f"error: {error}", terminal)
+    except Exception as error:
+        if disk_is_full(error):  # while the log was written, or by a library that writes for itself
+            name = getattr(error, "filename", None) or snakemake.log[0]
+            _report(f"error: {name}: could not be written whole ({error}); free some space on its disk", terminal)
+        _report(traceback.format_exc(), terminal)
     if not snakemake.output:
         sys.stdout.flush()
         with open(snakemake.log[0], encoding="utf-8") as log, open(terminal, "w", encoding="utf-8") as out:
             out.write(log.read())
+
+
+def _report(text: str, terminal: int) -> NoReturn:
+    """End the job with exit status 1 and the reason in its log, or on the terminal when the log's disk is full, too."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.write(terminal, f"{text}\n".encode())
+    sys.exit(1)

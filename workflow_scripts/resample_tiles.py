@@ -3,6 +3,8 @@
 from job import job
 
 with job(snakemake):
+    from pathlib import Path
+
     from crfm_core.curation.resampling import resample
     from crfm_core.files import read_json
     from crfm_core.settings import Resampling
@@ -14,4 +16,5 @@ with job(snakemake):
         settings=Resampling(**snakemake.params.resampling),
         classes=snakemake.params.classes,
         out=snakemake.output.manifest,
+        root=Path(snakemake.output.manifest).parents[4],
     )

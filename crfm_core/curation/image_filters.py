@@ -14,7 +14,7 @@ from tqdm import tqdm
 from crfm_core import DataError
 from crfm_core.curation.selection import keep_rows
 from crfm_core.data.rasters import read_rgb
-from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.manifest import check_paths, paths_of, read_manifest
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import agreement
 from crfm_core.text.clip import Clip
@@ -36,6 +36,7 @@ def filter_images(
     where they are. Raises DataError when no image can be scored.
     """
     table = read_manifest(manifest)
+    check_paths(manifest, table, root)
     if isinstance(scorer, Critic):
         column, scores = "agreement", agreement(scorer, manifest, root, batch_size)["per_tile"]
     else:

@@ -11,7 +11,7 @@ from pyarrow.parquet import read_metadata
 from crfm_core import DataError
 from crfm_core.curation.selection import moved, print_counts
 from crfm_core.files import hash_of
-from crfm_core.manifest import read_manifest, write_manifest
+from crfm_core.manifest import check_paths, read_manifest, write_manifest
 
 
 def mix(
@@ -23,6 +23,7 @@ def mix(
     seed: int = 0,
     exactly: bool = True,
     classes: Sequence[str] | None = None,
+    root: Path | str | None = None,
 ) -> pd.DataFrame:
     """Write the manifest ``out``: all real tiles and ``synthetic_per_real`` times as many synthetic ones.
 
@@ -32,10 +33,13 @@ def mix(
     ``exactly``: there must be that many synthetic tiles, and first copies are taken before second ones (column ``copy``), in an order
     drawn from ``seed``, so that fewer synthetic tiles are a part of more. Otherwise, for what a filter of images or a re-sampling has
     left, at most that many are taken, drawn from ``seed`` whatever their copy, which leaves what was favoured favoured. ``classes``
-    are names for the log, the ids without them.
+    are names for the log, the ids without them. Files of rows must be there and below ``root``, where it is given.
 
     Raises DataError when there are too few, or none that can be trained on.
     """
+    if root is not None:
+        for path in filter(None, (real_manifest, synthetic_manifest)):
+            check_paths(path, read_manifest(path), root)
     real = read_manifest(real_manifest).assign(source="real", weight=float(real_weight))
     parts = [moved(real, real_manifest, out)]
     wanted = round(synthetic_per_real * len(real))

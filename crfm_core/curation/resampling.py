@@ -14,7 +14,7 @@ import pandas as pd
 from crfm_core import DataError
 from crfm_core.curation.selection import keep_rows
 from crfm_core.files import hash_of
-from crfm_core.manifest import read_manifest
+from crfm_core.manifest import check_paths, read_manifest
 from crfm_core.settings import Resampling
 
 
@@ -25,6 +25,7 @@ def resample(
     settings: Resampling,
     classes: Sequence[str],
     out: Path | str,
+    root: Path | str | None = None,
 ) -> pd.DataFrame:
     """Write the manifest ``out`` with those rows of a manifest of synthetic tiles that ``settings`` keep.
 
@@ -35,12 +36,15 @@ def resample(
         manifest: synthetic tiles, filtered or not.
         tiles: the manifest of the tiles whose masks were used (column ``mask_of``), with their pixels before any filter.
         class_losses: the critic's mean loss per class on real tiles, None for a class that they lack.
+        root: where it is given, files of rows must be there and below it.
 
     Raises DataError when no tile is kept, or when there is nothing to choose by.
     """
     if len(class_losses) != len(classes):
         raise DataError(f"{len(class_losses)} class losses for {len(classes)} classes; compute them with a critic of these classes")
     table = read_manifest(manifest)
+    if root is not None:
+        check_paths(manifest, table, root)
     if settings.kind == "hardness":
         table["hardness"] = _hardness_of_masks(table, manifest, tiles, class_losses)
         chosen, remedy = by_hardness(table, settings.seed), "use another re-sampling"

@@ -12,7 +12,7 @@ from crfm_core.data.adapters.loveda import AREAS, SPLITS
 from crfm_core.data.archives import SUFFIXES, extract, stem_of
 from crfm_core.data.transfers import fetch
 from crfm_core.files import exclusive, read_json, sha256_of, write_json
-from crfm_core.hub import RECORD, fetch_repository
+from crfm_core.hub import RECORD, fetch_repository, read_record
 from crfm_core.settings import Dataset, FusuSource, LoveDASource
 
 WORK = ".fetching"  #: folder for what is on its way, below the dataset's
@@ -51,7 +51,7 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
                 shutil.rmtree(work)
         except OSError as error:
             raise ResourceError(f"source.root: {error}; set it to a folder that can be written, or free some space there") from None
-    record = read_json(place / RECORD) if (place / RECORD).is_file() else {}
+    record = read_record(place)
     files = record.get("files", {})
     if len(files) > MANY:
         files = {RECORD: {"size": (place / RECORD).stat().st_size, "sha256": sha256_of(place / RECORD)}}
@@ -95,7 +95,7 @@ def _loveda_place(folder: Path, source: LoveDASource) -> Path | None:
 def _bring_loveda(source: LoveDASource, folder: Path, work: Path, command: str) -> None:
     """Fetch and unpack the parts that are not there."""
     base = os.environ.get("CRFM_ZENODO", "https://zenodo.org").rstrip("/")
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record = read_record(folder)
     for name, md5 in LOVEDA_ARCHIVES.items():
         part = stem_of(Path(name))
         if not (lacks := _loveda_lacks(folder, part)):
@@ -127,7 +127,7 @@ def _fusu_place(folder: Path, source: FusuSource, depth: int = 1) -> Path | None
         return False
 
     if has_layout(folder):
-        record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        record = read_record(folder)
         held = (record.get("repo"), record.get("revision"), record.get("asked"))
         if held[1] and (source.repo != held[0] or source.revision not in held[1:]):
             raise DataError(
@@ -163,11 +163,13 @@ def _bring_fusu(source: FusuSource, folder: Path, work: Path, command: str) -> N
                 "the dataset fetched"
             )
         place = _fetch_fusu(source, folder, work / "hub", command)
-        write_json(folder / RECORD, read_json(work / "hub" / RECORD))
         for text in (path for path in (work / "hub").iterdir() if path.is_file() and _is_text(path.name)):
             if not (folder / text.name).exists():
                 shutil.copyfile(text, folder / text.name)
         place.rename(whole)
+    for held in (work / "hub", whole):  # the record lies in one of them, with what was not renamed; written again by a run that goes on
+        if record := read_record(held):
+            write_json(folder / RECORD, record)
     for path in sorted(whole.iterdir()):
         if path.is_dir() and _is_data(path):
             if (folder / path.name).exists():
@@ -186,7 +188,7 @@ def _fetch_fusu(source: FusuSource, folder: Path, hub: Path, command: str) -> Pa
                 f"{instead}"
             )
 
-    held = read_json(hub / RECORD) if (hub / RECORD).is_file() else {}
+    held = read_record(hub)
     if held and (held["repo"] != source.repo or source.revision not in (held["revision"], held["asked"])):
         shutil.rmtree(hub)  # with what was unpacked of the other revision
     options = {"repo_type": "dataset", "check": check, "key": "source", "place": "root", "instead": instead, "command": command}

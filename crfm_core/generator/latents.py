@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from crfm_core import DataError
+from crfm_core.checkpoints import write_tensors
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import paths_of, read_manifest
@@ -50,7 +50,7 @@ def encode_tiles(
     tensors = {name: torch.stack([torch.cat(side) for side in sides]).contiguous() for name, sides in parts.items()}
     with atomic_path(out) as aside:
         made_of = {"tiles": _hash_of_tiles(table), "vae": sha256_of(base / "vae"), "mask_code": mask_code, "num_classes": str(num_classes)}
-        save_file(tensors, aside, metadata=made_of)
+        write_tensors(aside, tensors, made_of)
 
 
 def _hash_of_tiles(table: pd.DataFrame) -> str:

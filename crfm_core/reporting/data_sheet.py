@@ -73,7 +73,7 @@ def draw_data_sheet(dataset: Dataset, scenes: Path, tiles: dict[str, Path], root
     tables = {split: read_manifest(path) for split, path in tiles.items()}
     for split, table in tables.items():
         composition.check_table(tiles[split], table, len(dataset.classes))
-    listed, sizes = read_scenes(scenes), composition.scene_sizes(list(tables.values()))
+    listed, sizes = read_scenes(scenes, needed=()), composition.scene_sizes(list(tables.values()))
     _check_scenes(scenes, listed, tiles, tables)
     splits = {split: composition.count_split(table, sizes) for split, table in tables.items()}
     distances = composition.compare(splits, dataset.classes)

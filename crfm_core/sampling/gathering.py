@@ -9,7 +9,7 @@ from pyarrow import ArrowException
 from pyarrow.parquet import read_metadata
 
 from crfm_core import DataError
-from crfm_core.manifest import read_manifest, write_manifest
+from crfm_core.manifest import check_paths, read_manifest, write_manifest
 
 
 def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) -> pd.DataFrame:
@@ -17,7 +17,10 @@ def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) ->
 
     Shards that had nothing to sample, because there were more of them than batches, have empty manifests.
     """
-    parts = [read_manifest(path) for path in shards if not _is_empty(path)]
+    filled = [path for path in shards if not _is_empty(path)]
+    parts = [read_manifest(path) for path in filled]
+    for path, table in zip(filled, parts, strict=True):
+        check_paths(path, table, Path(out).parents[3])  # results/{dataset}/synthetic/{control}/{sampler}/...: the dataset's folder
     wanted = {(tile, copy) for tile in read_manifest(captions).tile_id for copy in range(copies)}
     found = [key for part in parts for key in zip(part.mask_of, part["copy"], strict=True)]
     if set(found) != wanted or len(found) != len(wanted):

@@ -139,7 +139,7 @@ def predict_scene(
 
     Raises DataError for a scene that the manifest does not have, and WeightsError for a checkpoint of other classes.
     """
-    table = read_scenes(scenes).set_index("scene")
+    table = read_scenes(scenes, needed=["image"]).set_index("scene")
     if scene not in table.index:
         raise DataError(f"{scenes}: no scene {scene!r}; it has {', '.join(table.index[:8])}, ...")
     row = table.loc[scene]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from crfm_core import ConfigError, DataError
 from crfm_core.data.adapters.loveda import AREAS
 from crfm_core.data.grid import open_scene
-from crfm_core.data.rasters import IGNORE, encode_raster
+from crfm_core.data.rasters import IGNORE, encode_raster, read_label
 from crfm_core.data.scaling import scene_limits
 from crfm_core.files import atomic_path, hash_of, require_disk, sha256_of, work_folder, write_bytes
 from crfm_core.segmentor.critic import Critic, load_critic
@@ -58,7 +58,7 @@ def zip_predictions(
     how = evaluation.essence()
     content = [[path.name, path.stat().st_size] for path in images]
     with work_folder(work, hash_of(sha256_of(checkpoint), how, dataset.tile.model_dump(mode="json"), ids.tolist(), content)) as folder:
-        missing = [path for path in images if not (folder / path.name).is_file()]
+        missing = [path for path in images if not _finished(folder / path.name)]
         if missing:
             critic = load_critic(checkpoint, device, dataset.classes)
             for path in tqdm(missing, desc="images", unit="image", disable=None):
@@ -104,6 +104,14 @@ def server_ids(dataset: Dataset) -> np.ndarray:
     for raw, new in mapped.items():
         ids[new] = raw - SCORED[0]
     return ids
+
+
+def _finished(path: Path) -> bool:
+    """Whether an earlier try left this prediction whole."""
+    try:
+        return read_label(path) is not None
+    except DataError:
+        return False
 
 
 def _labels(critic: Critic, image: Path, dataset: Dataset, evaluation: Evaluation) -> np.ndarray:

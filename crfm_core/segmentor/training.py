@@ -25,7 +25,7 @@ from crfm_core.segmentor.draws import Tiles, WeightedDraws, class_weights, colla
 from crfm_core.segmentor.openmmlab import DIVISOR, Preparation, model_config, read_checkpoint
 from crfm_core.segmentor.processes import Place, joined
 from crfm_core.segmentor.running import TrainingRunner, TrainLoop, Watch, hooks, optimisation, schedule, versions
-from crfm_core.segmentor.validation import Validation, best_of
+from crfm_core.segmentor.validation import Validation, best_of, best_path
 
 if TYPE_CHECKING:
     from crfm_core.settings import Segmentor
@@ -188,11 +188,14 @@ def _near(place: Place, scratch: Path | str | None) -> Iterator[Path | None]:
 
 
 def newest_checkpoint(folder: Path | str) -> tuple[Path, int] | None:
-    """The newest readable training checkpoint of a work folder and the iterations it has seen; damaged ones are skipped."""
+    """The newest readable training checkpoint of a work folder and the iterations it has seen; damaged ones are skipped, and
+    those whose best weights so far are gone or damaged."""
     numbered = [(int(match[1]), path) for path in Path(folder).glob("iter_*.pth") if (match := re.fullmatch(r"iter_(\d+)\.pth", path.name))]
     for iteration, path in sorted(numbered, reverse=True):
         try:
-            read_checkpoint(path)
+            looks = read_checkpoint(path).get("message_hub", {}).get("runtime_info", {}).get("validation", [])
+            if looks:
+                read_checkpoint(best_path(folder, best_of(looks)))
         except WeightsError as error:
             print(f"{error}; continuing from an older one", flush=True)
         else:

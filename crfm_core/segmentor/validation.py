@@ -33,6 +33,11 @@ def best_of(history: History) -> int:
     return int(max(history, key=lambda look: (look[1], -look[0]))[0])
 
 
+def best_path(folder: Path | str, iteration: int) -> Path:
+    """Where a work folder holds the weights of an iteration that was the best when it was looked at."""
+    return Path(folder) / f"best_{iteration}.pth"
+
+
 class Validation(Hook):
     """Measures the mIoU on validation tiles every so many iterations and at the end, and keeps the best weights in the work folder.
 
@@ -99,4 +104,4 @@ class Validation(Hook):
                 path.unlink()
 
     def _path(self, iteration: int) -> Path:
-        return self.folder / f"best_{iteration}.pth"
+        return best_path(self.folder, iteration)

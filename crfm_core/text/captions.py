@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.manifest import paths_of, read_manifest, relocate, write_manifest
+from crfm_core.manifest import check_paths, paths_of, read_manifest, relocate, write_manifest
 from crfm_core.settings import Captions, Dataset
 from crfm_core.text.encoders import prompt_key
 from crfm_core.text.vision_language import describe_images
@@ -54,6 +54,7 @@ def caption_tiles(
     Raises DataError when a tile has no caption, and what :func:`crfm_core.text.vision_language.describe_images` raises.
     """
     table = read_manifest(tiles)
+    check_paths(tiles, table, Path(out).parents[1])
     if settings.kind == "given":
         table["caption"] = _given(table, tiles)
     elif settings.kind == "vlm":

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import DataError, WeightsError
+from crfm_core.checkpoints import write_tensors
 from crfm_core.files import atomic_path, hash_of, inside, read_json, require_disk, sha256_of, write_json
 
 T5_LENGTH = 256
@@ -158,7 +158,7 @@ def _write_index(out: Path, texts: Mapping[str, str], encoding: Encoding) -> Non
 def _write_embedding(path: Path, text: str, encoding: Encoding, embeds: Tensor, pooled: Tensor) -> None:
     tensors = {"embeds": embeds.cpu().contiguous(), "pooled": pooled.cpu().contiguous()}
     with atomic_path(path) as aside:
-        save_file(tensors, aside, metadata=_label(text, encoding))
+        write_tensors(aside, tensors, _label(text, encoding))
 
 
 def _label(text: str, encoding: Encoding) -> dict[str, str]:

@@ -9,6 +9,7 @@ import glob
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from crfm_core.data.rasters import describe
 from crfm_core.data.scaling import scene_limits
 from crfm_core.data.splits import deal
 from crfm_core.files import atomic_path, hash_of, read_json, sha256_of
+from crfm_core.manifest import broken_row
 from crfm_core.settings import BlockSplit, Dataset, EmbeddedSource, FolderSource, GeotiffSource, GroupSplit, ReleasedSource
 
 #: ``image`` and ``label`` are paths; ``group`` is what a split by group keeps together; ``low`` and ``high`` hold the values per band
@@ -100,8 +102,11 @@ def source_faults(dataset: Dataset, place: Path) -> list[str]:
     return [f"dataset {name}: no file matches {pattern} below {place}; correct the glob or the root" for pattern in missing]
 
 
-def read_scenes(path: Path | str, split: str | None = None) -> pd.DataFrame:
-    """A scene manifest, or one split of it, with ``image`` and ``label`` as absolute paths. DataError when it is missing or damaged."""
+def read_scenes(path: Path | str, split: str | None = None, needed: Sequence[str] = ("image", "label")) -> pd.DataFrame:
+    """A scene manifest, or one split of it, with ``image`` and ``label`` as absolute paths.
+
+    Raises DataError when it is missing or damaged, or a row names no file, or in a ``needed`` column one that is not there.
+    """
     path = Path(path)
     try:
         table = pd.read_parquet(path)
@@ -113,6 +118,15 @@ def read_scenes(path: Path | str, split: str | None = None) -> pd.DataFrame:
     if missing:
         raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
     for column in ("image", "label"):
+        listed: dict[Path, set[str]] = {}  # a folder's list takes less than asking for each of its files
+        for scene, value in zip(table.scene, table[column], strict=True):
+            if not isinstance(value, str) or not value:
+                raise broken_row(path, scene, f"its {column} is {value!r}, which is no path")
+            place = path.resolve().parent / value
+            if place.parent not in listed:
+                listed[place.parent] = {file.name for file in place.parent.iterdir()} if place.parent.is_dir() else set()
+            if column in needed and place.name not in listed[place.parent]:
+                raise broken_row(path, scene, f"its {column} {place} is not there")
         table[column] = [str(path.resolve().parent / value) for value in table[column]]
     return table if split is None else table[table.split == split].reset_index(drop=True)
 
