@@ -9,7 +9,7 @@ from pathlib import Path
 from crfm_core.manifest import read_manifest
 
 #: Rules that write nothing, so that there is nothing to lose.
-WITHOUT_FILES = {"all", "plan"}
+WITHOUT_FILES = {"all", "plan", "preflight"}
 
 DATASET = "results/small"
 CRITIC, JUDGE = (f"{DATASET}/segmentors/{name}/checkpoint.pth" for name in ("real/segformer_tiny/seed0", "reference/unet_tiny/seed1"))

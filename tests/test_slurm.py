@@ -178,9 +178,11 @@ def test_a_killed_job_is_tried_again_and_continues_and_a_drained_node_is_survive
 @pytest.mark.parametrize(
     ("site", "partition", "asked"), [([], "cpu", "TresPerJob"), (["gpu_gres=gpu", "gpu_partition=gpu"], "gpu", "TresPerNode")]
 )
-def test_gpus_are_asked_for_as_the_site_has_them(slurm, small, site, partition, asked):
+def test_gpus_are_asked_for_as_the_site_has_them_and_not_looked_for_on_the_login_node(slurm, small, site, partition, asked):
     rewrite(small / "smallest.yaml", device="cuda")
-    run = Run(slurm, small, "results/small/prompts/train.json", "--retries", "0", "--default-resources", "nodes=1", *site)
+    said = Run(slurm, small, "preflight").end()[1]
+    assert "no job has been started" in said and "torch with CUDA" in said and "this machine shows 0" not in said
+    run = Run(slurm, small, "results/small/prompts/train.json", "--no-hooks", "--retries", "0", "--default-resources", "nodes=1", *site)
     status, said = run.end()
     assert status != 0 and "device: cuda, but torch" in said, "there is no GPU behind what SLURM hands out here"
     jobs = {job["Rule"]: job for job in run.jobs().values()}
