@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.files import atomic_path, inside
+from crfm_core.files import atomic_path, hash_of, inside
 
 #: Columns every tile manifest has. Later stages add to them (caption, prompt, source, mask_of, seed, sampler, ...).
 #: ``image`` and ``label`` are paths relative to the manifest; ``classes`` lists the ids present in order;
@@ -73,6 +74,26 @@ def paths_of(manifest: Path | str, table: pd.DataFrame, column: str, root: Path 
     return found
 
 
+def spread(name: str) -> str:
+    """A file's place among its like, "5f/NAME": in one of 256 folders by the hash of its name.
+
+    Shared file systems are slow where one folder holds very many files. The place follows from the name alone, so that it stays the same
+    however many files there are and whoever writes them.
+    """
+    return f"{hash_of(name)[:2]}/{name}"
+
+
 def relocate(relative: str, old_manifest: Path | str, new_manifest: Path | str) -> str:
     """The path ``relative`` of one manifest, written as a path relative to another."""
-    return os.path.relpath(Path(old_manifest).parent / relative, Path(new_manifest).parent)
+    return relocate_all([relative], old_manifest, new_manifest)[0]
+
+
+def relocate_all(paths: Iterable[str], old_manifest: Path | str, new_manifest: Path | str) -> list[str]:
+    """Paths of one manifest, written as paths relative to another. Many share few folders, each of which is followed once."""
+    old, new, folders, found = Path(old_manifest).parent, Path(new_manifest).parent, {}, []
+    for path in paths:
+        head, name = os.path.split(path)
+        if head not in folders:
+            folders[head] = os.path.relpath(old / head, new)
+        found.append(name if folders[head] == "." else f"{folders[head]}/{name}")
+    return found
