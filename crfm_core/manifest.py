@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from pyarrow.parquet import read_schema
 
 from crfm_core import DataError
 from crfm_core.files import atomic_path, hash_of, inside
@@ -37,11 +38,11 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
     return table
 
 
-def read_manifest(path: Path | str) -> pd.DataFrame:
-    """Read a manifest; DataError when it is missing, damaged, empty or lacks columns."""
+def read_manifest(path: Path | str, without: str | None = None) -> pd.DataFrame:
+    """Read a manifest, but for the column ``without``; DataError when it is missing, damaged, empty or lacks columns."""
     path = Path(path)
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(path, columns=without and [name for name in read_schema(path).names if name != without])
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; build it by naming it as a target of the workflow") from None
     except Exception as error:
