@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from pyarrow.parquet import read_schema
 
 from crfm_core import DataError
-from crfm_core.files import atomic_path, inside
+from crfm_core.files import atomic_path, hash_of, inside
 
 #: Columns every tile manifest has. Later stages add to them (caption, prompt, source, mask_of, seed, sampler, ...).
 #: ``image`` and ``label`` are paths relative to the manifest; ``classes`` lists the ids present in order;
@@ -36,11 +38,12 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
     return table
 
 
-def read_manifest(path: Path | str) -> pd.DataFrame:
-    """Read a manifest; DataError when it is missing, damaged, empty or lacks columns, or when a row of it cannot be."""
+def read_manifest(path: Path | str, without: str | None = None) -> pd.DataFrame:
+    """Read a manifest, but for the column ``without``; DataError when it is missing, damaged, empty or lacks columns, or when a row of it
+    cannot be."""
     path = Path(path)
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(path, columns=without and [name for name in read_schema(path).names if name != without])
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; build it by naming it as a target of the workflow") from None
     except Exception as error:
@@ -68,20 +71,23 @@ def _check_rows(manifest: Path, table: pd.DataFrame) -> None:
             raise broken_row(manifest, tile_id, f"its classes are {classes}, and it counts the pixels of 0...{len(pixels) - 1}")
 
 
-def check_paths(manifest: Path | str, table: pd.DataFrame, root: Path | str) -> None:
+def check_paths(manifest: Path | str, table: pd.DataFrame, root: Path | str, listed: dict[Path, set[str]] | None = None) -> None:
     """Raise what :func:`paths_of` raises of either column: for stages that hand rows on without opening their files."""
     for column in ("image", "label"):
-        paths_of(manifest, table, column, root)
+        paths_of(manifest, table, column, root, listed)
 
 
-def paths_of(manifest: Path | str, table: pd.DataFrame, column: str, root: Path | str) -> list[Path]:
+def paths_of(
+    manifest: Path | str, table: pd.DataFrame, column: str, root: Path | str, listed: dict[Path, set[str]] | None = None
+) -> list[Path]:
     """Absolute paths of ``column`` ("image" or "label") of a manifest's rows.
 
     Paths are relative to the manifest and may point to a neighbouring stage, but never outside ``root`` (the dataset's
-    results folder) and never to nothing: DataError names the offending row.
+    results folder) and never to nothing: DataError names the offending row. ``listed`` collects what folders hold, for several manifests
+    whose files share folders.
     """
     folder, root = Path(manifest).resolve().parent, Path(root).resolve()
-    found, folders, listed = [], {}, {}
+    found, folders, listed = [], {}, {} if listed is None else listed
     for tile_id, relative in zip(table.tile_id, table[column], strict=True):
         try:
             if Path(relative).is_absolute():
@@ -100,6 +106,26 @@ def paths_of(manifest: Path | str, table: pd.DataFrame, column: str, root: Path 
     return found
 
 
+def spread(name: str) -> str:
+    """A file's place among its like, "5f/NAME": in one of 256 folders by the hash of its name.
+
+    Shared file systems are slow where one folder holds very many files. The place follows from the name alone, so that it stays the same
+    however many files there are and whoever writes them.
+    """
+    return f"{hash_of(name)[:2]}/{name}"
+
+
 def relocate(relative: str, old_manifest: Path | str, new_manifest: Path | str) -> str:
     """The path ``relative`` of one manifest, written as a path relative to another."""
-    return os.path.relpath(Path(old_manifest).parent / relative, Path(new_manifest).parent)
+    return relocate_all([relative], old_manifest, new_manifest)[0]
+
+
+def relocate_all(paths: Iterable[str], old_manifest: Path | str, new_manifest: Path | str) -> list[str]:
+    """Paths of one manifest, written as paths relative to another. Many share few folders, each of which is followed once."""
+    old, new, folders, found = Path(old_manifest).parent, Path(new_manifest).parent, {}, []
+    for path in paths:
+        head, name = os.path.split(path)
+        if head not in folders:
+            folders[head] = os.path.relpath(old / head, new)
+        found.append(name if folders[head] == "." else f"{folders[head]}/{name}")
+    return found

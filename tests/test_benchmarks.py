@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -38,6 +40,27 @@ def test_the_benchmark_of_tiling_prints_a_line_for_each_contender():
     assert [line[:18].strip() for line in printed[1:]] == names
     written = {float(line[18:].split()[3]) for line in printed[1:]}
     assert max(written) < 1.1 * min(written), "what is compared is as large"
+
+
+def test_the_benchmark_of_scale_runs_the_real_rules_by_stubs_to_a_mix_with_ten_synthetic_tiles_for_each_real_one(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import scale
+
+    snakefile, work, environment = scale.prepare(tmp_path, tiles=64, shards=3)
+    files = [f"results/paper/fusu/mixes/{recipe}.parquet" for recipe in ("real", "crfm")]
+    arguments = ["--cores", "16", "--resources", "gpu=2", "--no-hooks", "--configfile", scale.PAPER, "large.yaml", "--", *files]
+    done = scale.call(work, environment, snakefile, *arguments)
+    assert scale.jobs_in(done.said) >= 20 and done.processor > 0 and done.memory > 50
+    assert [len(pd.read_parquet(work / file)) for file in files] == [64, 64 * 11]
+    scale.print_manifests(work / "results" / "paper")
+    scale.print_jobs(work / "results" / "paper")
+    scale.print_folders(work / "results" / "paper")
+    printed = capsys.readouterr().out
+    assert re.search(r"^synthetic/triattention/crfm/all.parquet +640 ", printed, re.MULTILINE)
+    assert re.search(r"^gather_shards-triattention-crfm +[\d.]+ +\d+$", printed, re.MULTILINE)
+    assert not re.search(r"^ +\d+ fusu/synthetic/triattention/crfm/images$", printed, re.MULTILINE), "images are spread over folders"
 
 
 def test_the_benchmark_refuses_to_compare_what_differs(synthesis):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from crfm_core import DataError, ResourceError, WeightsError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import read_json, sha256_of, write_json
 from crfm_core.generator.training import train_generator
-from crfm_core.manifest import paths_of, read_manifest, write_manifest
+from crfm_core.manifest import paths_of, read_manifest, spread, write_manifest
 from crfm_core.sampling import shards as shards_module
 from crfm_core.sampling.gathering import gather_shards
 from crfm_core.sampling.pipeline import MaskToImagePipeline
@@ -68,7 +69,7 @@ class Studio:
         return self.world.root / "synthetic" / name / "crfm"
 
     def images(self, name: str) -> dict[str, Path]:
-        return {path.name: path for path in sorted((self.folder(name) / "images").iterdir())}
+        return {path.name: path for path in sorted((self.folder(name) / "images").glob("*/*"), key=lambda path: path.name)}
 
     def with_label(self, name: str, row: int, path: Path) -> Path:
         """A copy of the captioned manifest in which one tile's label is another file."""
@@ -303,11 +304,26 @@ def test_a_shard_killed_twice_ends_with_the_same_files(batched):
             [sys.executable, "-c", KILLED, given, str(more)], env=environment, capture_output=True, text=True, check=False
         )
         assert ended.returncode == -signal.SIGKILL, ended.stderr
-        assert len(list((folder / "images").glob("*.tif"))) == whole and not list(folder.glob("*.parquet"))
-        assert list((folder / "images").glob(".*.tif.*")), "killed while it was writing"
+        assert len(list((folder / "images").glob("*/*.tif"))) == whole and not list(folder.glob("*.parquet"))
+        assert list((folder / "images").glob("*/.*.tif.*")), "killed while it was writing"
     batched.shard("killed", 1, 1, batch_size=BATCH)
     assert differing(batched.images("batched"), batched.images("killed")) == []
     assert differing(*({"manifest": batched.folder(name) / "shard-1-of-1.parquet"} for name in ("batched", "killed"))) == []
+
+
+def test_images_lie_in_folders_by_their_names_whatever_the_number_of_shards(batched):
+    paths = list((batched.folder("batched") / "images").glob("*/*"))
+    assert len(paths) == 12 and all(f"{path.parent.name}/{path.name}" == spread(path.name) for path in paths)
+    counts = Counter(spread(f"6_{index}_0_0-3.png").partition("/")[0] for index in range(25_600))
+    assert len(counts) == 256 and max(counts.values()) < 200
+
+
+def test_only_a_shard_that_was_begun_before_looks_for_fragments_among_all_images(batched, monkeypatch):
+    looks = []
+    monkeypatch.setattr(shards_module, "_remove_fragments", lambda folder, names: looks.append(len(names)))
+    for expected in ([], [6]):
+        batched.shard("looked", 1, 2, batch_size=BATCH)
+        assert looks == expected
 
 
 def test_only_damaged_images_are_made_again(whole, monkeypatch):
@@ -325,7 +341,7 @@ def test_only_damaged_images_are_made_again(whole, monkeypatch):
     spoilt.write_bytes(content)
     written = count_drawn(monkeypatch)
     whole.shard("damaged", 1, 1)
-    assert sorted(written) == [truncated, emptied, gone, spoilt]
+    assert sorted(written) == sorted([truncated, emptied, gone, spoilt])
     assert sha256_of(*images.values()) == before
 
 
@@ -445,7 +461,7 @@ def test_an_image_that_cannot_be_written_stops_the_shard_with_its_name(studio, m
     faulty = lambda path, *rest: (fail_to_write if path.name == "t2-0.tif" else write)(path, *rest)  # noqa: E731
     monkeypatch.setattr(shards_module, "write_raster", faulty)
     monkeypatch.setattr(shards_module, "read_label", lambda path: reads.append(path) or read(path))
-    message = r"images/t2-0\.tif: could not be written \(.*No space left on device\); see that the disk has room"
+    message = r"images/\w\w/t2-0\.tif: could not be written \(.*No space left on device\); see that the disk has room"
     with pytest.raises(ResourceError, match=message):
         studio.shard("unwritten", 1, 1, sampler=Sampler(num_steps=1, batch_size=1))
     assert len(reads) <= 6, "sampling did not go on long after the fault"

@@ -327,7 +327,7 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_tables(finished, small):
     results = small / "results" / "small"
     steps = [
         lambda: any((results / "generators" / "triattention.unfinished").glob("checkpoint-*.pt")),
-        lambda: any((results / "synthetic" / "triattention" / "crfm" / "images").glob("*.tif")),
+        lambda: any((results / "synthetic" / "triattention" / "crfm" / "images").glob("*/*.tif")),
     ]
     for reached in steps:
         process = start(small, *SMALLEST)

@@ -15,7 +15,7 @@ from crfm_core.curation.class_losses import pixel_losses
 from crfm_core.curation.selection import class_counts, print_counts
 from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.files import hash_of, inside, sha256_of
-from crfm_core.manifest import read_manifest, relocate, write_manifest
+from crfm_core.manifest import read_manifest, relocate, spread, write_manifest
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import tile_batches
 from crfm_core.settings import MARGIN
@@ -48,8 +48,8 @@ def filter_manifest(
 ) -> pd.DataFrame:
     """Filter the labels of a manifest of synthetic tiles; write them and the manifest ``out`` that names them.
 
-    Images stay where they are. Labels go to the folder named like ``out`` without its suffix, with the georeference of their
-    tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of the pixels labelled in
+    Images stay where they are. Labels go to folders in the folder named like ``out`` without its suffix, with the georeference of
+    their tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of the pixels labelled in
     the tile's mask that has stayed, through earlier pixel filters too (1 when it had none). ``margin`` None is :data:`MARGIN`.
 
     Raises DataError when a class loss is missing, no pixel at all stays, or ``out`` lies outside ``root``.
@@ -62,7 +62,7 @@ def filter_manifest(
     for batch, images, labels in tile_batches(manifest, root, batch_size):
         filtered = filter_pixels(pixel_losses(critic, images, labels), labels, class_losses, margin)
         for row, before, after in zip(batch.to_dict("records"), labels, filtered, strict=True):
-            label = f"{out.stem}/labels/{row['tile_id']}{Path(row['label']).suffix}"
+            label = f"{out.stem}/labels/{spread(row['tile_id'] + Path(row['label']).suffix)}"
             write_raster(out.parent / label, after, row["crs"] or None, row["transform"] if len(row["transform"]) else None)
             pixels = np.bincount(after[after != IGNORE], minlength=num_classes)
             labelled = int((before != IGNORE).sum())

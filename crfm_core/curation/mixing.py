@@ -28,7 +28,8 @@ def mix(
     """Write the manifest ``out``: all real tiles and ``synthetic_per_real`` times as many synthetic ones.
 
     Column ``source`` says which is which; ``weight`` says how often a row is drawn in training: ``real_weight`` for real ones, 1 for
-    synthetic ones. Columns that only synthetic tiles have are empty for real ones.
+    synthetic ones. Columns that only synthetic tiles have are empty for real ones;
+    ``corrections``, most of a manifest's size and of no use in training, is left out.
 
     ``exactly``: there must be that many synthetic tiles, and first copies are taken before second ones (column ``copy``), in an order
     drawn from ``seed``, so that fewer synthetic tiles are a part of more. Otherwise, for what a filter of images or a re-sampling has
@@ -67,8 +68,8 @@ def _read_synthetic(manifest: Path | str, out: Path | str) -> pd.DataFrame:
     remedy = "keep more by the recipe's filter and re-sampling, or make more synthetic tiles"
     if Path(manifest).is_file() and read_metadata(manifest).num_rows == 0:
         raise DataError(f"{out}: no synthetic tile is left in {manifest}; {remedy}")
-    table = read_manifest(manifest)
-    if not sum(map(sum, table.pixels)):
+    table = read_manifest(manifest, without="corrections")
+    if not any(pixels.any() for pixels in table.pixels):
         raise DataError(f"{out}: none of the {len(table)} synthetic tiles of {manifest} has a labelled pixel left; {remedy}")
     return table
 

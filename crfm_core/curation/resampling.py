@@ -29,8 +29,8 @@ def resample(
 ) -> pd.DataFrame:
     """Write the manifest ``out`` with those rows of a manifest of synthetic tiles that ``settings`` keep.
 
-    Images and labels stay where they are. By hardness, the new column ``hardness`` is that of the tile's mask, before any filter (NaN
-    where it has none).
+    Images and labels stay where they are and, with ``root``, must be there, below it; the column ``corrections``, most of a manifest's
+    size, is left out. By hardness, the new column ``hardness`` is that of the tile's mask, before any filter (NaN where it has none).
 
     Args:
         manifest: synthetic tiles, filtered or not.
@@ -42,7 +42,7 @@ def resample(
     """
     if len(class_losses) != len(classes):
         raise DataError(f"{len(class_losses)} class losses for {len(classes)} classes; compute them with a critic of these classes")
-    table = read_manifest(manifest)
+    table = read_manifest(manifest, without="corrections")
     if root is not None:
         check_paths(manifest, table, root)
     if settings.kind == "hardness":
@@ -80,8 +80,9 @@ def by_hardness(table: pd.DataFrame, seed: int) -> np.ndarray:
     Columns ``mask_of`` and ``hardness``; masks without hardness rank as the easiest, equally hard ones in an order drawn by ``seed``.
     """
     versions: dict[str, list[int]] = {}
-    for row in sorted(range(len(table)), key=lambda row: hash_of("version", seed, table.tile_id.iloc[row])):
-        versions.setdefault(table.mask_of.iloc[row], []).append(row)
+    drawn, masks = [hash_of("version", seed, tile_id) for tile_id in table.tile_id], list(table.mask_of)
+    for row in sorted(range(len(table)), key=drawn.__getitem__):
+        versions.setdefault(masks[row], []).append(row)
     hardness = dict(zip(table.mask_of, table.hardness.fillna(-math.inf), strict=True))
     ranked = sorted(versions, key=lambda mask: (hardness[mask], hash_of("mask", seed, mask)))
     most = max(map(len, versions.values()))
@@ -94,7 +95,7 @@ def by_hardness(table: pd.DataFrame, seed: int) -> np.ndarray:
 def by_rare_class(table: pd.DataFrame, rare: Sequence[int], min_pixels: int, survival: float) -> np.ndarray:
     """Which rows stay, bool [N]: those with at least ``min_pixels`` pixels of one of the ``rare`` classes, or of whose labelled pixels
     more than the share ``survival`` went through the filter (column ``kept``). Tiles without any labelled pixel do not."""
-    pixels = np.array([list(counts) for counts in table.pixels])
+    pixels = np.array(list(table.pixels))
     shows = (pixels[:, list(rare)] >= min_pixels).any(axis=1)
     survived = (table.kept.to_numpy() > survival) & (pixels.sum(axis=1) > 0)
     only = int((survived & ~shows).sum())

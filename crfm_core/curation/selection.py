@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.manifest import relocate, write_manifest
+from crfm_core.manifest import relocate_all, write_manifest
 
 
 def moved(table: pd.DataFrame, old: Path | str, new: Path | str) -> pd.DataFrame:
     """The table of the manifest ``old`` with its paths relative to the manifest ``new``; files stay where they are."""
-    return table.assign(**{column: [relocate(path, old, new) for path in table[column]] for column in ("image", "label")})
+    return table.assign(**{column: relocate_all(table[column], old, new) for column in ("image", "label")})
 
 
 def keep_rows(
@@ -58,7 +58,7 @@ def print_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[st
 
 def _pixels(table: pd.DataFrame, num_classes: int) -> np.ndarray:
     """The column ``pixels`` as int64 [N, K]."""
-    wrong = [tile_id for tile_id, pixels in zip(table.tile_id, table.pixels, strict=True) if len(pixels) != num_classes]
-    if wrong:
-        raise DataError(f"row {wrong[0]}: pixels of another number of classes than {num_classes}; build its manifest again")
-    return np.array([list(pixels) for pixels in table.pixels], dtype=np.int64).reshape(-1, num_classes)
+    wrong = table.tile_id[table.pixels.map(len) != num_classes]
+    if len(wrong):
+        raise DataError(f"row {wrong.iloc[0]}: pixels of another number of classes than {num_classes}; build its manifest again")
+    return np.array(list(table.pixels), dtype=np.int64).reshape(-1, num_classes)

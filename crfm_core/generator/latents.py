@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from crfm_core import DataError
-from crfm_core.checkpoints import write_tensors
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import paths_of, read_manifest
@@ -36,21 +38,35 @@ def encode_tiles(
     table = read_manifest(manifest)
     images, labels = paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root)
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae").to(device).eval()
-    parts: dict[str, list[list[torch.Tensor]]] = {"mean": [[], []], "logvar": [[], []], "mask": [[], []]}
-    for start in tqdm(range(0, len(table), batch_size), desc="latents", disable=None):
-        rgb = torch.from_numpy(np.stack([read_rgb(path) for path in images[start : start + batch_size]]))
-        ids = torch.from_numpy(np.stack([read_label(path) for path in labels[start : start + batch_size]])).long()
-        pixels = (rgb.permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)
-        for flip in (0, 1):
-            posterior = vae.encode(pixels.flip(-1) if flip else pixels).latent_dist
-            parts["mean"][flip].append(posterior.mean.half().cpu())
-            parts["logvar"][flip].append(posterior.logvar.half().cpu())
-            masks = mask_latents((ids.flip(-1) if flip else ids).to(device), vae, num_classes, mask_code)
-            parts["mask"][flip].append(masks.half().cpu())
-    tensors = {name: torch.stack([torch.cat(side) for side in sides]).contiguous() for name, sides in parts.items()}
-    with atomic_path(out) as aside:
-        made_of = {"tiles": _hash_of_tiles(table), "vae": sha256_of(base / "vae"), "mask_code": mask_code, "num_classes": str(num_classes)}
-        write_tensors(aside, tensors, made_of)
+    made_of = {"tiles": _hash_of_tiles(table), "vae": sha256_of(base / "vae"), "mask_code": mask_code, "num_classes": str(num_classes)}
+    starts: dict[str, int] = {}
+    with atomic_path(out) as aside, aside.open("wb") as file:
+        for start in tqdm(range(0, len(table), batch_size), desc="latents", disable=None):
+            rgb = torch.from_numpy(np.stack([read_rgb(path) for path in images[start : start + batch_size]]))
+            ids = torch.from_numpy(np.stack([read_label(path) for path in labels[start : start + batch_size]])).long()
+            pixels = (rgb.permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)
+            for flip in (0, 1):
+                posterior = vae.encode(pixels.flip(-1) if flip else pixels).latent_dist
+                masks = mask_latents((ids.flip(-1) if flip else ids).to(device), vae, num_classes, mask_code)
+                starts = starts or _begin_file(file, dict.fromkeys(("mean", "logvar", "mask"), (2, len(table), *masks.shape[1:])), made_of)
+                # each batch goes to its place in the file: those of a large dataset are more than a job's memory
+                for name, values in (("mean", posterior.mean), ("logvar", posterior.logvar), ("mask", masks)):
+                    halves = values.half().cpu().contiguous().numpy()
+                    file.seek(starts[name] + (flip * len(table) + start) * halves[0].nbytes)
+                    file.write(halves.data)
+
+
+def _begin_file(file: IO[bytes], shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> dict[str, int]:
+    """Write the head of a safetensors file of half-precision tensors of these shapes; where in the file each tensor begins."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offsets, end = {}, 0
+    for name, shape in shapes.items():
+        offsets[name], end = end, end + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offsets[name], end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of eight bytes
+    file.write(len(text).to_bytes(8, "little") + text)
+    return {name: 8 + len(text) + offset for name, offset in offsets.items()}
 
 
 def _hash_of_tiles(table: pd.DataFrame) -> str:

@@ -4,28 +4,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
 from pyarrow import ArrowException
-from pyarrow.parquet import read_metadata
+from pyarrow.parquet import ParquetWriter, read_metadata, read_table
 
 from crfm_core import DataError
-from crfm_core.manifest import check_paths, read_manifest, write_manifest
+from crfm_core.files import atomic_path
+from crfm_core.manifest import check_paths, read_manifest
+
+#: Rows that are put in order at once.
+ROWS = 20_000
 
 
-def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) -> pd.DataFrame:
+def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) -> None:
     """Join the shards' manifests, which lie beside ``out``, into one; DataError unless every tile has all its copies once.
 
-    Shards that had nothing to sample, because there were more of them than batches, have empty manifests.
+    Shards that had nothing to sample, because there were more of them than batches, have empty manifests. The rows are ordered by tile
+    and copy. They are held in memory once, and written a part at a time: of a large dataset they are a good part of a gigabyte.
     """
-    filled = [path for path in shards if not _is_empty(path)]
-    parts = [read_manifest(path) for path in filled]
-    for path, table in zip(filled, parts, strict=True):
-        check_paths(path, table, Path(out).parents[3])  # results/{dataset}/synthetic/{control}/{sampler}/...: the dataset's folder
-    wanted = {(tile, copy) for tile in read_manifest(captions).tile_id for copy in range(copies)}
-    found = [key for part in parts for key in zip(part.mask_of, part["copy"], strict=True)]
-    if set(found) != wanted or len(found) != len(wanted):
-        raise DataError(f"{out}: the shards hold {len(found)} images, {len(wanted)} were asked for; delete the shards' manifests and rerun")
-    return write_manifest(out, pd.concat(parts).sort_values(["mask_of", "copy"]))
+    parts, listed = [], {}
+    for path in shards:
+        if not _is_empty(path):
+            root = Path(out).parents[3]  # results/{dataset}/synthetic/{control}/{sampler}/...: the dataset's folder
+            check_paths(path, read_manifest(path, without="corrections"), root, listed)
+            parts.append(read_table(path))
+    tiles, count = read_manifest(captions).tile_id, sum(map(len, parts))
+    wanted = copies * len(tiles)
+    if count == wanted:
+        keys = pa.concat_tables([part.select(["mask_of", "copy"]) for part in parts]).to_pandas()
+        asked = keys.mask_of.isin(tiles) & keys["copy"].between(0, copies - 1)
+        if asked.all() and not keys.duplicated().any():
+            _write(parts, keys.sort_values(["mask_of", "copy"]).index.to_numpy(), out)
+            return
+    raise DataError(f"{out}: the shards hold {count} images, {wanted} were asked for; delete the shards' manifests and rerun")
+
+
+def _write(parts: list[pa.Table], order: np.ndarray, out: Path) -> None:
+    """Write the rows of all parts in the ``order`` of their places among all."""
+    schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
+    begins = np.cumsum([0, *map(len, parts)])
+    with atomic_path(out) as aside, ParquetWriter(aside, schema) as writer:
+        for first in range(0, len(order), ROWS):
+            rows = np.sort(order[first : first + ROWS])
+            ends = np.searchsorted(rows, begins)
+            pieces = [part.take(rows[ends[i] : ends[i + 1]] - begins[i]) for i, part in enumerate(parts) if ends[i] < ends[i + 1]]
+            table = pa.concat_tables(pieces, promote_options="permissive").cast(schema).combine_chunks()
+            writer.write_table(table.take(np.searchsorted(rows, order[first : first + ROWS])))
 
 
 def _is_empty(manifest: Path) -> bool:

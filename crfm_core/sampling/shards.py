@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from crfm_core import DataError, ResourceError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import atomic_path, exclusive, hash_of, inside, require_disk, seed_of, sha256_of
-from crfm_core.manifest import paths_of, read_manifest, write_manifest
+from crfm_core.manifest import paths_of, read_manifest, spread, write_manifest
 from crfm_core.sampling.pipeline import open_decoder, open_generator
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.settings import Sampler
@@ -98,7 +98,7 @@ def synthesise_shard(
     out: Path,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Sample one shard's images into the folder ``images`` beside ``out`` and write the shard's manifest ``out`` last.
+    """Sample one shard's images into folders of the folder ``images`` beside ``out`` and write the shard's manifest ``out`` last.
 
     A sample's noise comes from hash(dataset, tile, sampler, copy, seed). Images that a stopped try left are kept if they were made by
     the same generator, critic and settings (their tags say so) and read without fault; a batch that lacks any is sampled again, and
@@ -121,17 +121,20 @@ def synthesise_shard(
     timing, started = Timing(), time.perf_counter()
     table = read_manifest(captions)
     root = Path(out).parents[3]  # results/{dataset}/synthetic/{control}/{sampler}/shard-...: the dataset's folder
-    labels = paths_of(captions, table, "label", root)
     batches = batches_of(list(zip(table.height, table.width, strict=True)), copies, sampler.batch_size, shard, shards)
     tasks = [task for batch in batches for task in batch]
+    masks = sorted({task.row for task in tasks})  # of all tiles a shard among many needs few, and every path is looked at
+    labels = dict(zip(masks, paths_of(captions, table.iloc[masks], "label", root), strict=True))
     weights = sha256_of(generator / "transformer", generator / "vae")
     made_by = hash_of(weights, _settings_of(sampler, critic), sha256_of(prompts), sampler_name, seed)
     folder = Path(out).parent / "images"
     require_disk(folder, len(tasks) * int(table.width.max() * table.height.max()) * 4)
 
-    with exclusive(Path(out).parent / f".shard-{shard}-of-{shards}"):
+    with exclusive(Path(out).parent / f".shard-{shard}-of-{shards}") as held:
         paths = {task: _image_path(folder, table.iloc[task.row], task.copy) for task in tasks}
-        _remove_fragments(folder, {path.name for path in paths.values()})
+        if (held / "begun").exists():  # by an earlier try; looking through the images of all shards takes a while
+            _remove_fragments(folder, {path.name for path in paths.values()})
+        (held / "begun").touch()
         missing = {task for task in tasks if not _finished(paths[task], made_by)}
         print(f"{len(tasks)} images, {len(tasks) - len(missing)} of them already there", flush=True)
         if missing:
@@ -197,7 +200,7 @@ def _open_sampler(
 
 
 def _inputs_of(
-    batch: list[Task], table: pd.DataFrame, labels: list[Path], cache: PromptCache, sampler_name: str, seed: int
+    batch: list[Task], table: pd.DataFrame, labels: Mapping[int, Path], cache: PromptCache, sampler_name: str, seed: int
 ) -> dict[str, np.ndarray | Tensor | list[torch.Generator]]:
     """Masks, embeddings and noise generators of a batch, as the pipeline takes them."""
     rows = [table.iloc[task.row] for task in batch]
@@ -256,7 +259,7 @@ def _settle(futures: Iterable[Future]) -> None:
 
 def _remove_fragments(folder: Path, names: set[str]) -> None:
     """Remove what killed tries had begun to write of these files; they are this shard's, which is held by this process alone."""
-    for fragment in folder.glob(".*"):
+    for fragment in folder.glob("*/.*"):
         if fragment.name[1:].rpartition(".")[0] in names:
             shutil.rmtree(fragment, ignore_errors=True)
 
@@ -266,7 +269,7 @@ def _seed_of(row: pd.Series, sampler_name: str, copy: int, seed: int) -> int:
 
 
 def _image_path(folder: Path, row: pd.Series, copy: int) -> Path:
-    return inside(folder, f"{row.tile_id}-{copy}{Path(row.image).suffix}")
+    return inside(folder, spread(f"{row.tile_id}-{copy}{Path(row.image).suffix}"))
 
 
 def _finished(path: Path, made_by: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.manifest import check_paths, paths_of, read_manifest, relocate, write_manifest
+from crfm_core.manifest import check_paths, paths_of, read_manifest, relocate_all, write_manifest
 from crfm_core.settings import Captions, Dataset
 from crfm_core.text.encoders import prompt_key
 from crfm_core.text.vision_language import describe_images
@@ -67,7 +67,7 @@ def caption_tiles(
         table["caption"] = [caption_of(list(pixels), dataset.classes, settings) for pixels in table.pixels]
     table["prompt"] = [prompt_key(caption) for caption in table.caption]
     for column in ("image", "label"):
-        table[column] = [relocate(path, tiles, out) for path in table[column]]
+        table[column] = relocate_all(table[column], tiles, out)
     return write_manifest(out, table)
 
 
