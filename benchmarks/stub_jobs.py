@@ -44,16 +44,15 @@ def _anything(snakemake: Any) -> None:
 
 def _make_files(manifest: Path, paths: Iterable[str]) -> None:
     """Empty files where a manifest names some, each folder's as links to one: hundreds of thousands are made in seconds."""
-    first: dict[str, str] = {}
+    first: dict[Path, Path] = {}
     for path in paths:
-        place = os.path.join(manifest.parent, path)
-        folder = os.path.dirname(place)
-        if folder in first:
-            os.link(first[folder], place)
+        place = manifest.parent / path
+        if place.parent in first:
+            os.link(first[place.parent], place)
         else:
-            os.makedirs(folder, exist_ok=True)
-            open(place, "x").close()
-            first[folder] = place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+            first[place.parent] = place
 
 
 def _tile_scenes(snakemake: Any) -> None:
