@@ -110,10 +110,13 @@ class Place:
         return max(float(pd.read_csv(path, sep="\t").s.iloc[0]) for path in self.finished.rglob(f"{case.rule}*.tsv"))
 
 
+#: What a report tells of when it was written and how long its run took.
+TIMES = re.compile(rb"written [\d: -]+ UTC|<ul><li>\d+ jobs took .*?</ul>|<h3>Time</h3>.*?</section>", re.DOTALL)
+
+
 def content_of(path: Path) -> bytes:
-    """What a file holds, without what tells seconds: of the report the table of how long its stages took."""
-    content = path.read_bytes()
-    return re.sub(rb"<h3>Time</h3>.*?</section>", b"", content, flags=re.DOTALL) if path.name == "report.html" else content
+    """What a file holds, a report without the times that it tells."""
+    return TIMES.sub(b"", path.read_bytes()) if path.name == "report.html" else path.read_bytes()
 
 
 def write_loveda(folder: Path) -> None:
