@@ -101,13 +101,22 @@ class Place:
     def differences(self) -> list[str]:
         """Files that the undisturbed run does not have, or has otherwise, and those that are gone."""
         now, then = self.files(self.folder), self.files(self.finished)
-        changed = [name for name in now.keys() & then.keys() if now[name].read_bytes() != then[name].read_bytes()]
+        changed = [name for name in now.keys() & then.keys() if content_of(now[name]) != content_of(then[name])]
         other = [f"{'new' if name in now else 'gone'}: {name}" for name in now.keys() ^ then.keys()]
         return sorted([*(f"differs: {name}" for name in changed), *other])
 
     def seconds(self, case: Case) -> float:
         """How long the job took undisturbed."""
         return max(float(pd.read_csv(path, sep="\t").s.iloc[0]) for path in self.finished.rglob(f"{case.rule}*.tsv"))
+
+
+#: What a report tells of when it was written and how long its run took.
+TIMES = re.compile(rb"written [\d: -]+ UTC|<ul><li>\d+ jobs took .*?</ul>|<h3>Time</h3>.*?</section>", re.DOTALL)
+
+
+def content_of(path: Path) -> bytes:
+    """What a file holds, a report without the times that it tells."""
+    return TIMES.sub(b"", path.read_bytes()) if path.name == "report.html" else path.read_bytes()
 
 
 def write_loveda(folder: Path) -> None:
