@@ -184,7 +184,7 @@ rule preflight:
         rules=files_of_rules,
         gpu_rules=lambda wildcards: gpu_rules(),
         gpu_limit=lambda wildcards: gpu_limit(),
-        here=workflow.local_exec,
+        here=lambda wildcards: workflow.local_exec,
         software=lambda wildcards: software(),
     message:
         "Looking for what stands in the way of the run"
