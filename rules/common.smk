@@ -4,6 +4,7 @@ import fcntl
 import shutil
 import socket
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -23,12 +24,6 @@ except CrfmError as error:
 config["tables"] = settings.tables  # a list, in whichever way they were named
 validate(config, str(HERE / "configs" / "schema.json"), set_default=False)  # the models fill them
 
-if workflow.dryrun:  # of a real run they stand in the list of `onstart`
-    from crfm_core.preflight.given import faults_of_given
-
-    if faults := faults_of_given(settings):
-        raise WorkflowError("\n".join(faults))
-
 NETWORKS = {}  # of segmentors that configuration files describe, with all that the files inherit, as hashes: read as data
 for name, segmentor in settings.segmentors.items():
     if segmentor.config:
@@ -37,7 +32,7 @@ for name, segmentor in settings.segmentors.items():
         try:
             NETWORKS[name] = hash_of(read_config(segmentor.config).get("model"))
         except CrfmError:
-            pass  # it stands in that list
+            pass  # it stands in the list of faults that a run begins with
 
 RESULTS = settings.results
 GPU = int(settings.device == "cuda")
@@ -101,11 +96,23 @@ def gpu_rules():
     return [one.name for one in workflow.rules if GPU and any(one.resources.get(name) not in (None, 0) for name in ("gpu", "gres"))]
 
 
+@cache
+def faults_for_a_dry_run():
+    """What is wrong with the files that the configuration names; a real run has them on its list of `onstart`."""
+    from crfm_core.preflight.given import faults_of_given
+
+    return faults_of_given(settings) if workflow.dryrun else []
+
+
 def given(path):
-    """A file or folder of the user's as a rule's input. One that is missing is none until a real run has put it on its list of all that is
-    missing; a job asks for it all the same."""
-    here = workflow.is_main_process and not workflow.dryrun
-    return path if path and (not here or Path(path).exists() or Path(path).resolve().is_relative_to(Path(RESULTS).resolve())) else []
+    """A file or folder of the user's as a rule's input, for input functions. One that is missing is none until a real run has put it on its
+    list of all that is missing; a dry run refuses it here."""
+    if path and faults_for_a_dry_run():
+        raise WorkflowError("\n".join(faults_for_a_dry_run()))
+    unlisted = workflow.is_main_process and not workflow.dryrun
+    if not path or unlisted and not Path(path).exists() and not Path(path).resolve().is_relative_to(Path(RESULTS).resolve()):
+        return []
+    return path
 
 
 def dump(section):
@@ -201,9 +208,9 @@ def segmentor_folder(dataset, recipe, segmentor, seed):
 
 
 def checkpoint_of(judge):
-    """The checkpoint of the configured critic or judge: the given one, or the function that names the trained one for a rule's input."""
+    """The function that names the checkpoint of the configured critic or judge for a rule's input: the given one, or the trained one."""
     if judge.path:
-        return given(judge.path)
+        return lambda wildcards: given(judge.path)
     return lambda wildcards: f"{segmentor_folder(wildcards.dataset, judge.recipe, judge.segmentor, judge.seed)}/checkpoint.pth"
 
 
@@ -266,8 +273,7 @@ def critic_of_filter(wildcards):
     """The critic, for a filter that asks it."""
     if settings.filters[wildcards.filter].kind != "agreement":
         return []
-    critic = checkpoint_of(settings.critic)
-    return critic if settings.critic.path else critic(wildcards)
+    return checkpoint_of(settings.critic)(wildcards)
 
 
 def clip_of_filter(wildcards):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -383,3 +384,12 @@ def test_the_papers_scale_is_looked_through_in_seconds(small):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begin < 8, "about 5, most of them the engine's own start, twice"
     assert status and "HF_TOKEN is not set" in said and "1000000.0 GB needed" in said and "GB needed by estimate" in said
     assert not (small / "results").exists() and not (small / "models").exists()
+
+
+@pytest.mark.skipif(find_spec("snakemake_executor_plugin_slurm") is None, reason="the engine's plugin for SLURM is not installed")
+def test_jobs_of_a_cluster_are_looked_ahead_for_as_such(small):
+    """Whether they are is known only after the rules are read."""
+    rewrite(small / "smallest.yaml", {"device": "cuda", "disk_gb": 1e9})
+    status, said = run(small, "--executor", "slurm", "--jobs", "1", *SMALLEST)
+    assert status and "GB needed" in said and "this machine shows" not in said, said[-3000:]
+    assert "this machine shows 0" in run(small, *SMALLEST)[1]
