@@ -132,9 +132,13 @@ def dataset_of(wildcards):
     return datasets[wildcards.dataset]
 
 
-def dataset_without(*keys):
-    """A function that gives the dataset for `params:`, without keys that the rule does not use: changing them does not rerun it."""
-    return lambda wildcards: dataset_of(wildcards).model_dump(mode="json", exclude={"about", *keys})
+def dataset_but(*keys):
+    """The dataset as parameters: `dataset`, and `others`, the keys that change nothing about what the rule makes; `about` is one of them."""
+    others = {"about", *keys}
+    return {
+        "dataset": lambda wildcards: dataset_of(wildcards).model_dump(mode="json", exclude=others),
+        "others": aside(lambda wildcards: dataset_of(wildcards).model_dump(mode="json", include=others)),
+    }
 
 
 def classes_of(wildcards):

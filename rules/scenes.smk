@@ -21,8 +21,7 @@ if PUBLISHED:
             mem_mb=more(2000),
             runtime=more(1440),
         params:
-            dataset=dataset_without("palette", "select", "split", "test", "train", "val"),
-            others=aside(lambda wildcards: dataset_of(wildcards).model_dump(mode="json", include={"about", "palette"})),
+            **dataset_but("palette", "select", "split", "test", "train", "val"),
             licence=lambda wildcards: dataset_of(wildcards).licence or "not stated",
         message:
             "Seeing to it that {wildcards.dataset} is there, or fetching it; its licence: {params.licence}"
@@ -45,8 +44,7 @@ rule list_scenes:
         mem_mb=more(2000),
         runtime=more(60),
     params:
-        dataset=dataset_without("licence", "palette", "select", "test", "val"),
-        palette=aside(palette_of),
+        **dataset_but("licence", "palette", "select", "test", "val"),
     message:
         "Listing the scenes of {wildcards.dataset}"
     script:

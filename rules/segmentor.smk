@@ -135,7 +135,7 @@ rule predict_scene:
         mem_mb=more(16000 if GPU else 2000),
         runtime=more(480),
     params:
-        dataset=dataset_without("select", "split", "test", "val"),
+        **dataset_but("select", "split", "test", "val"),
         evaluation=dump(settings.evaluation),
         means=aside(settings.evaluation.means()),
         device=aside(settings.device),
@@ -167,7 +167,7 @@ if LOVEDA:
             mem_mb=more(16000 if GPU else 2000),
             runtime=more(1440),
         params:
-            dataset=dataset_without("select", "split", "test", "val"),
+            **dataset_but("select", "split", "test", "val"),
             evaluation=dump(settings.evaluation),
             means=aside(settings.evaluation.means()),
             device=aside(settings.device),

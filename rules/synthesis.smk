@@ -114,8 +114,7 @@ rule synthesise_scene:
         mem_mb=more(64000 if GPU else 3000),
         runtime=more(1440),
     params:
-        dataset=dataset_without("licence", "palette", "select", "split", "test", "val"),
-        palette=aside(palette_of),
+        **dataset_but("licence", "palette", "select", "split", "test", "val"),
         captions=dump(settings.captions),
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
         means=aside(lambda wildcards: settings.samplers[wildcards.sampler].means()),

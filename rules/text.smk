@@ -46,8 +46,7 @@ rule caption_tiles:
         mem_mb=more((48000 if GPU else 16000) if MODEL_CAPTIONS else 2000),
         runtime=more(1440 if MODEL_CAPTIONS else 60),
     params:
-        dataset=dataset_without("licence", "palette", "select", "split", "test", "val"),
-        palette=aside(palette_of),
+        **dataset_but("licence", "palette", "select", "split", "test", "val"),
         captions=dump(settings.captions),
         device=aside(settings.device if MODEL_CAPTIONS else "cpu"),
     message:

@@ -18,8 +18,7 @@ rule tile_scenes:
         mem_mb=more(5000),
         runtime=more(480),
     params:
-        dataset=dataset_without("palette", "test", "val"),
-        palette=aside(palette_of),
+        **dataset_but("palette", "test", "val"),
     message:
         "Cutting the {wildcards.split} scenes of {wildcards.dataset} into tiles"
     script:

@@ -13,7 +13,7 @@ with job(snakemake):
     use_threads(snakemake.threads)
     caption_tiles(
         Path(snakemake.input.tiles),
-        Dataset(**snakemake.params.dataset, palette=snakemake.params.palette),
+        Dataset(**snakemake.params.dataset, **snakemake.params.others),
         Captions(**snakemake.params.captions),
         Path(snakemake.output.manifest),
         model=model_folder(snakemake.input.model) if snakemake.input.model else None,

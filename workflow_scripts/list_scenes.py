@@ -9,4 +9,4 @@ with job(snakemake):
     from crfm_core.settings import Dataset
 
     fetched = snakemake.input.get("source") or None
-    list_scenes(Dataset(**snakemake.params.dataset, palette=snakemake.params.palette), Path.cwd(), Path(snakemake.output.manifest), fetched)
+    list_scenes(Dataset(**snakemake.params.dataset, **snakemake.params.others), Path.cwd(), Path(snakemake.output.manifest), fetched)

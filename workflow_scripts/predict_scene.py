@@ -14,7 +14,7 @@ with job(snakemake):
         snakemake.input.checkpoint,
         snakemake.input.scenes,
         snakemake.wildcards.scene,
-        Dataset(**snakemake.params.dataset),
+        Dataset(**snakemake.params.dataset, **snakemake.params.others),
         out=Path(snakemake.output.raster),
         evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
         device=resolve(snakemake.params.device),

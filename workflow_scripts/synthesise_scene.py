@@ -13,7 +13,7 @@ with job(snakemake):
     from crfm_core.settings import Captions, Dataset, Sampler
 
     use_threads(snakemake.threads)
-    dataset, scene = Dataset(**snakemake.params.dataset, palette=snakemake.params.palette), snakemake.wildcards.scene
+    dataset, scene = Dataset(**snakemake.params.dataset, **snakemake.params.others), snakemake.wildcards.scene
     scenes = read_scenes(snakemake.input.scenes).set_index("scene")
     if scene not in scenes.index:
         raise DataError(f"{snakemake.input.scenes}: no scene {scene!r}; it has {', '.join(scenes.index[:8])}, ...")

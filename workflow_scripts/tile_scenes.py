@@ -8,7 +8,7 @@ with job(snakemake):
 
     tile_split(
         snakemake.input.scenes,
-        Dataset(**snakemake.params.dataset, palette=snakemake.params.palette),
+        Dataset(**snakemake.params.dataset, **snakemake.params.others),
         snakemake.wildcards.split,
         snakemake.output.manifest,
         processes=snakemake.threads,

@@ -15,7 +15,7 @@ with job(snakemake):
     zip_predictions(
         snakemake.input.checkpoint,
         read_json(snakemake.input.source)["folder"],
-        Dataset(**snakemake.params.dataset),
+        Dataset(**snakemake.params.dataset, **snakemake.params.others),
         out=archive,
         work=archive.with_name(f".{archive.stem}.unfinished"),
         evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
