@@ -152,7 +152,10 @@ def _access(wish: _Wish) -> tuple[str, str]:
     token = os.environ.get("HF_TOKEN", "").strip()
     if not (token.isascii() and token.isprintable()):
         raise wish.fault("HF_TOKEN holds characters that no token has; set it to the token and nothing else")
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), token
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if "@" in endpoint:
+        raise wish.fault("HF_ENDPOINT holds a name or password, which messages would show; give the address alone")
+    return endpoint, token
 
 
 def _fetch(wish: _Wish, endpoint: str, token: str) -> None:

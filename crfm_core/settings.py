@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from crfm_core import ConfigError
@@ -24,10 +24,32 @@ Positive = Annotated[int, Field(gt=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
+def _plain(path: str) -> str:
+    """Refuse a path with what the engine takes for a wildcard, or the shell that starts its jobs could take for a command."""
+    if found := re.search(r"""^-|[{}"'`$;&|<>\\\n\t]""", path):
+        raise ValueError(f"a path may not {'begin with' if found[0] == '-' else 'hold'} {found[0]!r}; rename the file or folder")
+    return path
+
+
+Location = Annotated[str, AfterValidator(_plain)]
+#: What stands in cells of CSV files: none that a spreadsheet takes for a formula.
+Words = Annotated[str, Field(pattern=r"^[^=+@-]")]
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, data: Any) -> Any:
+        """No text holds control characters, with which it could write anything to a terminal, but line ends and tabs."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text):
+                    raise ValueError(f"{key}: holds control characters, in {text!r}; write it without")
+        return data
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -50,7 +72,7 @@ class FolderSplit(Section):
 
 
 class FolderSource(Section):
-    """Images and label rasters on the same grid, as ids or as colours, in a folder; any format that rasterio reads."""
+    """Images and label rasters on the same grid, as ids or as colours, in a folder; formats as of crfm_core.data.rasters."""
 
     kind: Literal["folder"]
     root: str = Field(description="the folder; relative to where the workflow runs")
@@ -202,7 +224,7 @@ class Selection(Section):
     tiles: Positive | None = Field(None, description="so many tiles, stratified by class presence")
     fraction: float | None = Field(None, gt=0, le=1, description="this share of the tiles, likewise")
     n_shot: Positive | None = Field(None, description="for each class so many tiles that show it")
-    ids: str | None = Field(None, description="those of a file with one tile id per line")
+    ids: Location | None = Field(None, description="those of a file with one tile id per line")
     seed: int = 0
 
     @model_validator(mode="after")
@@ -230,7 +252,7 @@ class Dataset(Section):
     name: Name
     about: str = Field("", description="source and layout in a sentence or two")
     licence: str = Field("", description="shown at download and in the report, and written into every tile")
-    classes: list[str] = Field(min_length=2, max_length=254, description="class names in order of id 0...K-1")
+    classes: list[Words] = Field(min_length=2, max_length=254, description="class names in order of id 0...K-1")
     palette: list[Colour] = Field(description="one colour per class, for pictures: [red, green, blue] or '#RRGGBB'")
     label_map: dict[int | str, int] | None = Field(
         None,
@@ -360,7 +382,7 @@ class FolderBase(Section):
     """SD3.5 as a diffusers pipeline folder."""
 
     kind: Literal["folder"]
-    path: str = Field(description="the folder that holds model_index.json")
+    path: Location = Field(description="the folder that holds model_index.json")
 
 
 class HubBase(Section):
@@ -371,13 +393,13 @@ class HubBase(Section):
     revision: str = Field(
         "b940f670f0eda2d07fbb75229e779da1ad11eb80", pattern=r"^[0-9a-f]{40}$", description="commit, so that every run gets the same files"
     )
-    path: str = Field("models/stable-diffusion-3.5-medium", description="folder to download to")
+    path: Location = Field("models/stable-diffusion-3.5-medium", description="folder to download to")
 
 
 class Model(Section):
     """A folder of a transformers model, or what it is downloaded from."""
 
-    path: str | None = Field(None, description="its folder; with repo the folder to download to, null: models/NAME")
+    path: Location | None = Field(None, description="its folder; with repo the folder to download to, null: models/NAME")
     repo: str | None = Field(None, pattern=r"^[\w.-]+/\w[\w.-]*$", description="OWNER/NAME on the hub; null: the folder is there already")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit, with repo, so that every run gets the same files")
 
@@ -459,7 +481,7 @@ class Control(Section):
         None, min_length=1, description="branches that train; null: image and mask, for adapter and controlnet the mask alone"
     )
     lora: LoRA | None = None
-    start_from: str | None = Field(
+    start_from: Location | None = Field(
         None, description="weights to start from: a generator folder of the same scheme, or a file with the released code's names"
     )
     steps: int = Field(ge=0, description="optimiser updates; 0: the weights of start_from as they are")
@@ -625,7 +647,7 @@ class Sampler(Section):
     compile: Literal["default", "reduce-overhead"] | None = Field(
         None, description="torch.compile of the transformer's blocks; reduce-overhead: with CUDA graphs"
     )
-    critic_decoder: str | None = Field(
+    critic_decoder: Location | None = Field(
         None, description="folder of a smaller diffusers decoder for the same latents, which the critic looks through; null: the VAE"
     )
 
@@ -667,7 +689,13 @@ class Download(Section):
     sha256: str = Field(
         pattern=r"^[0-9a-f]{8,64}$", description="checksum, whole or its first digits, which model zoos put into file names"
     )
-    path: str | None = Field(None, description="the file to download to; null: models/ and the name in the url")
+    path: Location | None = Field(None, description="the file to download to; null: models/ and the name in the url")
+
+    @model_validator(mode="after")  # of the section: a fault of the key itself would be told with its value
+    def _no_secret(self) -> Download:
+        if re.search(r"//[^/?#]*@|[?&][^=&]*(token|key|sig|secret|passw|auth|credential)[^=&]*=", self.url, re.IGNORECASE):
+            raise ValueError("url: holds a password or token, which the report would show; fetch the file by hand and give its path")
+        return self
 
     @property
     def file(self) -> str:
@@ -681,7 +709,7 @@ class Segmentor(Section):
     architecture: (
         Literal["segformer_tiny", "unet_tiny", "pspnet_r50", "segformer_b2", "upernet_convnext_t", "deeplabv3plus_r50"] | None
     ) = Field(None, description="a model known by name; null: that of config")  # fmt: skip
-    config: str | None = Field(None, description="instead: a configuration file of mmsegmentation, whose model is taken, read as data")
+    config: Location | None = Field(None, description="instead: a configuration file of mmsegmentation, whose model is taken, read as data")
     iterations: Positive = Field(description="length of the 1x schedule")
     batch_size: int = Field(ge=2, description="tiles per iteration, of all processes together; one is too few for batch normalisation")
     learning_rate: float = Field(gt=0)
@@ -692,7 +720,7 @@ class Segmentor(Section):
     class_weights: Literal["median_frequency"] | list[Annotated[float, Field(ge=0)]] | None = Field(
         None, description="of the loss: median frequency / frequency of each class among the pixels trained on, or one number per class"
     )
-    pretrained: str | Download | None = Field(None, description="file of backbone weights, or url and sha256 of one; null: none")
+    pretrained: Location | Download | None = Field(None, description="file of backbone weights, or url and sha256 of one; null: none")
     precision: Literal["no", "bf16"] = Field("no", description="bf16: automatic mixed precision; weights stay float32")
     processes: Positive = Field(1, description="each on a GPU of its own")
     checkpoint_every: Positive = Field(500, description="iterations between checkpoints to resume from")
@@ -717,7 +745,7 @@ class Judge(Section):
     recipe: Name | None = Field(None, description="recipe it is trained on")
     segmentor: Name | None = None
     seed: int = 0
-    path: str | None = Field(
+    path: Location | None = Field(
         None, description="instead: a checkpoint of mmsegmentation, or a folder of a transformers model for semantic segmentation"
     )
 
@@ -850,7 +878,7 @@ class Generation(Section):
     features: Literal["inception", "clip", "judge"] = Field(
         "judge", description="what distances are measured in: inception (FID, KID), clip, or the judge's deepest features (small scale)"
     )
-    weights: str | Download | None = Field(
+    weights: Location | Download | None = Field(
         None, description="inception: file of its weights (pt_inception, converted from TensorFlow), or url and sha256; missing: no FID"
     )
     cmmd: bool = Field(False, description="also the maximum mean discrepancy of CLIP embeddings (CMMD); needs the section clip")
@@ -880,8 +908,8 @@ class Comparison(Section):
 class Settings(Section):
     """The whole configuration of one run."""
 
-    scale: str = Field(description="what the report calls this size of experiment")
-    results: str = Field("results", description="folder of everything that is made")
+    scale: Words = Field(description="what the report calls this size of experiment")
+    results: Location = Field("results", min_length=1, description="folder of everything that is made")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where models run; cuda is refused on a machine without a GPU")
     seed: int = Field(0, description="global seed of the synthetic samples' noise")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds each segmentor is trained with")
@@ -1035,7 +1063,7 @@ def _keys_of(location: tuple) -> Iterator[str]:
     """The keys of a fault's location, without the kinds and types that pydantic puts between them."""
     for before, part in zip(("", *location), location, strict=False):
         is_kind = part in KINDS.get(before, ())
-        if not is_kind and not re.match(r"constrained-|literal\[", str(part)):
+        if not is_kind and not re.match(r"constrained-|literal\[|function-", str(part)):
             yield str(part)
 
 

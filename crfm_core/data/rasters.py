@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -30,13 +30,20 @@ GDAL_FAULTS = (RasterioError, CRSError, CPLE_BaseError)
 STRIP = 1024  #: rows of a raster that are read or written at once where it may be larger than memory
 IGNORED = (64, 68, 74)  #: colour of ignored pixels in pictures; dark, as palettes are light or vivid
 
+#: Formats whose files hold their pixels, by the names of GDAL's drivers. GDAL tells formats by content, and some of the others only point
+#: to files elsewhere or to servers, which it then reads; of those VRT is read, in files that are named so.
+FORMATS = (
+    "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JPEGXL", "AVIF", "WEBP", "BMP", "GIF", "BIGGIF", "PNM",
+    "HFA", "ENVI", "EHdr", "NITF", "PCIDSK", "AAIGrid", "RST", "SAGA", "PCRaster",
+)  # fmt: skip
+
 #: A broken-off JPEG or PNG is an error and not grey ground or noise; the cache stays small in every process (bytes).
 GDAL_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES", "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", "GDAL_CACHEMAX": 128 * 2**20}
 
 
 @contextlib.contextmanager
 def open_raster(path: Path | str, **options: Any) -> Iterator[rasterio.DatasetReader]:
-    """Open any raster GDAL knows, with ``options`` of its driver.
+    """Open a raster of :data:`FORMATS`, or a VRT that is named so, with ``options`` of its driver.
 
     Whatever goes wrong with it, also while it is read inside the block, is a DataError naming the file.
     """
@@ -48,7 +55,8 @@ def open_raster(path: Path | str, **options: Any) -> Iterator[rasterio.DatasetRe
     with rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(path, **options) as source:
+            formats = [*FORMATS, "VRT"] if path.suffix.lower() == ".vrt" else list(FORMATS)
+            with DatasetReader(str(path), driver=formats, **options) as source:
                 yield source
         except GDAL_FAULTS as error:
             raise _unreadable(path, error) from error

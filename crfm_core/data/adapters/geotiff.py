@@ -26,6 +26,8 @@ from crfm_core.data.rasters import STRIP, create_raster, describe, open_raster, 
 from crfm_core.settings import Dataset, GeotiffSource
 
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".gml", ".kml")
+#: What files hold, in the first bytes, that have no features but say where GDAL is to read them: other files, databases, servers.
+POINTERS = (b"<OGRVRTDataSource", b"<OGRWFSDataSource", b"<OGRCSWDataSource", b"gdal_streamed_alg")
 
 
 def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
@@ -141,6 +143,11 @@ class _Polygons:
         source: GeotiffSource = dataset.source
         if not source.attribute:
             raise DataError(f"source.attribute: {path} holds features; name the field that tells their class")
+        with path.open("rb") as file:
+            head = file.read(4096)
+        if any(mark in head for mark in POINTERS):
+            raise DataError(f"{path}: has no features, it says where to read others; give the file that has them")
+        pyogrio.set_gdal_config_options({"GML_DOWNLOAD_WFS_SCHEMA": "NO"})  # GML may name a server that GDAL would ask
         try:
             names = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
             layer = source.layer or (names[0] if len(names) == 1 else None)
