@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import WeightsError
+from crfm_core.checkpoints import read_torch_file
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import atomic_path, hash_of, work_folder
 from crfm_core.manifest import paths_of, read_manifest
@@ -105,7 +106,7 @@ def train_autoencoder(
     checkpoint = work / "autoencoder.pt"
     start = 0
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_torch_file(checkpoint, str(checkpoint), "delete it")
         vae.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
