@@ -175,8 +175,10 @@ def seed_of(*parts: object) -> int:
 
 
 def inside(root: Path | str, relative: str) -> Path:
-    """Resolve ``relative`` below ``root``. Raises DataError when it leads outside (absolute, ``..`` or through a link)."""
+    """Resolve ``relative`` below ``root``. Raises DataError when it leads outside (absolute, ``..`` or through a link) or is no path."""
     root = Path(root).resolve()
+    if "\0" in relative:
+        raise DataError(f"path {relative!r} holds a null character")
     path = (root / relative).resolve()
     if not path.is_relative_to(root):
         raise DataError(f"path {relative!r} leads outside {root}; paths in manifests must stay below their root")

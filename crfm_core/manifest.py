@@ -92,6 +92,8 @@ def paths_of(
         try:
             if Path(relative).is_absolute():
                 raise DataError(f"path {relative!r} is absolute")
+            if "\0" in relative:
+                raise DataError(f"path {relative!r} holds a null character")
             head, name = os.path.split(relative)
             if head not in folders:  # a manifest of many tiles has few folders, and resolving each path takes a while
                 folders[head] = inside(root, str((folder / head).resolve()))

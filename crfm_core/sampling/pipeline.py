@@ -362,7 +362,11 @@ def open_generator(folder: Path) -> MaskToImagePipeline:
     Raises WeightsError naming what is damaged, or which weights do not fit the network's configuration.
     """
     network = load_network(folder / "transformer")
-    pipeline = MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(PARTS))
+    check_weights(folder / "vae", AutoencoderKL)
+    try:
+        pipeline = MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(PARTS))
+    except (OSError, ValueError) as error:  # so it is when the folder wants code run that came with it
+        raise WeightsError(f"{folder}: cannot be opened as a generator ({error}); copy or make it again") from None
     speed_up(pipeline.vae)
     return pipeline
 
