@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
 from snakemake.utils import validate
 
 from crfm_core import CrfmError
@@ -403,6 +404,17 @@ def generation_of(table):
     recipes = [settings.recipes[name] for name in table.recipes]
     pairs = list(dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control))
     return [f"{RESULTS}/{d}/{kind}/{c}/{s}.json" for kind in ("generation", "agreement") for d in datasets_of(table) for c, s in pairs]
+
+
+def files_of_rules(wildcards):
+    """By rule, what its files and its times are called."""
+    return {
+        one.name: {
+            "outputs": [regex_from_filepattern(str(file)) for file in one.output],
+            "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
+        }
+        for one in workflow.rules
+    }
 
 
 def recover_from_a_killed_run():

@@ -1,7 +1,5 @@
 # Report: the data looked at, scores of the recipes as tables, and one page that says whether synthetic data helped.
 
-from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
-
 
 report: "../report/workflow.rst"  # what `snakemake --report report.zip` begins with
 
@@ -130,17 +128,6 @@ OVERRIDES = workflow.config_settings.config_args or []
 LISTING = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow.main_snakefile), "--nolock", "--summary"]
 LISTING += ["--configfile", *CONFIGFILES] if CONFIGFILES else []
 LISTING += ["--config", *OVERRIDES] if OVERRIDES else []
-
-
-def files_of_rules(wildcards):
-    """By rule, what its files and its times are called."""
-    return {
-        one.name: {
-            "outputs": [regex_from_filepattern(str(file)) for file in one.output],
-            "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
-        }
-        for one in workflow.rules
-    }
 
 
 rule plan:
