@@ -452,6 +452,7 @@ def test_every_rule_that_makes_files_has_its_row_in_the_table():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * PATIENCE)  # the first waits for the undisturbed runs
 @pytest.mark.parametrize(("case", "fault"), CELLS, ids=[f"{case.rule}-{fault.replace(' ', '_')}" for case, fault in CELLS])
 def test_a_fault_is_survived_and_nothing_is_lost(place, outcomes, record_property, case, fault):
     how = FAULTS[fault](place, case)
