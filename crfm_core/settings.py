@@ -32,8 +32,8 @@ def _plain(path: str) -> str:
 
 
 Location = Annotated[str, AfterValidator(_plain)]
-#: What stands in cells of CSV files: none that a spreadsheet takes for a formula.
-Words = Annotated[str, Field(pattern=r"^[^=+@-]")]
+#: What stands in cells of CSV files: none that a spreadsheet takes for a formula, or the engine for a wildcard.
+Words = Annotated[str, Field(pattern=r"^[^=+@{}-][^{}]*$")]
 
 
 class Section(BaseModel):

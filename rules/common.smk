@@ -49,6 +49,9 @@ if isinstance(settings.generation.weights, Download):
 # Heavy jobs are repeated once. On a cluster (which counts jobs) its profile says how often, by new submissions with more memory and time.
 RETRIES = None if workflow.remote_exec or workflow.resource_settings.nodes else 1
 
+# Which is which of two checkpoints: the engine compares the names of inputs as a set, in which it makes no difference.
+JUDGED_BY = {"critic": settings.critic.model_dump(), "judge": settings.judge.model_dump()}
+
 CONFIGURATION = hash_of(settings.model_dump(), [dataset.model_dump() for dataset in datasets.values()])
 
 
@@ -272,6 +275,11 @@ def clip_model(wildcards):
     if not settings.clip:
         return []
     return f"{RESULTS}/clip_model.json" if settings.clip.repo else given(settings.clip.folder)
+
+
+def critic_of_sampler(wildcards):
+    """The critic, for a sampler that corrects."""
+    return checkpoint_of(settings.critic)(wildcards) if settings.samplers[wildcards.sampler].preset else []
 
 
 def critic_of_filter(wildcards):

@@ -181,8 +181,7 @@ rule measure_agreement:
         mem_mb=more(16000 if GPU else 2000),
         runtime=more(240),
     params:
-        critic=dump(settings.critic),
-        judge=dump(settings.judge),
+        judged_by=JUDGED_BY,
         classes=classes_of,
         device=aside(settings.device),
     message:
@@ -211,6 +210,7 @@ rule measure_reconstruction:
         mem_mb=more(16000 if GPU else 3000),
         runtime=more(240),
     params:
+        judged_by=JUDGED_BY,
         classes=classes_of,
         device=aside(settings.device),
     message:

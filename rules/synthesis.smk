@@ -6,7 +6,7 @@ rule synthesise_shard:
         generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
         captions=training_captions,
         prompts=training_prompts,
-        critic=checkpoint_of(settings.critic),
+        critic=critic_of_sampler,
     output:
         manifest=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/shard-{{shard}}-of-{{shards}}.parquet",
     log:
@@ -98,7 +98,7 @@ rule synthesise_scene:
     input:
         generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
         scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
-        critic=checkpoint_of(settings.critic),
+        critic=critic_of_sampler,
     output:
         image=f"{RESULTS}/{{dataset}}/synthetic_scenes/{{control}}/{{sampler}}/{{scene}}.tif",
     log:
@@ -148,7 +148,8 @@ rule compare_corrections:
         mem_mb=more(48000 if GPU else 3000),
         runtime=more(1440),
     params:
-        comparison=lambda wildcards: dump(settings.comparison),
+        comparison=lambda wildcards: settings.comparison.model_dump(mode="json", exclude={"presets"}),
+        judged_by=JUDGED_BY,
         classes=classes_of,
         device=aside(settings.device),
     message:

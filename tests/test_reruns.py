@@ -201,9 +201,10 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
     ("as it is", "judge", {"path": "critic.pth"}, JUDGED),
     *(
         ("as it is", f"comparison.{key}", value, {"compare_corrections"})
-        for key, value in {"presets": ["paper"], "steps": [2], "num_steps": 3, "masks": 3, "seeds": [1], "batch_size": 1}.items()
+        for key, value in {"steps": [2], "num_steps": 3, "masks": 3, "seeds": [1], "batch_size": 1}.items()
     ),
     ("as it is", "comparison.control", "other", {"compare_corrections"}),
+    ("as it is", "comparison.presets", ["paper"], set()),
     *(
         ("as it is", f"evaluation.{key}", value, SCORING)
         for key, value in {"mode": "slide", "window": 16, "stride": 8, "scales": [1.0, 1.5], "flip": True}.items()
@@ -340,6 +341,17 @@ def test_a_key_makes_again_what_depends_on_it_and_nothing_else(made, start, key,
     own, following = made.reruns(start, config, world, key, value, *TARGETS)
     assert own - ALWAYS == rules
     assert own | following >= ALWAYS or "make_report" in own | following
+
+
+@pytest.mark.slow
+def test_critic_and_judge_that_change_places_are_noticed(made):
+    """The engine compares inputs as a set, to which it makes no difference."""
+    config = BASE | {"critic": BASE["judge"], "judge": BASE["critic"]}
+    assert made.reruns("as it is", BASE, WORLD, "scale", "smallest", *TARGETS) == (set(), set())
+    folder = made.root / "as_it_is"
+    made.write(folder, config | {"datasets": ["world.yaml"]}, WORLD)
+    own, _ = reruns(folder, Path("config.yaml"), TARGETS)
+    assert own >= {"compare_corrections", "measure_reconstruction"}
 
 
 @pytest.mark.slow

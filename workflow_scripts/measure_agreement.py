@@ -14,4 +14,4 @@ with job(snakemake):
     device, manifest = resolve(snakemake.params.device), Path(snakemake.input.synthetic)
     critics = {who: load_critic(snakemake.input[who], device, snakemake.params.classes) for who in ("critic", "judge")}
     scores = agreement_by_copy(critics, manifest, root=Path(snakemake.output.scores).parents[2])
-    write_json(snakemake.output.scores, scores | {who: snakemake.params[who] | scores[who] for who in critics})
+    write_json(snakemake.output.scores, scores | {who: snakemake.params.judged_by[who] | scores[who] for who in critics})

@@ -23,7 +23,7 @@ with job(snakemake):
         name=scene,
         mask=mask,
         grid=grid,
-        critic=Path(snakemake.input.critic),
+        critic=Path(snakemake.input.critic) if snakemake.input.critic else None,
         classes=dataset.classes,
         captions=Captions(**snakemake.params.captions),
         sampler_name=snakemake.wildcards.sampler,

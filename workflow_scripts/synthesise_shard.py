@@ -14,7 +14,7 @@ with job(snakemake):
         generator=Path(snakemake.input.generator),
         captions=Path(snakemake.input.captions),
         prompts=Path(snakemake.input.prompts),
-        critic=Path(snakemake.input.critic),
+        critic=Path(snakemake.input.critic) if snakemake.input.critic else None,
         classes=snakemake.params.classes,
         sampler_name=snakemake.wildcards.sampler,
         sampler=Sampler(**snakemake.params.sampler, **snakemake.params.means),

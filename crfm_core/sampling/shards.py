@@ -87,7 +87,7 @@ def synthesise_shard(
     generator: Path,
     captions: Path,
     prompts: Path,
-    critic: Path,
+    critic: Path | None,
     classes: Sequence[str],
     sampler_name: str,
     sampler: Sampler,
@@ -110,7 +110,7 @@ def synthesise_shard(
         generator: MaskToImagePipeline folder.
         captions: captioned manifest of the tiles whose masks are used.
         prompts: cache of their prompts' embeddings, and of the empty prompt's for a sampler with guidance.
-        critic: checkpoint or model folder that guides; loaded only when the sampler corrects.
+        critic: checkpoint or model folder that guides, when the sampler corrects.
         classes: the dataset's, which must be the critic's.
         copies: images per mask.
 
@@ -169,7 +169,7 @@ def synthesise_shard(
         return write_manifest(out, rows) if rows else _write_empty_manifest(out, table)
 
 
-def _settings_of(sampler: Sampler, critic: Path) -> dict:
+def _settings_of(sampler: Sampler, critic: Path | None) -> dict:
     """What of a sampler its images depend on, with the files it names by their contents."""
     correction = sampler.rectification
     settings = {key: value for key, value in sampler.essence().items() if key not in ("preset", "rectify", "critic_decoder")}
@@ -180,7 +180,7 @@ def _settings_of(sampler: Sampler, critic: Path) -> dict:
 
 
 def _open_sampler(
-    generator: Path, critic: Path, classes: Sequence[str], sampler: Sampler, prompts: Path, device: str
+    generator: Path, critic: Path | None, classes: Sequence[str], sampler: Sampler, prompts: Path, device: str
 ) -> Callable[..., Any]:
     """The pipeline with all that is the same for every batch; takes what :func:`_inputs_of` gives, and a callback."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -201,7 +201,7 @@ def synthesise_scene(
     name: str,
     mask: np.ndarray,
     grid: Grid,
-    critic: Path,
+    critic: Path | None,
     classes: list[str],
     captions: Captions,
     sampler_name: str,
@@ -218,7 +218,7 @@ def synthesise_scene(
         name: the scene's name, which gives the noise.
         mask: its class ids, [H, W] uint8; 255 is ignored.
         grid: where the mask lies.
-        critic: checkpoint or folder of the critic, loaded only when the sampler corrects.
+        critic: checkpoint or folder of the critic, when the sampler corrects.
         captions: how each window's prompt is made of the classes in it, by the template with every kind.
         size: side of a window in pixels: that of the tiles the generator was trained on.
 
