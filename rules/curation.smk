@@ -70,7 +70,7 @@ rule filter_pixels:
     resources:
         **gpus(GPU),
         mem_mb=more(16000 if GPU else 2000),
-        runtime=more(480),
+        runtime=more(1440),
     params:
         filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
         classes=classes_of,
@@ -101,7 +101,7 @@ rule filter_images:
     resources:
         **gpus(GPU),
         mem_mb=more(16000 if GPU else 3000),
-        runtime=more(480),
+        runtime=more(1440),
     params:
         filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
         classes=classes_of,
@@ -126,7 +126,7 @@ rule resample_tiles:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(2000),
+        mem_mb=more(4000),
         runtime=more(30),
     params:
         resampling=lambda wildcards: dump(settings.resamplings[wildcards.resampling]),
@@ -151,7 +151,7 @@ rule mix_tiles:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(2000),
+        mem_mb=more(4000),
         runtime=more(30),
     params:
         recipe=lambda wildcards: dump(recipe_of(wildcards)),
@@ -179,7 +179,7 @@ rule measure_agreement:
     resources:
         **gpus(GPU),
         mem_mb=more(16000 if GPU else 2000),
-        runtime=more(240),
+        runtime=more(1440),
     params:
         judged_by=JUDGED_BY,
         classes=classes_of,

@@ -51,7 +51,7 @@ rule gather_shards:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(2000),
+        mem_mb=more(4000),
         runtime=more(30),
     params:
         copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
@@ -81,7 +81,7 @@ rule measure_generation:
     resources:
         **gpus(GPU),
         mem_mb=more(16000 if GPU else 2000),
-        runtime=more(480),
+        runtime=more(1440),
     params:
         generation=dump(settings.generation),
         means=aside(settings.generation.means()),
