@@ -111,12 +111,13 @@ class Place:
 
 
 #: What a report tells of when it was written and how long its run took.
-TIMES = re.compile(rb"written [\d: -]+ UTC|<ul><li>\d+ jobs took .*?</ul>|<h3>Time</h3>.*?</section>", re.DOTALL)
+TIMES = re.compile(rb'written [\d: -]+ UTC|<ul><li>\d+ jobs took .*?</ul>|<h3>Time</h3>.*?</section>|"seconds_per_image": [^,]+', re.DOTALL)
 
 
 def content_of(path: Path) -> bytes:
-    """What a file holds, a report without the times that it tells."""
-    return TIMES.sub(b"", path.read_bytes()) if path.name == "report.html" else path.read_bytes()
+    """What a file holds, a report or a comparison without the times that it tells."""
+    told = path.name == "report.html" or path.parent.name == "comparison"
+    return TIMES.sub(b"", path.read_bytes()) if told else path.read_bytes()
 
 
 def write_loveda(folder: Path) -> None:

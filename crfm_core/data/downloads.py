@@ -36,7 +36,7 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
     ``CRFM_ZENODO`` gives another address for https://zenodo.org (a mirror), ``HF_ENDPOINT`` and ``HF_TOKEN`` those of the hub.
 
     The note holds ``source`` (kind), ``folder``, ``repo``, ``revision`` and ``files`` (of what was downloaded: sizes and checksums; of
-    more than :data:`MANY` those of the record), ``licence`` and ``about``. It is written last.
+    more than :data:`MANY` those of the record), ``licence``. It is written last.
 
     Raises DataError (not there and not to be downloaded, no network, wrong content) and ResourceError (the disk).
     """
@@ -56,7 +56,7 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
     if len(files) > MANY:
         files = {RECORD: {"size": (place / RECORD).stat().st_size, "sha256": sha256_of(place / RECORD)}}
     note = {"source": source.kind, "folder": str(place), "repo": record.get("repo"), "revision": record.get("revision"), "files": files}
-    write_json(out, note | {"licence": dataset.licence, "about": dataset.about})
+    write_json(out, note | {"licence": dataset.licence})
 
 
 def find_dataset(dataset: Dataset, root: Path | str) -> Path | None:
