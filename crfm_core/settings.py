@@ -32,8 +32,8 @@ def _plain(path: str) -> str:
 
 
 Location = Annotated[str, AfterValidator(_plain)]
-#: What stands in cells of CSV files: none that a spreadsheet takes for a formula, or the engine for a wildcard.
-Words = Annotated[str, Field(pattern=r"^[^=+@{}-][^{}]*$")]
+#: What stands in cells of CSV files: none that a spreadsheet takes for a formula.
+Words = Annotated[str, Field(pattern=r"^[^=+@-]")]
 
 
 class Section(BaseModel):
@@ -938,7 +938,7 @@ class Comparison(Section):
 class Settings(Section):
     """The whole configuration of one run."""
 
-    scale: Words = Field(description="what the report calls this size of experiment")
+    scale: str = Field(pattern=r"^[^=+@{}-][^{}]*$", description="what the report calls this size of experiment")
     results: Location = Field("results", min_length=1, description="folder of everything that is made")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where models run; cuda is refused on a machine without a GPU")
     seed: int = Field(0, description="global seed of the synthetic samples' noise")

@@ -307,6 +307,9 @@ def test_a_manifest_of_100000_tiles_is_written_read_and_compared_in_seconds(tmp_
             }
             for i in range(100_000)
         ]  # fmt: skip
+        (tmp_path / split / "images").mkdir(parents=True)
+        for row in rows:
+            (tmp_path / row["image"]).touch()
         begun = time.monotonic()
         write_manifest(tmp_path / f"{split}.parquet", rows)
         table = read_manifest(tmp_path / f"{split}.parquet")
