@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from slurm_cluster import Cluster, cluster, missing_programs, places
+from test_workflow import folder_dataset, write_scene
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = Path(__file__).parent / "configs"
@@ -127,16 +128,18 @@ def test_the_whole_chain_runs_through_the_profile_and_no_two_jobs_share_a_gpu(sl
 
 
 def test_a_failing_job_is_tried_again_with_more_memory_and_time_and_reported(slurm, small):
-    splits = {name: {"images": "a", "labels": "b"} for name in ("train", "test", "reference")}
-    rewrite(small / "small_world.yaml", source={"kind": "folder", "root": "nowhere", "splits": splits})
+    folder_dataset(small)
+    for index, split in enumerate(("train", "test", "reference")):
+        write_scene(small / "scenes" / split / "images" / f"s{index}.png", index, 64, (3,))
+        write_scene(small / "scenes" / split / "labels" / f"s{index}.png", index, 48 if split == "test" else 64)
     status, said = Run(slurm, small, "results/small/scenes.parquet", "--retries", "1").end()
-    assert status != 0 and f"error: {small / 'nowhere'}: no such folder; set source.root" in said
+    assert status != 0 and re.search(r"error: \S*test/labels/s1\.png: 48x48 pixels, but its image .* has 64x64", said)
     tries = [job for job in slurm.jobs().values() if job["JobState"] == "FAILED" and job["Rule"] == "list_scenes"]
     assert [(job["MinMemoryNode"], job["TimeLimit"]) for job in tries] == [("2000M", "01:00:00"), ("4000M", "02:00:00")]
 
 
 def test_stopping_the_workflow_cancels_its_jobs(slurm, small):
-    rewrite(small / "small_world.yaml", source={"kind": "embedded", "scenes": {"train": 10**6, "test": 1, "reference": 1}})
+    rewrite(small / "small_world.yaml", source={"kind": "embedded", "scenes": {"train": 10**4, "test": 1, "reference": 1}})
     run = Run(slurm, small, "results/small/scenes.parquet")
     run.wait_for(lambda: any(job["JobState"] == "RUNNING" for job in run.jobs().values()))
     run.process.send_signal(signal.SIGINT)
