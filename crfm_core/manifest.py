@@ -71,6 +71,13 @@ def _check_rows(manifest: Path, table: pd.DataFrame) -> None:
             raise broken_row(manifest, tile_id, f"its classes are {classes}, and it counts the pixels of 0...{len(pixels) - 1}")
 
 
+def is_there(path: Path, listed: dict[Path, set[str]]) -> bool:
+    """Whether a file is there, by the list of its folder, which ``listed`` keeps: it takes less than asking for each of many files."""
+    if path.parent not in listed:
+        listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
+    return path.name in listed[path.parent]
+
+
 def check_paths(manifest: Path | str, table: pd.DataFrame, root: Path | str, listed: dict[Path, set[str]] | None = None) -> None:
     """Raise what :func:`paths_of` raises of either column: for stages that hand rows on without opening their files."""
     for column in ("image", "label"):
@@ -99,9 +106,7 @@ def paths_of(
                 folders[head] = inside(root, str((folder / head).resolve()))
             path = folders[head] / name
             found.append(inside(root, str(path.resolve())) if name in ("", "..") or path.is_symlink() else path)
-            if path.parent not in listed:  # a folder's list takes less than asking for each of its files
-                listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
-            if name not in listed[path.parent]:
+            if not is_there(path, listed):
                 raise DataError(f"its {column} {path} is not there")
         except DataError as error:
             raise broken_row(manifest, tile_id, str(error)) from None

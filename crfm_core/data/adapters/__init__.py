@@ -24,7 +24,7 @@ from crfm_core.data.rasters import describe
 from crfm_core.data.scaling import scene_limits
 from crfm_core.data.splits import deal
 from crfm_core.files import atomic_path, hash_of, read_json, sha256_of
-from crfm_core.manifest import broken_row
+from crfm_core.manifest import broken_row, is_there
 from crfm_core.settings import BlockSplit, Dataset, EmbeddedSource, FolderSource, GeotiffSource, GroupSplit, ReleasedSource
 
 #: ``image`` and ``label`` are paths; ``group`` is what a split by group keeps together; ``low`` and ``high`` hold the values per band
@@ -118,14 +118,12 @@ def read_scenes(path: Path | str, split: str | None = None, needed: Sequence[str
     if missing:
         raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
     for column in ("image", "label"):
-        listed: dict[Path, set[str]] = {}  # a folder's list takes less than asking for each of its files
+        listed: dict[Path, set[str]] = {}
         for scene, value in zip(table.scene, table[column], strict=True):
             if not isinstance(value, str) or not value:
                 raise broken_row(path, scene, f"its {column} is {value!r}, which is no path")
             place = path.resolve().parent / value
-            if place.parent not in listed:
-                listed[place.parent] = {file.name for file in place.parent.iterdir()} if place.parent.is_dir() else set()
-            if column in needed and place.name not in listed[place.parent]:
+            if column in needed and not is_there(place, listed):
                 raise broken_row(path, scene, f"its {column} {place} is not there")
         table[column] = [str(path.resolve().parent / value) for value in table[column]]
     return table if split is None else table[table.split == split].reset_index(drop=True)
