@@ -29,6 +29,9 @@ COMMAND = [
 ]
 QUICK = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]
 
+#: What the log of the whole chain shows of the queue.
+COLUMNS = "JobID:6,Partition:11,State:10,NumCPUs:5,MinMemory:12,TimeLimit:12,tres-per-job:14,tres-per-node:15,Comment:60"
+
 #: The rules that ask for a GPU where `device: cuda` is set; here they compute on the CPU beside the GPU they are given.
 ON_GPUS = ("encode_prompts", "encode_latents", "train_generator", "train_segmentor", "evaluate_segmentor", "synthesise_shard")
 
@@ -107,7 +110,7 @@ def test_the_whole_chain_runs_through_the_profile_and_no_two_jobs_share_a_gpu(sl
         now = {number: places(job["Gpus"]) for number, job in running.items()}
         assert sum(map(len, now.values())) == len(set().union(*now.values())), f"a GPU is given twice: {now}"
         if set(now) - set(held):
-            lines += [slurm.ask("squeue", "--format=%.5i %.10P %.9T %.4C %.7m %.11l %.15b %k"), f"GPUs of running jobs: {now}\n"]
+            lines += [slurm.ask("squeue", f"--Format={COLUMNS}"), f"GPUs of running jobs: {now}\n"]
         held |= now
         most = max(most, len(now))
         time.sleep(0.5)
