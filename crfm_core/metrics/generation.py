@@ -5,7 +5,8 @@ Features are [N,D], a row per image, as arrays or tensors; sums are taken in flo
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,15 @@ def cmmd(real: Any, samples: Any, chunk: int = 2048) -> float:
     """
     real, samples = _as_float(real), _as_float(samples)
 
+    def parts(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            yield part, (part**2).sum(axis=1)
+
     def mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
-        lengths, total = (b**2).sum(axis=1), 0.0
-        for start in range(0, len(a), chunk):
-            part = a[start : start + chunk]
-            squares = (part**2).sum(axis=1)[:, None] + lengths - 2 * part @ b.T
+        total = 0.0
+        for (one, its), (other, others) in itertools.product(parts(a), parts(b)):
+            squares = its[:, None] + others - 2 * one @ other.T
             total += np.exp(-np.maximum(squares, 0) / (2 * CMMD_SIGMA**2)).sum()
         return total / (len(a) * len(b))
 
