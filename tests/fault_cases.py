@@ -34,6 +34,7 @@ class Case:
         inputs: what other rules make for it; one of them is removed.
         own: a file of the user's that it reads; it is removed where there are no such inputs.
         manifest, column, ways: the manifest of which a row is broken, in which column, and in which ways.
+        rows: how many of its rows the job reads, from the first; None for all.
         beside: what the job leaves beside its targets, to be removed with them.
         config: the configuration file.
         hub: which of the loopback's servers HF_ENDPOINT names.
@@ -47,6 +48,7 @@ class Case:
     manifest: str = ""
     ways: tuple[str, ...] = ANY
     column: str = "image"
+    rows: int | None = None
     beside: Callable[[Path], list[Path]] = lambda _: []
     config: str = "faults.yaml"
     hub: str = ""
@@ -172,6 +174,7 @@ CASES = [
         (GENERATOR, captions("test"), f"{DATASET}/prompts/test.json", CRITIC, JUDGE),
         manifest=captions("test"),
         column="label",
+        rows=2,
     ),
     Case("measure_class_losses", (f"{DATASET}/class_losses/train.json",), (tiles("train"), CRITIC), manifest=tiles("train")),
     Case(

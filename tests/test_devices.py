@@ -222,6 +222,23 @@ with job(SimpleNamespace(threads=1, log=[f"{name}.log"], output=["made"], resour
     assert (tmp_path / "greedy.log").read_text().startswith("error: device: cuda needs 3 GPU for one job, this machine shows 2;")
 
 
+def test_a_full_disk_is_not_taken_for_a_damaged_model(jobs, tmp_path):
+    """Which would have to be made again; it is what opening one says when its words find no room."""
+    script = """
+from types import SimpleNamespace
+from job import job
+from crfm_core import WeightsError
+with job(SimpleNamespace(threads=1, log=["it.log"], output=["made"], resources={})):
+    try:
+        open("/dev/full", "w", buffering=1).write("loading\\n")
+    except OSError as error:
+        raise WeightsError(f"model: cannot be opened ({error}); copy or make it again") from None
+"""
+    assert jobs("it", program=script, PYTHONPATH=f"{ROOT}:{ROOT / 'workflow_scripts'}").wait(60) == 1
+    said = (tmp_path / "it.log").read_text()
+    assert said == "error: it.log: could not be written whole ([Errno 28] No space left on device); free some space on its disk\n"
+
+
 # -------------------------------------------------------------------------------------------------------------- one process
 
 
