@@ -166,7 +166,14 @@ def test_a_described_segmentor_with_fetched_weights_and_a_choice_comes_out_of_th
     config += "num_heads=[1, 2, 4, 8]), decode_head=dict(type='SegformerHead', in_channels=[16, 32, 64, 128], in_index=[0, 1, 2, 3], "
     config += "channels=32, num_classes=9, norm_cfg=dict(type='BN')))\n"
     (tmp_path / "mine.py").write_text(config)
-    settings = {"architecture": None, "config": "mine.py", "class_weights": "median_frequency", "precision": "bf16", "warmup": 1}
+    settings = {
+        "architecture": None,
+        "config": "mine.py",
+        "class_weights": "median_frequency",
+        "precision": "bf16",
+        "warmup": 1,
+        "validate_every": 2,
+    }
     run(CHECKPOINT, pretrained=server.download(tmp_path).model_dump(), learning_rate=1e-12, **settings)
     note = json.loads((tmp_path / "results/weights/segformer_tiny.json").read_text())
     assert note == {"file": str(tmp_path / "w.pth"), "url": server.url, "sha256": server.sha256}
