@@ -128,15 +128,8 @@ def print_jobs(results: Path) -> None:
 
 
 def print_folders(results: Path, most: int = 8) -> None:
-    """The folders with the most files: those that manifests name, and those that are there."""
-    data, counts = results / "fusu", Counter()
-    for folder, _, files in os.walk(results):
-        counts[folder] += len(files)
-    for manifest in (*data.glob("tiles/*.parquet"), *data.glob("synthetic/*/*/all.parquet"), *data.glob("filtered/*/*/*.parquet")):
-        columns = ("label",) if "filtered" in manifest.parts else ("image",) if "synthetic" in manifest.parts else ("image", "label")
-        for column in columns:
-            folders = pd.read_parquet(manifest, columns=[column])[column].str.rpartition("/")[0].value_counts()
-            counts.update({str(manifest.parent / folder): int(count) for folder, count in folders.items()})
+    """The folders with the most files."""
+    counts = Counter({folder: len(files) for folder, _, files in os.walk(results)})
     print("\nfiles in one folder, the most")
     for path, count in counts.most_common(most):
         print(f"{count:10} {Path(path).relative_to(results)}")
