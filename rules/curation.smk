@@ -141,7 +141,7 @@ rule mix_tiles:
     input:
         real=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/tiles/{recipe_of(wildcards).split or dataset_of(wildcards).train}.parquet",
         synthetic=synthetic_tiles,
-        disjoint=ancient(f"{RESULTS}/{{dataset}}/tiles/disjoint.json"),
+        disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
     output:
         manifest=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
     log:

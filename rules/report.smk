@@ -8,7 +8,7 @@ rule draw_data_sheet:
     input:
         scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
         tiles=lambda wildcards: [f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in used_splits(wildcards)],
-        disjoint=ancient(f"{RESULTS}/{{dataset}}/tiles/disjoint.json"),
+        disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
     output:
         sheet=report(
             directory(f"{RESULTS}/{{dataset}}/data_sheet"),

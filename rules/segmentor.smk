@@ -67,7 +67,6 @@ rule evaluate_segmentor:
     input:
         checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
         tiles=test_tiles,
-        disjoint=ancient(f"{RESULTS}/{{dataset}}/tiles/disjoint.json"),
     output:
         scores=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/scores.json",
     log:

@@ -25,7 +25,6 @@ rule tile_scenes:
         "../workflow_scripts/tile_scenes.py"
 
 
-# What waits for this check asks for it as ancient: another split that is checked, too, changes nothing for those that use none of it.
 rule check_splits:
     input:
         manifests=lambda wildcards: [f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in used_splits(wildcards)],

@@ -344,14 +344,6 @@ def test_a_key_makes_again_what_depends_on_it_and_nothing_else(made, start, key,
 
 
 @pytest.mark.slow
-def test_another_test_split_leaves_the_training_alone(made):
-    """Though the check of all splits, which a mix waits for, is made again."""
-    own, following = made.reruns("as it is", BASE, WORLD, "dataset.test", "extra", *TARGETS)
-    assert {"check_splits", "evaluate_segmentor"} <= own | following
-    assert not {"mix_tiles", "train_segmentor", "synthesise_shard"} & (own | following)
-
-
-@pytest.mark.slow
 def test_critic_and_judge_that_change_places_are_noticed(made):
     """The engine compares inputs as a set, to which it makes no difference."""
     config = BASE | {"critic": BASE["judge"], "judge": BASE["critic"]}
