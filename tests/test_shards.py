@@ -307,7 +307,6 @@ def test_a_shard_killed_twice_ends_with_the_same_files(batched):
         assert len(list((folder / "images").glob("*/*.tif"))) == whole and not list(folder.glob("*.parquet"))
         assert list((folder / "images").glob("*/.*.tif.*")), "killed while it was writing"
     batched.shard("killed", 1, 1, batch_size=BATCH)
-    assert not list((folder / "images").glob("*/.*/*.tif")), "what was half written is gone"
     assert differing(batched.images("batched"), batched.images("killed")) == []
     assert differing(*({"manifest": batched.folder(name) / "shard-1-of-1.parquet"} for name in ("batched", "killed"))) == []
 
@@ -317,6 +316,14 @@ def test_images_lie_in_folders_by_their_names_whatever_the_number_of_shards(batc
     assert len(paths) == 12 and all(f"{path.parent.name}/{path.name}" == spread(path.name) for path in paths)
     counts = Counter(spread(f"6_{index}_0_0-3.png").partition("/")[0] for index in range(25_600))
     assert len(counts) == 256 and max(counts.values()) < 200
+
+
+def test_only_a_shard_that_was_begun_before_looks_for_fragments_among_all_images(batched, monkeypatch):
+    looks = []
+    monkeypatch.setattr(shards_module, "_remove_fragments", lambda folder, names: looks.append(len(names)))
+    for expected in ([], [6]):
+        batched.shard("looked", 1, 2, batch_size=BATCH)
+        assert looks == expected
 
 
 def test_only_damaged_images_are_made_again(whole, monkeypatch):

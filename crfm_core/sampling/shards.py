@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,8 +130,11 @@ def synthesise_shard(
     folder = Path(out).parent / "images"
     require_disk(folder, len(tasks) * int(table.width.max() * table.height.max()) * 4)
 
-    with exclusive(Path(out).parent / f".shard-{shard}-of-{shards}"):
+    with exclusive(Path(out).parent / f".shard-{shard}-of-{shards}") as held:
         paths = {task: _image_path(folder, table.iloc[task.row], task.copy) for task in tasks}
+        if (held / "begun").exists():  # by an earlier try; looking through the images of all shards takes a while
+            _remove_fragments(folder, {path.name for path in paths.values()})
+        (held / "begun").touch()
         missing = {task for task in tasks if not _finished(paths[task], made_by)}
         print(f"{len(tasks)} images, {len(tasks) - len(missing)} of them already there", flush=True)
         if missing:
@@ -251,6 +255,13 @@ def _sample_all(
 def _settle(futures: Iterable[Future]) -> None:
     for future in futures:
         future.result()
+
+
+def _remove_fragments(folder: Path, names: set[str]) -> None:
+    """Remove what killed tries had begun to write of these files; they are this shard's, which is held by this process alone."""
+    for fragment in folder.glob("*/.*"):
+        if fragment.name[1:].rpartition(".")[0] in names:
+            shutil.rmtree(fragment, ignore_errors=True)
 
 
 def _seed_of(row: pd.Series, sampler_name: str, copy: int, seed: int) -> int:
