@@ -19,7 +19,7 @@ run: venv   ## the whole workflow at the embedded default; continues where an in
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES)
 
 test: venv  ## the fast tests
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2
 
 test-all: venv  ## all tests, with whole runs of the workflow
 	$(BIN)/pytest
