@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from crfm_core import DataError, ResourceError
+from crfm_core import CrfmError, DataError, ResourceError
 
 #: What libraries say that do not raise an OSError with its number when the disk is full: safetensors, torch's writer of checkpoints.
 FULL = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|iostream error|unexpected pos")
@@ -26,6 +26,18 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return bool(FULL.search(str(error)))
+
+
+def full_disk_behind(error: BaseException | None) -> BaseException | None:
+    """The fault of a full disk that ``error`` is or came of; None where there is none.
+
+    Whoever opens a model takes it for damage of the model when what a library says while loading finds no room in the log.
+    """
+    if not isinstance(error, CrfmError) and disk_is_full(error):
+        return error
+    while error and not (isinstance(error, OSError) and disk_is_full(error)):
+        error = error.__context__
+    return error
 
 
 @contextlib.contextmanager

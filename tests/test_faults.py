@@ -448,7 +448,7 @@ def row_broken(place: Place, case: Case) -> str:
         assert place.files(place.folder).keys() <= before.keys(), "something was written"
         (remedy,) = set(re.findall(r"delete (\S+) and run the workflow again", said))
         (place.folder / remedy).unlink()
-    assert status == 0 and refused, said[-5000:]
+    assert status == 0 and refused and said.count("row") < 50, said[-5000:]
     return f"by the message ({way})"
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from crfm_core import CrfmError, ResourceError
 from crfm_core.devices import lease
-from crfm_core.files import disk_is_full
+from crfm_core.files import full_disk_behind
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def job(snakemake: Any) -> Iterator[None]:
     except ResourceError as error:
         _report(f"error: {error}", terminal)
     except Exception as error:
-        if full := _full_disk_behind(error):  # while the log was written, or by a library that writes for itself
+        if full := full_disk_behind(error):  # while the log was written, or by a library that writes for itself
             name = getattr(full, "filename", None) or snakemake.log[0]
             _report(f"error: {name}: could not be written whole ({full}); free some space on its disk", terminal)
         _report(f"error: {error}" if isinstance(error, CrfmError) else traceback.format_exc(), terminal)
@@ -45,15 +45,6 @@ def job(snakemake: Any) -> Iterator[None]:
         sys.stdout.flush()
         with open(snakemake.log[0], encoding="utf-8") as log, open(terminal, "w", encoding="utf-8") as out:
             out.write(log.read())
-
-
-def _full_disk_behind(error: BaseException | None) -> BaseException | None:
-    """The fault of a full disk that led to this one: whoever opens a model takes it for damage when a library's words find no room."""
-    if not isinstance(error, CrfmError) and disk_is_full(error):
-        return error
-    while error and not (isinstance(error, OSError) and disk_is_full(error)):
-        error = error.__context__
-    return error
 
 
 def _report(text: str, terminal: int) -> NoReturn:
