@@ -78,7 +78,7 @@ class Answer(BaseHTTPRequestHandler):
             return self.commit(commit) if asked[3] == "revision" else self.tree(commit)
         resolve = re.fullmatch(rf"/{hub.url}/resolve/(\w+)/(.+)", path)
         if resolve and hub.gathering:
-            hub.gathering.wait(20)
+            hub.gathering.wait(240)
         if resolve and hub.refusal:
             return self.reply(hub.refusal[0], X_Error_Code=hub.refusal[1])
         if resolve and resolve[2].endswith(LARGE):

@@ -79,7 +79,7 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """What a program of SLURM says. Raises CalledProcessError when it fails, TimeoutExpired where the controller is dead."""
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True, timeout=10).stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True, timeout=60).stdout
 
     def jobs(self) -> dict[str, dict[str, str]]:
         """All jobs that the controller remembers by their number: state, rule, GPUs by their place in the node, ..."""
@@ -174,7 +174,7 @@ def _idle(here: Cluster) -> bool:
         return False
 
 
-def _wait(condition: Callable[[], bool], folder: Path, seconds: float = 60) -> None:
+def _wait(condition: Callable[[], bool], folder: Path, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -503,7 +503,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))  # as a full disk: what is beyond is not written
 mosaic("results/tiles/train.parquet", "results", "a", "image", "a{suffix}")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1 and f"ResourceError: a{suffix}: could not be written whole" in done.stderr
     assert not list(tmp_path.glob("*a.*"))
 

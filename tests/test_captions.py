@@ -479,7 +479,7 @@ def test_a_job_that_was_killed_continues_with_the_image_it_was_at(tmp_path, llav
         assert any(line.strip() == "asked" for line in process.stdout), "it ended before it was killed"
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
     settings, names = settings_for(llava).model, [path.name for path in images]
     resumed = describe_images(names, images, None, llava, settings, tmp_path / "killed", "train")
     assert len(asked) == 3, "the third batch and the last image"

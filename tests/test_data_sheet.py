@@ -405,9 +405,9 @@ def test_a_hundred_thousand_footprints_are_drawn_in_seconds_and_as_a_picture(tmp
     places = np.stack(np.meshgrid(np.arange(400), np.arange(250)), -1).reshape(-1, 1, 2) * 32.0
     quads = places + np.array([[0, 0], [32, 0], [32, 32], [0, 32]]) + [5e5, 5e6]
     ground = Ground("UTM", ("easting", "northing"), (1.0, 1.0), {"train": quads[::2], "test": quads[1::2]})
-    begin = time.monotonic()
+    begin = time.process_time()
     ground_map([ground], ["train", "test"], tmp_path, "map")
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
     assert (tmp_path / "map.svg").stat().st_size < 2e6
 
 

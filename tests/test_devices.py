@@ -53,7 +53,7 @@ def jobs(tmp_path):
     """Starts a job with the environment it is given; none outlives the test."""
     started = []
 
-    def start(name: str, count: int = 1, seconds: float = 30, visible: str = "0,1,2,3", program: str = HOLD, **environment: str):
+    def start(name: str, count: int = 1, seconds: float = 300, visible: str = "0,1,2,3", program: str = HOLD, **environment: str):
         command = [sys.executable, "-c", program, name, str(count), str(seconds)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": str(ROOT)} | environment
         with open(tmp_path / f"log-{name}", "w") as log:
@@ -66,7 +66,7 @@ def jobs(tmp_path):
         process.wait()
 
 
-def wait_for(path: Path, text: str = "", seconds: float = 30) -> str:
+def wait_for(path: Path, text: str = "", seconds: float = 300) -> str:
     """The file's content, once it is there and holds ``text``."""
     end = time.monotonic() + seconds
     while not path.exists() or text not in path.read_text():
@@ -76,7 +76,7 @@ def wait_for(path: Path, text: str = "", seconds: float = 30) -> str:
 
 
 def succeed(*processes: subprocess.Popen) -> None:
-    assert [process.wait(60) for process in processes] == [0] * len(processes)
+    assert [process.wait(300) for process in processes] == [0] * len(processes)
 
 
 def nvidia_smi(folder: Path, listing: str, told: str = "") -> None:
@@ -161,7 +161,7 @@ def test_an_index_and_a_uuid_of_one_card_are_one(jobs, tmp_path, monkeypatch, vi
 def test_a_program_started_in_the_lease_does_not_keep_it(jobs, tmp_path):
     start = HOLD.replace(
         "    end =",
-        "    import subprocess\n    child = subprocess.Popen(['/bin/sleep', '60'])\n    print(child.pid, flush=True)\n    end =",
+        "    import subprocess\n    child = subprocess.Popen(['/bin/sleep', '600'])\n    print(child.pid, flush=True)\n    end =",
     )
     job = jobs("parent", visible="0", program=start)
     wait_for(tmp_path / "holding-parent")
@@ -177,7 +177,7 @@ def test_a_program_started_in_the_lease_does_not_keep_it(jobs, tmp_path):
 
 def test_a_forked_child_keeps_the_lease_only_if_its_parent_was_killed(jobs, tmp_path):
     start = HOLD.replace(
-        "    end =", "    child = os.fork()\n    if not child:\n        time.sleep(60)\n    print(child, flush=True)\n    end ="
+        "    end =", "    child = os.fork()\n    if not child:\n        time.sleep(600)\n    print(child, flush=True)\n    end ="
     )
     ended = jobs("ended", visible="0", seconds=0.5, program=start)
     succeed(ended)
@@ -218,7 +218,7 @@ with job(SimpleNamespace(threads=1, log=[f"{name}.log"], output=["made"], resour
     succeed(jobs("none", count=0, visible="5,6", program=script, PYTHONPATH=path))
     assert (tmp_path / "none.log").read_text() == "visible: 5,6\n"
     greedy = jobs("greedy", count=3, visible="5,6", program=script, PYTHONPATH=path)
-    assert greedy.wait(60) == 1
+    assert greedy.wait(300) == 1
     assert (tmp_path / "greedy.log").read_text().startswith("error: device: cuda needs 3 GPU for one job, this machine shows 2;")
 
 
@@ -234,7 +234,7 @@ with job(SimpleNamespace(threads=1, log=["it.log"], output=["made"], resources={
     except OSError as error:
         raise WeightsError(f"model: cannot be opened ({error}); copy or make it again") from None
 """
-    assert jobs("it", program=script, PYTHONPATH=f"{ROOT}:{ROOT / 'workflow_scripts'}").wait(60) == 1
+    assert jobs("it", program=script, PYTHONPATH=f"{ROOT}:{ROOT / 'workflow_scripts'}").wait(300) == 1
     said = (tmp_path / "it.log").read_text()
     assert said == "error: it.log: could not be written whole ([Errno 28] No space left on device); free some space on its disk\n"
 

@@ -103,7 +103,7 @@ class Answer(BaseHTTPRequestHandler):
             body, cut = b"0\r\n\r\n", 5
         if server.pace and body:
             self.wfile.write(body[: len(body) // 2])
-            server.pace.wait(60)
+            server.pace.wait(300)
             body, cut = body[len(body) // 2 :], cut - len(body) // 2
         self.wfile.write(body[:cut])
 
@@ -326,7 +326,7 @@ def test_a_download_that_is_killed_is_continued(server, tmp_path):
     server.pace = threading.Event()
     program = "import sys; from crfm_core.data.transfers import fetch; fetch(sys.argv[1], sys.argv[2])"
     killed = subprocess.Popen([sys.executable, "-c", program, f"{server.url}/file", str(tmp_path / "file")], cwd=ROOT)
-    part, deadline = tmp_path / "file.part", time.monotonic() + 60
+    part, deadline = tmp_path / "file.part", time.monotonic() + 300
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
@@ -346,7 +346,7 @@ def in_small_disk(folder: Path, options: str, program: str, *arguments: str) -> 
         pytest.skip("this user may not mount a file system")
     program = f"import sys\nfrom crfm_core import CrfmError\n{program}"
     command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", program, str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -318,7 +318,7 @@ def truncated(place: Place, case: Case) -> str:
             moment *= 0.6  # it had ended
             continue
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
         if (newest := newest_of(place, since)) is None:
             continue
         if not any((place.folder / ".snakemake" / "incomplete").iterdir()):

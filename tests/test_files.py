@@ -69,7 +69,7 @@ def test_a_new_folder_replaces_the_old_one(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path):
-    first = start("atomic_path", tmp_path / "a.txt", then="time.sleep(60)")
+    first = start("atomic_path", tmp_path / "a.txt", then="time.sleep(600)")
     assert first.stdout.readline() == "held\n"
     (holder,) = tmp_path.iterdir()
     (holder / "a.txt").write_text("half")
@@ -172,7 +172,7 @@ with {manager}({arguments}) as aside:
 """
 
 
-def start(manager: str, *arguments: object, then: str = "time.sleep(60)") -> subprocess.Popen:
+def start(manager: str, *arguments: object, then: str = "time.sleep(600)") -> subprocess.Popen:
     program = HOLD.format(manager=manager, arguments=", ".join(repr(str(a)) for a in arguments), then=then)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, env=environment)
@@ -186,7 +186,7 @@ def test_a_second_process_waits_and_goes_on_when_the_first_is_killed(tmp_path):
     time.sleep(0.3)
     assert second.poll() is None
     first.send_signal(signal.SIGKILL)
-    assert second.stdout.readline() == "held\n" and second.wait(10) == 0
+    assert second.stdout.readline() == "held\n" and second.wait(60) == 0
     first.communicate()
 
 

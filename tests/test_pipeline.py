@@ -130,7 +130,7 @@ images = pipeline(masks, **text, num_inference_steps=5, generator=seeds, output_
 numpy.save(f"{folder}/images.npy", images.numpy())
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=tmp_path, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=tmp_path, env=environment, timeout=300)
     assert np.allclose(np.load(tmp_path / "images.npy"), draw(pipeline).images.numpy(), rtol=0, atol=1e-5)
 
 

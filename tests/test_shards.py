@@ -483,7 +483,7 @@ def test_writing_that_fails_stops_the_sampling_of_the_next_batch_at_its_next_ste
     def sampling(self, *arguments, callback_on_step_end, **named):
         def waiting(pipeline, step, *state):
             if ends:
-                assert failed.wait(20)
+                assert failed.wait(300)
                 threading.Event().wait(0.1)  # until the thread has put the fault down
                 assert step == 0, "a step too many"
             return callback_on_step_end(pipeline, step, *state)

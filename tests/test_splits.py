@@ -80,9 +80,9 @@ def test_scenes_that_overlap_share_their_blocks():
 def test_blocks_of_scenes_far_apart_are_dealt_out_at_once():
     place = Affine(0.3, 0, 4e5, 0, -0.3, 5e6)
     grids = {f"s{i}": Grid(4096, 4096, UTM, place @ Affine.translation(i * 100_000, i * 100_000)) for i in range(10)}
-    begun = time.monotonic()
+    begun = time.process_time()
     regions = block_regions(grids, BlockSplit(by="blocks", block=512, buffer=64, shares={"train": 0.5, "test": 0.5}), "train")
-    assert time.monotonic() - begun < 3 and sum(len(found) for found in regions.values()) > 100
+    assert time.process_time() - begun < 3 and sum(len(found) for found in regions.values()) > 100
 
 
 def test_scenes_without_a_place_have_blocks_of_their_own():

@@ -51,7 +51,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 def kill(process: subprocess.Popen) -> None:
     """kill -9 for the workflow and all its jobs, as when a machine goes down."""
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
+    process.wait(60)
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 240) -> None:
