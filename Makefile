@@ -18,8 +18,8 @@ venv: .venv/ready
 run: venv   ## the whole workflow at the embedded default; continues where an interrupted run stopped
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES)
 
-test: venv  ## the fast tests
-	$(BIN)/pytest -m "not slow" -n 2
+test: venv  ## the fast tests, in two processes of one thread each: on few cores, more threads wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
 
 test-all: venv  ## all tests, with whole runs of the workflow
 	$(BIN)/pytest
