@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile import Program, would_run
 
 from crfm_core import WeightsError
 from crfm_core.metrics.generation import cmmd, diversity, frechet_distance, kernel_distance, nearest
@@ -193,22 +194,12 @@ def test_what_stands_in_for_torchvision_is_gone_after_the_import():
         assert not is_torchvision_available()
 
 
-class Payload:
-    """What a hostile file of weights may hold: unpickled, it makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def hostile(folder: Path, weights: Path):
-    torch.save({"fc.bias": Payload(folder / "touched")}, folder / "w.pth")
+    torch.save({"fc.bias": Program(Path.touch, folder / "touched")}, folder / "w.pth")
 
 
 def hostile_beside_the_weights(folder: Path, weights: Path):
-    torch.save({**torch.load(weights, weights_only=True), "more": Payload(folder / "touched")}, folder / "w.pth")
+    torch.save({**torch.load(weights, weights_only=True), "more": Program(Path.touch, folder / "touched")}, folder / "w.pth")
 
 
 def of_another_network(folder: Path, weights: Path):
@@ -257,8 +248,7 @@ def test_a_file_that_holds_no_weights_of_inception_is_refused_and_not_run(tmp_pa
 
 def test_the_hostile_file_of_these_tests_would_do_harm_if_it_were_run(tmp_path, weights):
     hostile(tmp_path, weights)
-    torch.load(tmp_path / "w.pth", weights_only=False)  # this test's own file, which makes an empty file beside it
-    assert (tmp_path / "touched").exists()
+    assert would_run(tmp_path / "w.pth", tmp_path / "touched")
 
 
 def test_what_is_missing_for_inception_is_said(tmp_path, weights, monkeypatch):
