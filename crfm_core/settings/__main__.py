@@ -1,0 +1,5 @@
+"""Print the JSON schema: ``python -m crfm_core.settings > configs/schema.json``."""
+
+from crfm_core.settings import json_schema
+
+print(json_schema(), end="")

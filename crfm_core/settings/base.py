@@ -1,0 +1,55 @@
+"""What every section of the configuration is made of: the section itself and the types of its fields."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="a name used in file paths")]
+Positive = Annotated[int, Field(gt=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+def _plain(path: str) -> str:
+    """Refuse a path with what the engine takes for a wildcard, or the shell that starts its jobs could take for a command."""
+    if found := re.search(r"""^-|[{}"'`$;&|<>\\\n\t]""", path):
+        raise ValueError(f"a path may not {'begin with' if found[0] == '-' else 'hold'} {found[0]!r}; rename the file or folder")
+    return path
+
+
+Location = Annotated[str, AfterValidator(_plain)]
+#: What stands in cells of CSV files: none that a spreadsheet takes for a formula.
+Words = Annotated[str, Field(pattern=r"^[^=+@-]")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused and values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Keys that change nothing about what is made, but for rounding: how fast it is, in how much memory, how often it is saved.
+    MEANS: ClassVar[frozenset[str]] = frozenset()
+
+    def without_effect(self) -> frozenset[str]:
+        """Those of :attr:`MEANS` that hold for these values."""
+        return self.MEANS
+
+    def essence(self) -> dict[str, Any]:
+        """What depends on this section depends on these keys of it, as plain values."""
+        return self.model_dump(mode="json", exclude=set(self.without_effect()))
+
+    def means(self) -> dict[str, Any]:
+        """The other keys, as plain values."""
+        return self.model_dump(mode="json", include=set(self.without_effect()))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, data: Any) -> Any:
+        """No text holds control characters, with which it could write anything to a terminal, but line ends and tabs."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text):
+                    raise ValueError(f"{key}: holds control characters, in {text!r}; write it without")
+        return data

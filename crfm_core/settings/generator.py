@@ -1,0 +1,137 @@
+"""The generator: its base model, how a mask steers it and how that is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from crfm_core.settings.base import Location, Positive, Section
+
+
+class EmbeddedVAE(Section):
+    """The small autoencoder trained on the tiles."""
+
+    channels: list[Positive] = Field([24, 48], description="channels per level; n levels shrink the image by 2^(n-1)")
+    latent_channels: Positive = 4
+    steps: Positive = Field(800, description="training steps")
+    batch_size: Positive = 8
+    learning_rate: float = Field(6e-3, gt=0)
+
+
+class EmbeddedTransformer(Section):
+    """The small SD3 transformer (dual attention, qk-norm)."""
+
+    layers: Positive = 3
+    heads: Positive = 3
+    head_dim: Positive = 32
+    patch_size: Positive = Field(4, description="side of a token in latents")
+    text_dim: Positive = Field(32, description="width of the tiny text encoders")
+
+
+class EmbeddedBase(Section):
+    """A tiny base model of the same classes as SD3.5, built on the dataset's own tiles."""
+
+    kind: Literal["embedded"]
+    seed: int = 0
+    vae: EmbeddedVAE = EmbeddedVAE()
+    transformer: EmbeddedTransformer = EmbeddedTransformer()
+
+
+class FolderBase(Section):
+    """SD3.5 as a diffusers pipeline folder."""
+
+    kind: Literal["folder"]
+    path: Location = Field(description="the folder that holds model_index.json")
+
+
+class HubBase(Section):
+    """SD3.5 from the model hub, downloaded once into a diffusers pipeline folder; HF_TOKEN gives access to gated models."""
+
+    kind: Literal["hub"]
+    repo: str = Field("stabilityai/stable-diffusion-3.5-medium", pattern=r"^[\w.-]+/[\w.-]+$", description="OWNER/NAME on the hub")
+    revision: str = Field(
+        "b940f670f0eda2d07fbb75229e779da1ad11eb80", pattern=r"^[0-9a-f]{40}$", description="commit, so that every run gets the same files"
+    )
+    path: Location = Field("models/stable-diffusion-3.5-medium", description="folder to download to")
+
+
+class LoRA(Section):
+    """Low-rank updates of linear layers instead of training them whole; the saved generator has them added in."""
+
+    rank: Positive = 64
+    alpha: float = Field(64, gt=0, description="the update is scaled by alpha / rank")
+    branches: list[Literal["image", "mask"]] = Field(["image"], min_length=1, description="trained branches that get low-rank updates")
+
+
+class Control(Section):
+    """How the mask steers the generator, and how that is trained."""
+
+    MEANS = frozenset({"parallel", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints"})
+
+    scheme: Literal["triattention", "siamese", "adapter", "controlnet"] = "triattention"
+    mask_init: Literal["random", "copy"] | None = Field(
+        None, description="mask weights at the start: random, or those of the image branch; null: copy for controlnet, else random"
+    )
+    mask_mlp_modulation: Literal["own", "image"] = Field(
+        "own", description="own (paper) or the image branch's vectors (released code); triattention and siamese"
+    )
+    controlnet_layers: Positive | None = Field(
+        None, description="blocks of the control network; null, and at most: half of the base model's"
+    )
+    mask_code: Literal["grey", "grey_compat"] = Field("grey", description="grey_compat: as the released code, ignored pixels wrap around")
+    trainable: list[Literal["image", "mask", "text"]] | None = Field(
+        None, min_length=1, description="branches that train; null: image and mask, for adapter and controlnet the mask alone"
+    )
+    lora: LoRA | None = None
+    start_from: Location | None = Field(
+        None, description="weights to start from: a generator folder of the same scheme, or a file with the released code's names"
+    )
+    steps: int = Field(ge=0, description="optimiser updates; 0: the weights of start_from as they are")
+    batch_size: Positive = Field(description="samples per process and micro-step")
+    accumulate: Positive = Field(1, description="micro-steps per update")
+    processes: Positive = Field(1, description="training processes, each with a GPU of its own (with device: cpu, over gloo)")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: ddp (weights in each) | fsdp (weights and state shared out)"
+    )
+    optimiser: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit: state in 8 bits (needs bitsandbytes)")
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; null: none")
+    density: Literal["uniform", "logit_normal"] = Field("uniform", description="density of training noise levels before the shift")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a joint horizontal flip")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of samples trained with an empty prompt; guidance_scale needs it")
+    precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass; the weights that train stay float32")
+    gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile of the transformer's blocks")
+    checkpoint_every: Positive = Field(500, description="updates between checkpoints to resume from")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept while training")
+    seed: int = 0
+
+    @property
+    def initialisation(self) -> str:
+        """How the mask weights start, "random" or "copy"."""
+        return self.mask_init or ("copy" if self.scheme == "controlnet" else "random")
+
+    @property
+    def trained(self) -> list[str]:
+        """The branches that train."""
+        return list(self.trainable or (["mask"] if self.scheme in ("adapter", "controlnet") else ["image", "mask"]))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Control:
+        idle = [branch for branch in (self.lora.branches if self.lora else []) if branch not in self.trained]
+        if idle:
+            raise ValueError(f"lora.branches: {idle[0]!r} is not trained at all; allowed: {', '.join(self.trained)}")
+        if self.lora and "mask" in self.lora.branches and self.initialisation == "random":
+            raise ValueError("lora.branches: a random mask branch cannot be learned by low-rank updates; set mask_init: copy")
+        if self.parallel == "fsdp" and self.optimiser == "adamw_8bit":
+            raise ValueError("optimiser: adamw_8bit does not work with parallel: fsdp; set one of them back")
+        if not self.steps and not self.start_from:
+            raise ValueError("steps: 0 trains nothing; set start_from to weights that are trained already, or more steps")
+        if self.controlnet_layers and self.scheme != "controlnet":
+            raise ValueError(f"controlnet_layers: the scheme {self.scheme} has no control network; leave it out")
+        return self

@@ -1,0 +1,178 @@
+"""How images are drawn from the generator and corrected on the way, and the comparison of such corrections."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from crfm_core.settings.base import Location, Name, Positive, Section
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RectifySettings:
+    """How the critic corrects the velocity while sampling (TODSynth, arXiv 2512.16740, control-rectify flow matching).
+
+    The defaults are this project's: steps relative to the velocity's own length, so that they act at any resolution and
+    critic. :meth:`paper` and :meth:`released` give the two published forms.
+    """
+
+    steps: Annotated[int, Field(ge=0, description="How many of the first sampling steps are corrected.")] = 4
+    step_size: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="Largest step size alpha against the gradient of the critic's loss.")
+    ] = 0.3
+    schedule: Annotated[
+        Literal["constant", "linear_increase", "linear_decrease"],
+        Field(description="Step size over the sampling steps: always step_size, growing to it, or falling from it."),
+    ] = "constant"
+    inner_steps: Annotated[int, Field(ge=1, description="Corrections per corrected step; each decodes and judges anew.")] = 1
+    pixels: Annotated[
+        Literal["valid", "wrong"],
+        Field(description="Pixels in the loss: all that are not ignored, or only those of them the critic gets wrong."),
+    ] = "valid"
+    reduction: Annotated[
+        Literal["sum", "mean"],
+        Field(description="sum: a sample's gradient is its own; mean: it is divided by the batch size (as released)."),
+    ] = "sum"
+    normalise: Annotated[
+        Literal["none", "l2", "relative"],
+        Field(description="Gradient as it is, scaled to length 1, or scaled to the length of the velocity."),
+    ] = "relative"
+    shrink: Annotated[bool, Field(description="Also shrink the velocity by the factor 1 - alpha.")] = False
+    clamp: Annotated[bool, Field(description="Clip the corrected velocity to [-1, 1]; it changes far more than the gradient does.")] = False
+    ascend: Annotated[
+        bool, Field(description="Add the gradient instead of taking it away, as releases before 2026-02-04 did; for comparison only.")
+    ] = False
+    search: Annotated[
+        Literal["none", "backtracking"],
+        Field(description="backtracking: each sample's step is the first one tried that lowers its loss; the step size is the longest."),
+    ] = "none"
+    trials: Annotated[int, Field(ge=1, description="Backtracking: steps tried at most per corrected step.")] = 2
+    agreement: Annotated[
+        float, Field(gt=0, le=1, description="Backtracking: a sample is done once the critic agrees on this share of its labelled pixels.")
+    ] = 0.99
+    patience: Annotated[int, Field(ge=1, description="Backtracking: it is also done after so many steps running that lowered nothing.")] = 3
+    measure: Annotated[bool, Field(description="Also measure the loss after each correction, which takes a third of its time.")] = True
+
+    def __post_init__(self) -> None:
+        alone = not (self.shrink or self.clamp or self.ascend) and (self.normalise, self.pixels, self.inner_steps) == (
+            "relative",
+            "valid",
+            1,
+        )
+        if self.search == "backtracking" and not alone:
+            raise ValueError(
+                "search: backtracking needs normalise: relative, pixels: valid, one inner step, and no shrink, clamp or ascend"
+            )
+
+    @classmethod
+    def paper(cls, **changes: Any) -> RectifySettings:
+        """The formula of the paper: the raw gradient over all valid pixels, a constant step size, nothing clipped."""
+        return cls(**{"step_size": 0.1, "normalise": "none"} | changes)
+
+    @classmethod
+    def released(cls, **changes: Any) -> RectifySettings:
+        """What the authors' released code does (state of 2026-02-04)."""
+        own = {"step_size": 0.1, "schedule": "linear_decrease", "pixels": "wrong", "reduction": "mean", "normalise": "none", "clamp": True}
+        return cls(**own | changes)
+
+    @classmethod
+    def adaptive(cls, **changes: Any) -> RectifySettings:
+        """Each sample is corrected while it helps, by the step that a search finds; the step size bounds the change of the velocity."""
+        return cls(**{"search": "backtracking"} | changes)
+
+    def step_sizes(self, num_steps: int) -> list[float]:
+        """Step sizes of the corrected steps 0 ... ``steps`` - 1 of a sampling run of ``num_steps`` steps.
+
+        The linear schedules count all sampling steps. Raises ValueError when ``steps`` exceeds ``num_steps``.
+        """
+        if self.steps > num_steps:
+            raise ValueError(f"rectify.steps={self.steps} exceeds the number of sampling steps {num_steps}")
+        progress = [(step + 1) / num_steps for step in range(self.steps)]
+        if self.schedule == "constant":
+            return [self.step_size for _ in progress]
+        if self.schedule == "linear_increase":
+            return [self.step_size * done for done in progress]
+        return [self.step_size * (1 - done) for done in progress]
+
+
+Preset = Literal["paper", "released", "default", "adaptive"]
+
+#: The settings that a preset's name stands for.
+PRESETS = {
+    "paper": RectifySettings.paper,
+    "released": RectifySettings.released,
+    "default": RectifySettings,
+    "adaptive": RectifySettings.adaptive,
+}
+
+
+class Sampler(Section):
+    """A named way to draw images from the generator."""
+
+    MEANS = frozenset({"batch_size", "compile", "pad"})
+
+    num_steps: Positive = Field(23, description="Euler steps")
+    preset: Preset | None = Field(None, description="settings of the correction to start from; null: none")
+    rectify: dict[str, Any] = Field({}, description="fields of RectifySettings that differ from the preset")
+    batch_size: Positive = Field(8, description="images sampled together")
+    guidance_scale: float = Field(1.0, ge=1, description="classifier-free guidance; above 1 the generator needs caption_dropout")
+    pad: bool = Field(False, description="pad masks that the latent grid does not divide, and crop their images; false: refuse them")
+    compile: Literal["default", "reduce-overhead"] | None = Field(
+        None, description="torch.compile of the transformer's blocks; reduce-overhead: with CUDA graphs"
+    )
+    critic_decoder: Location | None = Field(
+        None, description="folder of a smaller diffusers decoder for the same latents, which the critic looks through; null: the VAE"
+    )
+
+    @property
+    def rectification(self) -> RectifySettings | None:
+        """The correction's settings, None when there is none."""
+        if self.preset is None:
+            return None
+        return PRESETS[self.preset](**self.rectify)
+
+    def without_effect(self) -> frozenset[str]:
+        """All of :attr:`MEANS`; without the batch size where the correction divides by it."""
+        correction = self.rectification
+        return self.MEANS - ({"batch_size"} if correction and correction.reduction == "mean" else set())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sampler:
+        if self.preset is None and self.rectify:
+            raise ValueError(f"rectify: needs a preset to start from; allowed: {', '.join(PRESETS)}")
+        if self.preset is None and self.critic_decoder:
+            raise ValueError("critic_decoder: nothing is corrected without a preset; leave it out")
+        known = [field.name for field in fields(RectifySettings)]
+        if unknown := [key for key in self.rectify if key not in known]:
+            raise ValueError(f"rectify.{unknown[0]}: unknown key; allowed: {', '.join(known)}")
+        try:
+            settings = self.rectification
+        except ValidationError as error:
+            fault = error.errors()[0]
+            if not fault["loc"]:
+                raise ValueError(f"rectify.{fault['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(f"rectify.{fault['loc'][0]}: {fault['msg']} (found {fault['input']!r})") from None
+        if settings and settings.steps > self.num_steps:
+            raise ValueError(f"rectify.steps: {settings.steps} corrected steps of {self.num_steps}; allowed: at most num_steps")
+        return self
+
+
+class Comparison(Section):
+    """Forms of the correction that the report compares by what they do to the samples, without training segmentors on them."""
+
+    control: Name = Field(description="generator that draws the samples")
+    presets: list[Preset] = Field(["released", "paper", "default", "adaptive"], min_length=1)
+    steps: list[Positive] = Field([2, 4, 6, 23], min_length=1, description="numbers of corrected steps; none is always compared")
+    num_steps: Positive = 23
+    masks: Positive = Field(32, description="masks of the test split, the first ones")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of the noise; all forms start from the same")
+    batch_size: Positive = 8
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Comparison:
+        if max(self.steps) > self.num_steps:
+            raise ValueError(f"steps: {max(self.steps)} corrected steps of {self.num_steps}; allowed: at most num_steps")
+        return self
