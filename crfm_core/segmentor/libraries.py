@@ -53,15 +53,20 @@ def lean_imports() -> contextlib.AbstractContextManager[None]:
     return stood_in(**dict.fromkeys(NOT_NEEDED))
 
 
-@functools.cache
-def load_mmseg() -> None:
-    """Import mmsegmentation and register its models, and those parts that :mod:`crfm_core.segmentor.parts` adds; once.
+def mmseg_imports() -> contextlib.AbstractContextManager[None]:
+    """For a block of imports from mmsegmentation.
 
     mmcv-lite has no compiled operators, yet mmsegmentation imports them. A stand-in is there while it does and gone
     afterwards, because mmengine looks the module up again when a Runner is built. With the full mmcv nothing is stood in.
     """
     missing = importlib.util.find_spec(OPERATORS) is None
-    with lean_imports(), stood_in(**({OPERATORS: _NoOperators(OPERATORS)} if missing else {})):
+    return stood_in(**dict.fromkeys(NOT_NEEDED), **({OPERATORS: _NoOperators(OPERATORS)} if missing else {}))
+
+
+@functools.cache
+def load_mmseg() -> None:
+    """Import mmsegmentation and register its models, and those parts that :mod:`crfm_core.segmentor.parts` adds; once."""
+    with mmseg_imports():
         import mmseg.models  # noqa: F401
 
     import crfm_core.segmentor.parts  # noqa: F401

@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
-from mmseg.models.losses import CrossEntropyLoss
-from mmseg.registry import MODELS
 from torch import Tensor, nn
+
+from crfm_core.segmentor.libraries import mmseg_imports
+
+with mmseg_imports():
+    from mmseg.models.losses import CrossEntropyLoss
+    from mmseg.registry import MODELS
 
 #: Blocks and channels of the four stages (Liu et al., CVPR 2022).
 SIZES = {
