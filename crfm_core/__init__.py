@@ -20,8 +20,8 @@ ROOMS = (
     "sampling",
     "generator",
     "curation",
+    "planning",
     "reporting",
-    "preflight",
 )
 
 

@@ -103,7 +103,7 @@ def gpu_rules():
 @cache
 def faults_for_a_dry_run():
     """What is wrong with the files that the configuration names; a real run has them on its list of `onstart`."""
-    from crfm_core.preflight.given import faults_of_given
+    from crfm_core.planning.preflight.given import faults_of_given
 
     return faults_of_given(settings) if workflow.dryrun else []
 
@@ -466,12 +466,12 @@ def software():
 
 
 onstart:
-    from crfm_core.reporting.workload import Job
+    from crfm_core.planning.workload import Job
 
     jobs = [Job(job.rule.name, dict(job.wildcards.items())) for job in workflow.dag.needrun_jobs() if job.rule.name not in SPEAK_ALONE]
     if jobs:
-        from crfm_core.preflight import Work, look_ahead
-        from crfm_core.reporting.plan import read_rates
+        from crfm_core.planning.preflight import Work, look_ahead
+        from crfm_core.planning.plan import read_rates
 
         found = look_ahead(
             Work(

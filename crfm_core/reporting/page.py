@@ -14,9 +14,10 @@ from jinja2 import Environment
 import crfm_core
 from crfm_core import DataError
 from crfm_core.files import atomic_path, write_text
+from crfm_core.planning.durations import duration, hours
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.colours import Colours
-from crfm_core.reporting.costs import duration, hours, of_cost, read_stages
+from crfm_core.reporting.costs import of_cost, read_stages
 from crfm_core.reporting.findings import caveats, number
 from crfm_core.reporting.material import ONE_EACH, SEVERAL, Material, read_material
 from crfm_core.reporting.published import parts_beside, read_published

@@ -17,9 +17,9 @@ from results_tree import draw_tile
 
 from crfm_core import ConfigError
 from crfm_core.manifest import write_manifest
-from crfm_core.reporting.listing import list_outputs
-from crfm_core.reporting.plan import make_plan, read_jobs, read_rates
-from crfm_core.reporting.workload import Job, Workload
+from crfm_core.planning.listing import list_outputs
+from crfm_core.planning.plan import make_plan, read_jobs, read_rates
+from crfm_core.planning.workload import Job, Workload
 from crfm_core.settings import Settings, load_datasets, load_settings
 
 RATES = read_rates(ROOT / "configs" / "rates.yaml")

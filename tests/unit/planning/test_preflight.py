@@ -20,10 +20,10 @@ from paths import CONFIGS, ROOT
 from PIL import Image
 from safetensors.numpy import save_file
 
-from crfm_core.preflight import Findings, Work, look_ahead
-from crfm_core.preflight.memory import training_size
-from crfm_core.reporting.plan import read_rates
-from crfm_core.reporting.workload import Job
+from crfm_core.planning.plan import read_rates
+from crfm_core.planning.preflight import Findings, Work, look_ahead
+from crfm_core.planning.preflight.memory import training_size
+from crfm_core.planning.workload import Job
 from crfm_core.settings import Control, load_datasets, load_settings
 
 RATES = read_rates(ROOT / "configs" / "rates.yaml")

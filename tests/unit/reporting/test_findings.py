@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from results_tree import DEFAULT, agreement, configuration, form, write_comparison
 
+from crfm_core.planning.durations import hours
 from crfm_core.reporting.comparison import best_form, read_comparison
-from crfm_core.reporting.costs import hours, of_cost, read_stages
+from crfm_core.reporting.costs import of_cost, read_stages
 from crfm_core.reporting.findings import against_baseline, caveats, of_classes, of_rectification, rectified_pairs, without_baseline
 from crfm_core.reporting.measurements import SamplesAgreement
 from crfm_core.reporting.tables import paired_difference

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from crfm_core.preflight.findings import Findings, Work
+from crfm_core.planning.preflight.findings import Findings, Work
 from crfm_core.settings import EmbeddedBase, HubBase, ReleasedSource
 
 #: Where compilers of torch.compile's kernels are looked for, by device: the variable that names one, and the usual ones.

@@ -7,7 +7,7 @@ from pathlib import Path
 from crfm_core import CrfmError
 from crfm_core.checkpoints import base_folder, check_base_model
 from crfm_core.hub import is_fetched, require_token
-from crfm_core.preflight.findings import Fetch, Findings, Work
+from crfm_core.planning.preflight.findings import Fetch, Findings, Work
 from crfm_core.settings import Download, EmbeddedBase, EmbeddedSource, FolderBase, FusuSource, HubBase, Model, Settings
 
 #: Rules whose jobs ask the critic, or the judge.

@@ -5,8 +5,8 @@ Nothing is made, fetched or read beyond names, sizes and headers, and torch is n
 
 from __future__ import annotations
 
-from crfm_core.preflight import clashes, given, machine
-from crfm_core.preflight.findings import Findings, Work
+from crfm_core.planning.preflight import clashes, given, machine
+from crfm_core.planning.preflight.findings import Findings, Work
 
 #: In the order of the list. What given files lack comes first; disk and folders count what is still to be fetched.
 CHECKS = (

@@ -18,9 +18,9 @@ from crfm_core.devices import gpu_memory, require_gpus, require_leases, visible_
 from crfm_core.files import nearest, require_disk, require_writable
 from crfm_core.generator.advice import memory_advice
 from crfm_core.hub import is_fetched
-from crfm_core.preflight.findings import Findings, Work
-from crfm_core.preflight.memory import training_size
-from crfm_core.reporting.workload import Unknown, Workload
+from crfm_core.planning.preflight.findings import Findings, Work
+from crfm_core.planning.preflight.memory import training_size
+from crfm_core.planning.workload import Unknown, Workload
 from crfm_core.settings import EmbeddedBase, HubBase
 
 GIB = 2**30

@@ -11,7 +11,7 @@ from crfm_core import ConfigError
 
 
 def list_outputs(command: Sequence[str], marks: Path) -> str:
-    """What a command prints that lists the workflow's files, see :func:`crfm_core.reporting.plan.read_jobs`.
+    """What a command prints that lists the workflow's files, see :func:`crfm_core.planning.plan.read_jobs`.
 
     Files that jobs were at work on when they were stopped count as finished there, though the next run makes them again: where the folder
     ``marks`` names any (in URL-safe base64, long names in folders that begin with @), the command is asked again with ``--forcerun``.

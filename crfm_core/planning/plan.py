@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 
 from crfm_core import ConfigError
 from crfm_core.files import nearest
-from crfm_core.reporting.costs import duration
-from crfm_core.reporting.workload import Job, Load, Unknown, Workload
+from crfm_core.planning.durations import duration
+from crfm_core.planning.workload import Job, Load, Unknown, Workload
 from crfm_core.settings import Dataset, Section, Settings
 
 #: What an estimate rests on, the best first.
