@@ -115,7 +115,7 @@ def _make_shards(snakemake: Any, made: Path) -> None:
     out, captions = Path(snakemake.output.manifest), snakemake.input.captions
     table = read_manifest(captions).drop(columns="image_digest")
     table["label"] = [relocate(path, captions, out) for path in table.label]
-    batch_size = {**params.sampler, **params.means}["batch_size"]
+    batch_size = {**params.sampler, **params.performance}["batch_size"]
     everything, keys = np.arange(params.copies * len(table)), ("sigma", "step_size", "loss_before", "loss_after", "agreement")
     for shard in range(shards):
         number = everything[everything // batch_size % shards == shard]

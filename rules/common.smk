@@ -121,11 +121,11 @@ def given(path):
 
 def dump(section):
     """What of a section of the configuration results depend on, as plain values for `params:`."""
-    return section.essence()
+    return section.result_keys()
 
 
 def aside(value):
-    """A parameter that changes nothing about a result, as `means()` of a section: another value of it reruns nothing.
+    """A parameter that changes nothing about a result, as `performance_keys()` of a section: another value of it reruns nothing.
 
     The engine does not compare parameters that are functions of `threads`.
     """

@@ -124,7 +124,7 @@ rule train_generator:
     params:
         classes=classes_of,
         control=lambda wildcards: dump(control_of(wildcards)),
-        means=aside(lambda wildcards: control_of(wildcards).means()),
+        performance=aside(lambda wildcards: control_of(wildcards).performance_keys()),
         device=aside(settings.device),
         sharing=aside(lambda wildcards: str(HERE / "configs" / "accelerate" / f"{control_of(wildcards).parallel}.yaml")),
     message:
@@ -157,7 +157,7 @@ rule sample_validation:
         classes=classes_of,
         palette=palette_of,
         control=lambda wildcards: dump(control_of(wildcards)),
-        means=aside(lambda wildcards: control_of(wildcards).means()),
+        performance=aside(lambda wildcards: control_of(wildcards).performance_keys()),
         device=aside(settings.device),
     message:
         "Sampling held-out masks with {wildcards.control}, {wildcards.checkpoint}"

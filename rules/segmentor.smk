@@ -53,7 +53,7 @@ rule train_segmentor:
         classes=classes_of,
         palette=aside(palette_of),
         segmentor=lambda wildcards: dump(segmentor_of(wildcards)),
-        means=aside(lambda wildcards: segmentor_of(wildcards).means()),
+        performance=aside(lambda wildcards: segmentor_of(wildcards).performance_keys()),
         network=lambda wildcards: NETWORKS.get(wildcards.segmentor, ""),
         iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
         device=aside(settings.device),
@@ -81,7 +81,7 @@ rule evaluate_segmentor:
         runtime=more(120),
     params:
         evaluation=dump(settings.evaluation),
-        means=aside(settings.evaluation.means()),
+        performance=aside(settings.evaluation.performance_keys()),
         device=aside(settings.device),
     message:
         "Scoring {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
@@ -109,7 +109,7 @@ rule predict_tiles:
     params:
         classes=classes_of,
         evaluation=dump(settings.evaluation),
-        means=aside(settings.evaluation.means()),
+        performance=aside(settings.evaluation.performance_keys()),
         device=aside(settings.device),
     message:
         "Predicting the {wildcards.split} tiles with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
@@ -137,7 +137,7 @@ rule predict_scene:
     params:
         **dataset_but("select", "split", "test", "val"),
         evaluation=dump(settings.evaluation),
-        means=aside(settings.evaluation.means()),
+        performance=aside(settings.evaluation.performance_keys()),
         device=aside(settings.device),
     message:
         "Predicting the scene {wildcards.scene} with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
@@ -169,7 +169,7 @@ if LOVEDA:
         params:
             **dataset_but("select", "split", "test", "val"),
             evaluation=dump(settings.evaluation),
-            means=aside(settings.evaluation.means()),
+            performance=aside(settings.evaluation.performance_keys()),
             device=aside(settings.device),
         message:
             "Predicting the test images of {wildcards.dataset} for its server with {wildcards.segmentor} trained on {wildcards.recipe}"

@@ -23,7 +23,7 @@ rule synthesise_shard:
         runtime=more(1440),
     params:
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
-        means=aside(lambda wildcards: settings.samplers[wildcards.sampler].means()),
+        performance=aside(lambda wildcards: settings.samplers[wildcards.sampler].performance_keys()),
         classes=classes_of,
         copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
         seed=settings.seed,
@@ -84,7 +84,7 @@ rule measure_generation:
         runtime=more(1440),
     params:
         generation=dump(settings.generation),
-        means=aside(settings.generation.means()),
+        performance=aside(settings.generation.performance_keys()),
         judge=dump(settings.judge),
         classes=classes_of,
         device=aside(settings.device),
@@ -117,7 +117,7 @@ rule synthesise_scene:
         **dataset_but("licence", "palette", "select", "split", "test", "val"),
         captions=dump(settings.captions),
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
-        means=aside(lambda wildcards: settings.samplers[wildcards.sampler].means()),
+        performance=aside(lambda wildcards: settings.samplers[wildcards.sampler].performance_keys()),
         seed=settings.seed,
         device=aside(settings.device),
     message:

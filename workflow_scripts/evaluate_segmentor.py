@@ -17,6 +17,6 @@ with job(snakemake):
         tiles,
         root=tiles.parents[1],
         device=resolve(snakemake.params.device),
-        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
+        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.performance),
     )
     write_json(snakemake.output.scores, scores)

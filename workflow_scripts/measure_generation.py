@@ -13,7 +13,7 @@ with job(snakemake):
 
     use_threads(snakemake.threads)
     given, device = snakemake.input, resolve(snakemake.params.device)
-    settings = Generation(**snakemake.params.generation, **snakemake.params.means)
+    settings = Generation(**snakemake.params.generation, **snakemake.params.performance)
     result = measure_generation(
         synthetic=Path(given.synthetic),
         real=Path(given.real),

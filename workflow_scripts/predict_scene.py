@@ -16,6 +16,6 @@ with job(snakemake):
         snakemake.wildcards.scene,
         Dataset(**snakemake.params.dataset, **snakemake.params.others),
         out=Path(snakemake.output.raster),
-        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
+        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.performance),
         device=resolve(snakemake.params.device),
     )

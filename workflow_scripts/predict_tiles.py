@@ -16,7 +16,7 @@ with job(snakemake):
         tiles,
         root=tiles.parents[1],
         out=Path(snakemake.output.manifest),
-        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
+        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.performance),
         device=resolve(snakemake.params.device),
         classes=snakemake.params.classes,
     )

@@ -14,7 +14,7 @@ with job(snakemake):
     use_threads(snakemake.threads)
     weights, captions = Path(snakemake.input.weights), Path(snakemake.input.captions)
     if weights.suffix == ".pt":
-        control = Control(**snakemake.params.control, **snakemake.params.means)
+        control = Control(**snakemake.params.control, **snakemake.params.performance)
         pipeline = open_checkpoint(weights, base_folder(snakemake.input.base), control, len(snakemake.params.classes))
     else:
         pipeline = open_generator(weights)

@@ -27,7 +27,7 @@ with job(snakemake):
         classes=dataset.classes,
         captions=Captions(**snakemake.params.captions),
         sampler_name=snakemake.wildcards.sampler,
-        sampler=Sampler(**snakemake.params.sampler, **snakemake.params.means),
+        sampler=Sampler(**snakemake.params.sampler, **snakemake.params.performance),
         size=dataset.tile.size,
         seed=snakemake.params.seed,
         out=Path(snakemake.output.image),

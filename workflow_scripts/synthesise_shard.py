@@ -17,7 +17,7 @@ with job(snakemake):
         critic=Path(snakemake.input.critic) if snakemake.input.critic else None,
         classes=snakemake.params.classes,
         sampler_name=snakemake.wildcards.sampler,
-        sampler=Sampler(**snakemake.params.sampler, **snakemake.params.means),
+        sampler=Sampler(**snakemake.params.sampler, **snakemake.params.performance),
         copies=snakemake.params.copies,
         shard=int(snakemake.wildcards.shard),
         shards=int(snakemake.wildcards.shards),

@@ -12,7 +12,7 @@ with job(snakemake):
     from crfm_core.settings import Control
 
     use_threads(snakemake.threads)
-    control = Control(**snakemake.params.control, **snakemake.params.means)
+    control = Control(**snakemake.params.control, **snakemake.params.performance)
     training = TrainingJob(
         base=base_folder(snakemake.input.base),
         latents=snakemake.input.latents,

@@ -11,7 +11,7 @@ with job(snakemake):
     from crfm_core.settings import Segmentor
 
     use_threads(snakemake.threads)
-    segmentor = Segmentor(**snakemake.params.segmentor, **snakemake.params.means)
+    segmentor = Segmentor(**snakemake.params.segmentor, **snakemake.params.performance)
     out, pretrained = Path(snakemake.output.checkpoint), snakemake.input.pretrained
     if pretrained and not isinstance(segmentor.pretrained, str):
         pretrained = read_json(pretrained)["file"]

@@ -18,6 +18,6 @@ with job(snakemake):
         Dataset(**snakemake.params.dataset, **snakemake.params.others),
         out=archive,
         work=archive.with_name(f".{archive.stem}.unfinished"),
-        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.means),
+        evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.performance),
         device=resolve(snakemake.params.device),
     )

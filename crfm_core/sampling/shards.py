@@ -102,7 +102,7 @@ def synthesise_shard(
 
     A sample's noise comes from hash(dataset, tile, sampler, copy, seed). Images that a stopped try left are kept if they were made by
     the same generator, critic and settings (their tags say so) and read without fault; a batch that lacks any is sampled again, and
-    what it lacks is written. Settings that change nothing but an image's rounding (``sampler.means()``) do not count; the batch
+    what it lacks is written. Settings that change nothing but an image's rounding (``sampler.performance_keys()``) do not count; the batch
     size does where the correction divides by it (``rectify.reduction: mean``). Images of georeferenced masks are GeoTIFFs in the
     same place.
 
@@ -172,7 +172,7 @@ def synthesise_shard(
 def _settings_of(sampler: Sampler, critic: Path | None) -> dict:
     """What of a sampler its images depend on, with the files it names by their contents."""
     correction = sampler.rectification
-    settings = {key: value for key, value in sampler.essence().items() if key not in ("preset", "rectify", "critic_decoder")}
+    settings = {key: value for key, value in sampler.result_keys().items() if key not in ("preset", "rectify", "critic_decoder")}
     if correction:
         settings["rectify"] = asdict(correction)
         settings["guided_by"] = [sha256_of(path) for path in (critic, sampler.critic_decoder) if path]

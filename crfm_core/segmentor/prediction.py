@@ -67,7 +67,7 @@ def predict_tiles(
     evaluation, out = evaluation or Evaluation(), Path(out)
     table, folder = read_manifest(manifest), Path(out).with_suffix("")
     images, weights = paths_of(manifest, table, "image", root), sha256_of(checkpoint)
-    how = evaluation.essence()
+    how = evaluation.result_keys()
     made_by = [hash_of(weights, how, digest) for digest in table.digest]
     require_disk(folder, int((table.width * table.height).sum()))
     with exclusive(folder):

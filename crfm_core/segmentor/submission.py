@@ -55,7 +55,7 @@ def zip_predictions(
         raise ConfigError(f"tile.scale.over: {dataset.name} scales by its training scenes; set it to scene for images that are not listed")
     print(f"{len(images)} images; the official test split has {IMAGES}", flush=True)
     require_disk(Path(work).parent, 2 * sum(path.stat().st_size for path in images))
-    how = evaluation.essence()
+    how = evaluation.result_keys()
     content = [[path.name, path.stat().st_size] for path in images]
     with work_folder(work, hash_of(sha256_of(checkpoint), how, dataset.tile.model_dump(mode="json"), ids.tolist(), content)) as folder:
         missing = [path for path in images if not _finished(folder / path.name)]

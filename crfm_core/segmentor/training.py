@@ -79,7 +79,7 @@ def train_segmentor(
         described = _described(segmentor, len(classes), weights)
         content = table[["tile_id", "digest", "weight"]].to_dict("list"), [] if looked_at is None else looked_at.digest.tolist()
         inputs = text_of_model(described), start and sha256_of(start), content
-        identity = hash_of(segmentor.essence(), classes, iterations, seed, device, inputs)
+        identity = hash_of(segmentor.result_keys(), classes, iterations, seed, device, inputs)
         with _held(place, work, identity) as folder, _near(place, scratch) as near:
             resume = place.told(newest_checkpoint(folder) if place.first else None)
             validation = None

@@ -29,20 +29,20 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    #: Keys that change nothing about what is made, but for rounding: how fast it is, in how much memory, how often it is saved.
-    MEANS: ClassVar[frozenset[str]] = frozenset()
+    #: Keys that do not change what is made, except by rounding: speed, memory, how often it is saved.
+    PERFORMANCE_KEYS: ClassVar[frozenset[str]] = frozenset()
 
-    def without_effect(self) -> frozenset[str]:
-        """Those of :attr:`MEANS` that hold for these values."""
-        return self.MEANS
+    def _performance_key_names(self) -> frozenset[str]:
+        """Those of :attr:`PERFORMANCE_KEYS` that do not change what is made with these values."""
+        return self.PERFORMANCE_KEYS
 
-    def essence(self) -> dict[str, Any]:
-        """What depends on this section depends on these keys of it, as plain values."""
-        return self.model_dump(mode="json", exclude=set(self.without_effect()))
+    def result_keys(self) -> dict[str, Any]:
+        """The keys that results depend on, with their values as plain data."""
+        return self.model_dump(mode="json", exclude=set(self._performance_key_names()))
 
-    def means(self) -> dict[str, Any]:
-        """The other keys, as plain values."""
-        return self.model_dump(mode="json", include=set(self.without_effect()))
+    def performance_keys(self) -> dict[str, Any]:
+        """The other keys, with their values as plain data."""
+        return self.model_dump(mode="json", include=set(self._performance_key_names()))
 
     @model_validator(mode="before")
     @classmethod

@@ -67,7 +67,7 @@ class LoRA(Section):
 class Control(Section):
     """How the mask steers the generator, and how that is trained."""
 
-    MEANS = frozenset({"parallel", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints"})
+    PERFORMANCE_KEYS = frozenset({"parallel", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints"})
 
     scheme: Literal["triattention", "siamese", "adapter", "controlnet"] = "triattention"
     mask_init: Literal["random", "copy"] | None = Field(

@@ -35,7 +35,7 @@ class Table(Section):
 class Generation(Section):
     """How samples are compared with real tiles: distance of their distributions, copies of training tiles, diversity."""
 
-    MEANS = frozenset({"batch_size"})
+    PERFORMANCE_KEYS = frozenset({"batch_size"})
 
     features: Literal["inception", "clip", "judge"] = Field(
         "judge", description="what distances are measured in: inception (FID, KID), clip, or the judge's deepest features (small scale)"

@@ -112,7 +112,7 @@ PRESETS = {
 class Sampler(Section):
     """A named way to draw images from the generator."""
 
-    MEANS = frozenset({"batch_size", "compile", "pad"})
+    PERFORMANCE_KEYS = frozenset({"batch_size", "compile", "pad"})
 
     num_steps: Positive = Field(23, description="Euler steps")
     preset: Preset | None = Field(None, description="settings of the correction to start from; null: none")
@@ -134,10 +134,10 @@ class Sampler(Section):
             return None
         return PRESETS[self.preset](**self.rectify)
 
-    def without_effect(self) -> frozenset[str]:
-        """All of :attr:`MEANS`; without the batch size where the correction divides by it."""
+    def _performance_key_names(self) -> frozenset[str]:
+        """All of :attr:`PERFORMANCE_KEYS`; without the batch size where the correction divides by it."""
         correction = self.rectification
-        return self.MEANS - ({"batch_size"} if correction and correction.reduction == "mean" else set())
+        return self.PERFORMANCE_KEYS - ({"batch_size"} if correction and correction.reduction == "mean" else set())
 
     @model_validator(mode="after")
     def _consistent(self) -> Sampler:

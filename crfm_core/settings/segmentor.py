@@ -34,7 +34,7 @@ class Download(Section):
 class Segmentor(Section):
     """A segmentation model and how it is trained."""
 
-    MEANS = frozenset({"checkpoint_every"})
+    PERFORMANCE_KEYS = frozenset({"checkpoint_every"})
 
     architecture: (
         Literal["segformer_tiny", "unet_tiny", "pspnet_r50", "segformer_b2", "upernet_convnext_t", "deeplabv3plus_r50"] | None
@@ -90,7 +90,7 @@ class Judge(Section):
 class Evaluation(Section):
     """How a trained segmentor looks at tiles and scenes."""
 
-    MEANS = frozenset({"batch_size"})
+    PERFORMANCE_KEYS = frozenset({"batch_size"})
 
     mode: Literal["whole", "slide"] = Field("whole", description="whole tiles, or windows of the side window whose logits are averaged")
     window: Positive | None = Field(None, description="side in pixels, for mode slide and for whole scenes; null: the tile size")
