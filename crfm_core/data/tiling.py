@@ -28,25 +28,13 @@ from crfm_core.data.labels import LabelMap
 from crfm_core.data.rasters import IGNORE, encode_raster, has_holes, hash_of_pixels, invalid_of, open_raster, rgb_of
 from crfm_core.data.selection import select_tiles
 from crfm_core.data.splits import Region, regions_of
+from crfm_core.data.windows import window_offsets
 from crfm_core.files import write_bytes, write_text
 from crfm_core.manifest import write_manifest
 from crfm_core.settings import Dataset, Tiling
 
 #: Tiles that a process cuts before it takes others: neighbours, which share what is read, and few enough that none waits long for another.
 CHUNK = 16
-
-
-def tile_offsets(length: int, size: int, stride: int, edge: str = "shift") -> list[int]:
-    """Where tiles begin along one side: every ``stride`` pixels; at the end
-
-    ``shift``: the last one moves back so that it ends with the scene (none where the side is shorter than a tile);
-    ``pad``: the last one reaches beyond the scene where it has to; ``drop``: only those that fit.
-    """
-    if edge == "pad":
-        return [index * stride for index in range(max(0, -((size - length) // stride)) + 1)]
-    if length < size:
-        return []
-    return [*range(0, length - size, stride), length - size] if edge == "shift" else [*range(0, length - size + 1, stride)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ def tile_scene(
 
     Args:
         image, label: rasters of one size; see :class:`crfm_core.data.labels.LabelMap` for what a label may hold.
-        edge: ``shift``, ``pad`` or ``drop``, see :func:`tile_offsets`; what is padded is black and ignored.
+        edge: ``shift``, ``pad`` or ``drop``, see :func:`crfm_core.data.windows.window_offsets`; what is padded is black and ignored.
         min_labelled: least labelled share of a tile's pixels. A tile without any labelled pixel is never kept.
         bands, limits: see :func:`crfm_core.data.rasters.rgb_of`.
         ground_distance: metres per pixel to resample to; None: the scene's own pixels.
@@ -217,8 +205,8 @@ def places_of(scene: Scene, regions: Sequence[Region] | None = None) -> list[Pla
     stride, places = tiling.stride or tiling.size, []
     for region in regions:
         top, left, height, width = region
-        for row in tile_offsets(height, tiling.size, stride, tiling.edge):
-            places += [Place(top + row, left + col, region) for col in tile_offsets(width, tiling.size, stride, tiling.edge)]
+        for row in window_offsets(height, tiling.size, stride, tiling.edge):
+            places += [Place(top + row, left + col, region) for col in window_offsets(width, tiling.size, stride, tiling.edge)]
     return places
 
 

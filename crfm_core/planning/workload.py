@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as parquet
 
-from crfm_core.data.tiling import tile_offsets
+from crfm_core.data.windows import window_offsets
 from crfm_core.settings import (
     PRESETS,
     Dataset,
@@ -247,7 +247,7 @@ class Workload:
     def _on_evaluate_segmentor(self, load: Load, names: Mapping[str, str]) -> None:
         dataset, how = self.datasets[names["dataset"]], self.settings.evaluation
         window = min(how.window or load.tile, load.tile) if how.mode == "slide" else load.tile
-        windows = len(tile_offsets(load.tile, window, how.stride or max(1, 2 * window // 3))) ** 2 * (window / load.tile) ** 2
+        windows = len(window_offsets(load.tile, window, how.stride or max(1, 2 * window // 3))) ** 2 * (window / load.tile) ** 2
         views = sum(scale**2 for scale in how.scales) * (2 if how.flip else 1)
         load.add(f"judge {self._architecture(names['segmentor'])}", self._tiles(dataset.name, dataset.test) * windows * views)
 
@@ -323,7 +323,7 @@ class Workload:
 def _per_scene(dataset: Dataset, side: int) -> int:
     """Tiles of a square scene."""
     tile = dataset.tile
-    return len(tile_offsets(side, tile.size, tile.stride or tile.size, tile.edge)) ** 2
+    return len(window_offsets(side, tile.size, tile.stride or tile.size, tile.edge)) ** 2
 
 
 def _selected(selection: Selection | None, whole: Count, classes: int) -> Count:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from crfm_core import DataError, WeightsError
 from crfm_core.data.grid import Grid
 from crfm_core.data.rasters import write_raster
+from crfm_core.data.windows import window_offsets
 from crfm_core.files import seed_of, sha256_of
 from crfm_core.models.latent_space import decode_latents, downscaling
 from crfm_core.models.mask_encoding import IGNORE, mask_latents
@@ -27,6 +28,7 @@ from crfm_core.sampling.flow import euler_step, noise_levels
 from crfm_core.sampling.pipeline import Guide, MaskToImagePipeline, open_decoder, open_generator
 from crfm_core.sampling.rectify import RectifySettings
 from crfm_core.segmentor.critic import load_critic
+from crfm_core.segmentor.sliding import Canvas
 from crfm_core.settings import Captions, Sampler
 from crfm_core.text.captions import caption_of
 from crfm_core.text.encoders import TextEncoders
@@ -49,36 +51,11 @@ class Window(NamedTuple):
         return whole[..., rows, columns]
 
 
-def cover(length: int, size: int, overlap: int) -> list[int]:
-    """Where windows of ``size`` begin so that they cover ``length`` and neighbours share at least ``overlap``; evenly spread."""
-    if length <= size:
-        return [0]
-    count = -(-(length - size) // (size - overlap)) + 1
-    return [round(index * (length - size) / (count - 1)) for index in range(count)]
-
-
 def taper(size: int, scale: int = 1) -> Tensor:
     """Weights [scale size, scale size] of a window: highest in its middle, falling linearly to its edges, never 0."""
     ramp = torch.arange(scale * size, dtype=torch.float32) + 0.5
     ramp = torch.minimum(ramp, ramp.flip(0))
     return torch.outer(ramp, ramp)
-
-
-class Blend:
-    """A weighted mean of windows' values on a canvas [C, H, W]."""
-
-    def __init__(self, channels: int, height: int, width: int, device: torch.device | str) -> None:
-        self.total = torch.zeros(channels, height, width, device=device)
-        self.weight = torch.zeros(height, width, device=device)
-
-    def add(self, window: Window, values: Tensor, weights: Tensor, scale: int = 1) -> None:
-        """Add one window's values [C, h, w] with weights [h, w]."""
-        window.of(self.total, scale).add_(values * weights)
-        window.of(self.weight, scale).add_(weights)
-
-    def mean(self) -> Tensor:
-        """The mean [C, H, W]; every cell must lie in a window."""
-        return self.total / self.weight
 
 
 @torch.no_grad()
@@ -126,8 +103,10 @@ def sample_windows(
     height, width = (side // shrink for side in wanted.shape)
     side, shared = size // shrink, round(overlap * size / grain) * grain // shrink
     patch = pipeline.transformer.config.patch_size
+    stride = (side - min(shared, side - patch)) // patch
     tops, lefts = (
-        [patch * start for start in cover(length // patch, side // patch, min(shared, side - patch) // patch)] for length in (height, width)
+        [patch * start for start in window_offsets(length // patch, min(side, length) // patch, stride, "spread")]
+        for length in (height, width)
     )
     windows = [Window(top, left, min(side, height), min(side, width)) for top in tops for left in lefts]
     batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
@@ -149,7 +128,7 @@ def sample_windows(
     latents = torch.randn(channels, height, width, generator=generator).to(device)
     weights = Window(0, 0, *windows[0][2:]).of(taper(side)).to(device)
     for step in tqdm(range(num_steps), desc="steps", disable=None):
-        blend = Blend(channels, height, width, device)
+        blend = Canvas((channels,), height, width, device)
         for index, batch in enumerate(batches):
             parts = torch.stack([window.of(latents) for window in batch])
             guide = Guide(
@@ -159,7 +138,7 @@ def sample_windows(
             if rectify:
                 velocity = correctors[index](step, sigmas[step], velocity, parts)
             for window, part in zip(batch, velocity, strict=True):
-                blend.add(window, part, weights)
+                blend.add(window.top, window.left, part, weights)
         latents = euler_step(latents, blend.mean(), sigmas[step], sigmas[step + 1])
 
     image = _decode(pipeline, latents, windows, tops, shrink, batch_size, side)
@@ -173,13 +152,8 @@ def _decode(
     height, width = (shrink * length for length in latents.shape[1:])
     image = np.empty((height, width, 3), np.uint8)
     weights = Window(0, 0, *windows[0][2:]).of(taper(side, shrink), shrink).to(latents.device)
-    strip_height = windows[0].height
-    carried: Blend | None = None
+    strip = Canvas((3,), shrink * windows[0].height, width, latents.device)
     for top, following in zip(tops, [*tops[1:], latents.shape[1]], strict=True):
-        strip = Blend(3, shrink * strip_height, width, latents.device)
-        if carried:
-            strip.total[:, : carried.total.shape[1]] = carried.total
-            strip.weight[: carried.weight.shape[0]] = carried.weight
         row = [window for window in windows if window.top == top]
         for start in range(0, len(row), batch_size):
             batch = row[start : start + batch_size]
@@ -187,12 +161,10 @@ def _decode(
             if not decoded.isfinite().all():
                 raise WeightsError("the image holds numbers that are not finite; damaged weights, or bfloat16 is too narrow: use float32")
             for window, part in zip(batch, decoded, strict=True):
-                strip.add(window._replace(top=0), part, weights, shrink)
+                strip.add(0, shrink * window.left, part, weights)
         done = shrink * (following - top)
-        pixels = (strip.total[:, :done] / strip.weight[:done] / 2 + 0.5).clamp(0, 1)
+        pixels = (strip.take(done) / 2 + 0.5).clamp(0, 1)
         image[shrink * top : shrink * top + done] = (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        carried = Blend(3, 0, width, latents.device)
-        carried.total, carried.weight = strip.total[:, done:], strip.weight[done:]
     return image
 
 

@@ -32,11 +32,12 @@ from crfm_core.data.rasters import (
     rgb_of,
     write_raster,
 )
+from crfm_core.data.windows import window_offsets
 from crfm_core.files import exclusive, hash_of, inside, require_disk, sha256_of
 from crfm_core.manifest import paths_of, read_manifest, relocate, write_manifest
 from crfm_core.segmentor.critic import Critic, load_critic
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, look, predict, read_ahead
-from crfm_core.segmentor.sliding import Canvas, window_of, window_starts
+from crfm_core.segmentor.sliding import Canvas, window_of
 from crfm_core.settings import Dataset, Evaluation, Tiling
 
 Limits = tuple[Sequence[float], Sequence[float]]
@@ -213,7 +214,7 @@ def label_rows(
     window, stride = window_of(evaluation, tiling.size)
     each = evaluation.model_copy(update={"mode": "whole"})
     height, width = min(window, picture.height), min(window, picture.width)
-    tops, lefts = window_starts(picture.height, window, stride), window_starts(picture.width, window, stride)
+    tops, lefts = window_offsets(picture.height, height, stride), window_offsets(picture.width, width, stride)
     device = critic.mean.device
     canvas = Canvas((len(critic.classes),), height, picture.width, device)
     with tqdm(total=len(tops) * len(lefts), desc="windows", unit="window", disable=None) as progress:

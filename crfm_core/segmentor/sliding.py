@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crfm_core import ConfigError
+from crfm_core.data.windows import window_offsets
 from crfm_core.settings import Evaluation
 
 
@@ -20,33 +21,28 @@ def window_of(evaluation: Evaluation, tile_size: int) -> tuple[int, int]:
     return window, stride
 
 
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side: every ``stride`` pixels, the last one shifted back to the border; [0] for a shorter side."""
-    return [*range(0, length - window, stride), max(0, length - window)]
-
-
 class Canvas:
-    """The mean of windows' answers where they overlap: [..., H, W] with ``leading`` dimensions before the last two."""
+    """The weighted mean of what overlapping windows say: [..., H, W] with ``leading`` dimensions before the last two."""
 
     def __init__(self, leading: tuple[int, ...], height: int, width: int, device: torch.device | str) -> None:
         self.total = torch.zeros(*leading, height, width, device=device)
-        self.count = torch.zeros(height, width, device=device)
+        self.weight = torch.zeros(height, width, device=device)
 
-    def add(self, top: int, left: int, answer: Tensor) -> None:
-        """Add one window's answer [..., h, w]."""
-        rows, cols = slice(top, top + answer.shape[-2]), slice(left, left + answer.shape[-1])
-        self.total[..., rows, cols] += answer
-        self.count[rows, cols] += 1
+    def add(self, top: int, left: int, values: Tensor, weights: Tensor | None = None) -> None:
+        """Add one window's values [..., h, w] with weights [h, w], by default 1."""
+        rows, cols = slice(top, top + values.shape[-2]), slice(left, left + values.shape[-1])
+        self.total[..., rows, cols] += values if weights is None else values * weights
+        self.weight[rows, cols] += 1 if weights is None else weights
 
     def mean(self) -> Tensor:
         """The mean [..., H, W]; NaN where no window was."""
-        return self.total / self.count
+        return self.total / self.weight
 
     def take(self, rows: int) -> Tensor:
         """The mean of the first ``rows`` rows, which leave the canvas: the others move up, and empty ones follow them."""
-        done = self.total[..., :rows, :] / self.count[:rows]
-        for part in (self.total, self.count):
-            kept = part[..., rows:, :].clone()  # the two places may overlap
+        done = self.total[..., :rows, :] / self.weight[:rows]
+        for part in (self.total, self.weight):
+            kept = part[..., rows:, :].clone()  # source and destination may overlap
             part[..., : kept.shape[-2], :] = kept
             part[..., kept.shape[-2] :, :] = 0
         return done
@@ -60,8 +56,8 @@ def slide(answer: Callable[[Tensor], Tensor], images: Tensor, window: int, strid
     """
     height, width = images.shape[-2:]
     canvas = None
-    for top in window_starts(height, window, stride):
-        for left in window_starts(width, window, stride):
+    for top in window_offsets(height, min(window, height), stride):
+        for left in window_offsets(width, min(window, width), stride):
             logits = answer(images[..., top : top + window, left : left + window])
             if canvas is None:
                 canvas = Canvas(tuple(logits.shape[:2]), height, width, logits.device)

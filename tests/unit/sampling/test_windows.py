@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import rasterio
@@ -19,7 +17,7 @@ from crfm_core.data.rasters import read_rgb, read_tags
 from crfm_core.generator.training import train_generator
 from crfm_core.sampling import windows as windows_module
 from crfm_core.sampling.rectify import RectifySettings
-from crfm_core.sampling.windows import cover, sample_windows, synthesise_scene
+from crfm_core.sampling.windows import sample_windows, synthesise_scene
 from crfm_core.segmentor.training import train_segmentor
 from crfm_core.settings import Captions, Control, Sampler, Segmentor
 
@@ -40,16 +38,6 @@ def draw(pipeline, mask=MASK, size=16, **changes):
 @pytest.fixture(scope="module")
 def pipeline():
     return tiny_pipeline()
-
-
-@pytest.mark.parametrize(("length", "size", "overlap"), [(8, 8, 4), (9, 8, 4), (64, 16, 8), (37, 10, 0), (23, 7, 6), (100, 10, 3)])
-def test_windows_cover_a_length_and_overlap_as_asked(length, size, overlap):
-    starts = cover(length, size, overlap)
-    assert starts[0] == 0 and starts == sorted(set(starts))
-    if length > size:
-        assert starts[-1] + size == length
-        assert all(one + size - other >= overlap for one, other in pairwise(starts))
-        assert len(starts) == -(-(length - size) // (size - overlap)) + 1  # no more than are needed
 
 
 @pytest.mark.parametrize("settings", [None, RectifySettings(steps=2, step_size=0.05)], ids=["plain", "corrected"])

@@ -19,7 +19,7 @@ from crfm_core.manifest import read_manifest
 from crfm_core.segmentor import openmmlab
 from crfm_core.segmentor.critic import Critic, as_critic, load_critic
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, evaluate, look, predict, read_ahead, tile_batches
-from crfm_core.segmentor.sliding import window_of, window_starts
+from crfm_core.segmentor.sliding import window_of
 from crfm_core.settings import Evaluation
 
 
@@ -159,15 +159,6 @@ def test_the_prediction_of_a_mirrored_image_is_the_mirrored_prediction(network, 
     assert (mirrored[:, :, ::-1] == straight).mean() > 0.999
     without = how.model_copy(update={"flip": False})
     assert (predict(critic, images[:, :, ::-1], evaluation=without)[:, :, ::-1] != predict(critic, images, evaluation=without)).any()
-
-
-def test_windows_cover_every_pixel_and_end_with_the_image():
-    for length in range(1, 60):
-        for window in (1, 7, 32):
-            for stride in {1, 5, window} - set(range(window + 1, 40)):
-                starts = window_starts(length, window, stride)
-                reach = {pixel for start in starts for pixel in range(start, min(start + window, length))}
-                assert starts[0] == 0 and reach == set(range(length)) and starts[-1] == max(0, length - window)
 
 
 def test_windows_have_the_tiles_side_and_overlap_by_a_third_unless_told_otherwise():
