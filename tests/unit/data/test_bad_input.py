@@ -19,10 +19,10 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+from paths import SUPPORT
 from PIL import Image
 from rasterio.transform import Affine
 
-from paths import SUPPORT
 from crfm_core import ConfigError, CrfmError, DataError
 from crfm_core.data.adapters import list_scenes
 from crfm_core.data.splits import check_disjoint

@@ -26,9 +26,9 @@ import pytest
 import requests
 import yaml
 from loopback_hub import NEXT_REVISION, REVISION, Hub, contents, serve_hub, stop
+from paths import CONFIGS, ROOT
 from PIL import Image
 
-from paths import CONFIGS, ROOT
 from crfm_core import DataError
 from crfm_core.data import downloads, transfers
 from crfm_core.data.adapters import list_scenes, read_scenes

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import rasterio
 import yaml
+from paths import SHARED
 from test_bad_input import run
 
-from paths import SHARED
 from crfm_core.data.adapters import read_scenes
 from crfm_core.data.mosaic import mosaic
 from crfm_core.data.rasters import read_label, read_rgb

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import SHARED
 from tiny_models import SIZES, tiny_sd3, tiny_transformer
 
-from paths import SHARED
 from crfm_core import ConfigError, WeightsError
 from crfm_core.models.mmdit import MaskMMDiT
 
