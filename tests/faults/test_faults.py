@@ -198,7 +198,7 @@ def run_undisturbed(base: Path) -> Place:
 def serve_hubs(folder: Path, base: Path) -> dict[str, str]:
     """Addresses of hubs of one repository each, by the names that cases know them by."""
     from test_captions import write_llava  # slow to import
-    from test_clip import write_clip
+    from tiny_clip import write_clip
 
     hubs = {
         "base": Hub(contents(folder / "given"), "someone/sd3"),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from segmentor_tiles import CLASSES, write_tiles
-from test_clip import write_clip
+from tiny_clip import write_clip
 
 from crfm_core import DataError
 from crfm_core.curation.class_losses import class_losses

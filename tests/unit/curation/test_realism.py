@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from random_inception import random_inception
 from segmentor_tiles import CLASSES, PALETTE, write_tiles
-from test_clip import write_clip
-from test_critics import dpt, processor_of, segformer
-from test_generation import random_inception
+from tiny_clip import write_clip
+from tiny_transformers import dpt, processor_of, segformer
 
 from crfm_core import WeightsError
 from crfm_core.curation.realism import details, judge_features, look, measure_generation, memorised_tiles

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hostile import Program, would_run
+from random_inception import random_inception
 
 from crfm_core import WeightsError
 from crfm_core.metrics.generation import cmmd, diversity, frechet_distance, kernel_distance, nearest
@@ -143,23 +144,6 @@ def test_few_references_and_equal_ones_are_no_fault():
 
 
 # ----------------------------------------------------------------------------------------------------------- Inception
-
-
-def random_inception(folder: Path) -> Path:
-    """A file of random weights of the library's own network."""
-
-    class Untrained(load_fidelity()):
-        def load_state_dict(self, state_dict):
-            """Keep the weights that the layers were made with."""
-
-    torch.save({}, folder / "none.pth")
-    torch.manual_seed(0)
-    network = Untrained("inception", ["2048"], feature_extractor_weights_path=folder / "none.pth")
-    for name, tensor in network.named_parameters():
-        if name.endswith("bn.weight"):
-            tensor.data.fill_(1.7)  # else images fade on their way through so many layers
-    torch.save(network.state_dict(), folder / "random.pth")
-    return folder / "random.pth"
 
 
 @pytest.fixture(scope="module")
