@@ -15,7 +15,7 @@ import pytest
 import yaml
 from paths import CONFIGS, ROOT
 from slurm_cluster import Cluster, cluster, missing_programs, places
-from test_workflow import folder_dataset, write_scene
+from workflow_runs import folder_dataset, write_scene
 
 COMMAND = [
     sys.executable,

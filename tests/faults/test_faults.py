@@ -28,12 +28,12 @@ import psutil
 import pytest
 import yaml
 from fault_cases import CASES, DATASET, WITHOUT_FILES, Case
+from loopback_files import FLAT, REPO, Server, archive_bytes
+from loopback_files import dataset as published
 from loopback_hub import REVISION, Hub, contents
 from paths import CONFIGS, ROOT
 from PIL import Image
-from test_downloads import FLAT, REPO, Server, archive_bytes
-from test_downloads import dataset as published
-from test_workflow import rewrite, rules
+from workflow_runs import rewrite, rules
 
 #: Files that differ between two undisturbed runs and are not compared: what was said, how long it took, and the engine's own notes.
 NOT_COMPARED = ("logs", "benchmarks", ".snakemake")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from loopback_files import in_small_disk
 from paths import ROOT
 from segmentor_tiles import write_tiles
-from test_downloads import in_small_disk
 
 from crfm_core import DataError, ResourceError
 from crfm_core.files import (

@@ -28,13 +28,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from data_sheets import build as build_sheet
+from data_sheets import dataset_of
 from hostile import Program, would_run
+from loopback_files import FLAT
 from loopback_hub import REVISION, Hub, contents, serve_hub
 from paths import CONFIGS, ROOT
 from snakemake.common.configfile import load_configfile
-from test_data_sheet import build as build_sheet
-from test_data_sheet import dataset_of
-from test_downloads import FLAT
 from tiny_models import tiny_pipeline, tiny_transformer
 from tiny_world import tiny_base_settings
 

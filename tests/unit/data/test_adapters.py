@@ -15,7 +15,7 @@ from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.warp import reproject
-from test_bad_input import (
+from raw_datasets import (
     COLOURS,
     PLACE,
     UTM,

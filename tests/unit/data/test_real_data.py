@@ -7,7 +7,7 @@ import pytest
 import rasterio
 import yaml
 from paths import SHARED
-from test_bad_input import run
+from raw_datasets import run
 
 from crfm_core.data.adapters import read_scenes
 from crfm_core.data.mosaic import mosaic
