@@ -7,14 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from paths import SHARED
+from paths import GOLDEN
 from tiny_models import SIZES, tiny_sd3, tiny_transformer
 
 from crfm_core import ConfigError, WeightsError
 from crfm_core.models.mmdit import MaskMMDiT
-
-GOLDEN = SHARED / "spec" / "golden" / "maskdit.npz"
-golden = pytest.mark.skipif(not GOLDEN.is_file(), reason=f"reference numbers are not at {GOLDEN}")
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -33,7 +30,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, torch.Tensor]:
-    with np.load(GOLDEN) as arrays:
+    with np.load(GOLDEN / "tri_attention.npz") as arrays:
         return {key: json.loads(str(arrays[key])) if key == "meta" else torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
@@ -48,7 +45,6 @@ def weights_of(reference: dict) -> dict[str, torch.Tensor]:
     return {key.removeprefix("w/"): value for key, value in reference.items() if key.startswith("w/")}
 
 
-@golden
 @pytest.mark.parametrize(("dtype", "tag", "tolerance"), [(torch.float64, "f64", 1e-8), (torch.float32, "f32", 3e-6)])
 @torch.no_grad()
 def test_released_weights_give_the_reference_velocity_and_tokens(released, reference, dtype, tag, tolerance):
@@ -159,7 +155,6 @@ def test_a_saved_model_comes_back_whole(tmp_path):
     assert {name for name, parameter in back.named_parameters() if not parameter.requires_grad} == frozen
 
 
-@golden
 def test_a_released_checkpoint_without_text_weights_keeps_the_text_branch(reference):
     model = tiny_transformer("image")
     text = {name: parameter.clone() for name, parameter in model.named_parameters() if ".text." in name}
@@ -170,7 +165,6 @@ def test_a_released_checkpoint_without_text_weights_keeps_the_text_branch(refere
     assert torch.equal(model.blocks[1].image.attention.to_q.weight, expected)
 
 
-@golden
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from paths import SHARED
+from paths import GOLDEN
 from pydantic import ValidationError
 from tiny_models import TinyCritic, tiny_vae
 
@@ -17,8 +17,6 @@ from crfm_core.models.latent_space import decode_latents
 from crfm_core.sampling.flow import euler_step
 from crfm_core.sampling.rectify import Rectification, RectifySettings, critic_loss, rectify_velocity
 
-GOLDEN = SHARED / "spec" / "golden" / "crfm_conv.npz"
-golden = pytest.mark.skipif(not GOLDEN.is_file(), reason=f"reference numbers are not at {GOLDEN}")
 RELEASED = RectifySettings.released()
 PAPER = RectifySettings.paper()
 PRECISIONS = [(torch.float64, "f64", 1e-10, 1e-10), (torch.float32, "f32", 3e-6, 6e-4)]
@@ -28,7 +26,7 @@ class Reference:
     """The reference numbers, and one correction of their inputs."""
 
     def __init__(self) -> None:
-        with np.load(GOLDEN) as arrays:
+        with np.load(GOLDEN / "rectification.npz") as arrays:
             self.numbers = {key: torch.from_numpy(arrays[key]) for key in arrays.files if key != "meta"}
             self.meta = json.loads(str(arrays["meta"]))
         shape = self.meta["vae"]
@@ -43,7 +41,7 @@ class Reference:
     def correct(self, dtype, settings, step=None, labels="label", count=2) -> Rectification:
         self.vae.to(dtype), self.critic.to(dtype)
         velocity, latents, sigma = (self.numbers[f"in/{name}"][:count].to(dtype) for name in ("v", "z_t", "sigma"))
-        labels, step = self.numbers[f"in/{labels}"][:count], self.meta["step_default"] if step is None else step
+        labels, step = self.numbers[f"in/{labels}"][:count].long(), self.meta["step_default"] if step is None else step
         return rectify_velocity(velocity, latents, sigma, labels, lambda x: decode_latents(x, self.vae), self.critic, settings, step)
 
 
@@ -56,7 +54,6 @@ def reference() -> Iterator[Reference]:
     torch.set_num_threads(threads)
 
 
-@golden
 @pytest.mark.parametrize(("dtype", "tag", "tolerance", "wide"), PRECISIONS)
 def test_every_released_variant_gives_the_reference_velocity(reference, dtype, tag, tolerance, wide):
     for name, options in reference.meta["settings"].items():
@@ -70,7 +67,6 @@ def test_every_released_variant_gives_the_reference_velocity(reference, dtype, t
         assert torch.allclose(done.loss, reference.numbers[f"mid/{tag}/loss_per_sample"], rtol=0, atol=tolerance), name
 
 
-@golden
 @pytest.mark.parametrize(("dtype", "tag", "tolerance", "wide"), PRECISIONS)
 def test_nothing_is_corrected_where_the_critic_is_right_everywhere(reference, dtype, tag, tolerance, wide):
     for name, normalise in (("all_correct", "none"), ("all_correct_l2", "l2"), ("all_correct_l2", "relative")):
@@ -79,16 +75,15 @@ def test_nothing_is_corrected_where_the_critic_is_right_everywhere(reference, dt
         assert done.gradient_ratio.tolist() == done.loss.tolist() == [0, 0]
 
 
-@golden
 @pytest.mark.parametrize(("dtype", "tag", "tolerance", "wide"), PRECISIONS)
-def test_the_gradient_images_and_critics_input_are_the_reference_ones(reference, dtype, tag, tolerance, wide):
+def test_the_gradient_and_the_decoded_images_are_the_reference_ones(reference, dtype, tag, tolerance, wide):
     raw = dataclasses.replace(RELEASED, clamp=False)
     gradient = reference.numbers["in/v"].to(dtype) - reference.correct(dtype, raw, step=1.0).velocity
     assert torch.allclose(gradient, reference.numbers[f"mid/{tag}/grad_v"], rtol=0, atol=tolerance)
     alone = reference.correct(dtype, raw, step=50.0, count=1).velocity
     assert torch.allclose(alone, reference.numbers[f"out/{tag}/noclamp_bigstep_first_sample_alone"], rtol=0, atol=wide)
     velocity, latents, sigma = (reference.numbers[f"in/{name}"].to(dtype) for name in ("v", "z_t", "sigma"))
-    images = decode_latents(latents - sigma[:, None, None, None] * velocity, reference.vae)
+    images = decode_latents(latents - sigma[:, None, None, None] * velocity, reference.vae)[..., ::3, ::3]  # those that are kept
     expected = reference.numbers[f"mid/{tag}/image"]  # reaches 22, where the next float32 is 2e-6 away: processors differ by more
     assert torch.allclose(images, expected, rtol=0, atol=tolerance if dtype is torch.float64 else tolerance * expected.abs().max().item())
 
