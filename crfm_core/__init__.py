@@ -10,6 +10,7 @@ ROOMS = (
     "files",
     "manifest",
     "devices",
+    "distributed",
     "checkpoints",
     "hub",
     "data",

@@ -126,7 +126,6 @@ rule train_generator:
         control=lambda wildcards: dump(control_of(wildcards)),
         performance=aside(lambda wildcards: control_of(wildcards).performance_keys()),
         device=aside(settings.device),
-        sharing=aside(lambda wildcards: str(HERE / "configs" / "accelerate" / f"{control_of(wildcards).parallel}.yaml")),
     message:
         "Training the generator {wildcards.control} on {wildcards.dataset}"
     script:

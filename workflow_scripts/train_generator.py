@@ -7,13 +7,13 @@ with job(snakemake):
 
     from crfm_core.checkpoints import base_folder
     from crfm_core.devices import resolve, use_threads
-    from crfm_core.generator.launching import launch_training
-    from crfm_core.generator.training import TrainingJob
+    from crfm_core.distributed import launch
+    from crfm_core.generator.training import GeneratorTraining
     from crfm_core.settings import Control
 
     use_threads(snakemake.threads)
     control = Control(**snakemake.params.control, **snakemake.params.performance)
-    training = TrainingJob(
+    training = GeneratorTraining(
         base=base_folder(snakemake.input.base),
         latents=snakemake.input.latents,
         prompts=snakemake.input.prompts,
@@ -25,4 +25,4 @@ with job(snakemake):
         curves=Path(snakemake.log[0]).with_suffix(""),
         device=resolve(snakemake.params.device),
     )
-    launch_training(training, Path(snakemake.params.sharing), snakemake.threads)
+    launch(training, snakemake.threads)

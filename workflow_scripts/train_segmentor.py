@@ -6,8 +6,9 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.devices import resolve, use_threads
+    from crfm_core.distributed import launch
     from crfm_core.files import read_json
-    from crfm_core.segmentor.launching import TrainingJob, launch_training
+    from crfm_core.segmentor.training import SegmentorTraining
     from crfm_core.settings import Segmentor
 
     use_threads(snakemake.threads)
@@ -15,7 +16,7 @@ with job(snakemake):
     out, pretrained = Path(snakemake.output.checkpoint), snakemake.input.pretrained
     if pretrained and not isinstance(segmentor.pretrained, str):
         pretrained = read_json(pretrained)["file"]
-    training = TrainingJob(
+    training = SegmentorTraining(
         manifest=snakemake.input.mix,
         root=Path(snakemake.input.mix).parent.parent,
         out=out,
@@ -30,4 +31,4 @@ with job(snakemake):
         pretrained=pretrained or None,
         scratch=snakemake.resources.get("scratch"),
     )
-    launch_training(training, snakemake.threads)
+    launch(training, snakemake.threads)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.optimization import get_scheduler
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
 from crfm_core import ResourceError, WeightsError
-from crfm_core.files import atomic_path, hash_of, read_json, require_disk, sha256_of, work_folder, write_json
+from crfm_core.distributed import ParallelJob, ProcessGroup, process_group
+from crfm_core.files import atomic_path, hash_of, read_json, require_disk, sha256_of, write_json
 from crfm_core.generator.batches import draw_batch
 from crfm_core.generator.latents import CachedLatents
 from crfm_core.generator.memory import LEAN, explain_out_of_memory, meta_network, require_memory, training_memory
@@ -44,7 +44,7 @@ SIGMA_BINS = 10
 RECORD = "training.json"
 
 
-class TrainingJob(BaseModel):
+class GeneratorTraining(ParallelJob):
     """One training: what it reads, what it writes, and how.
 
     Attributes:
@@ -54,12 +54,9 @@ class TrainingJob(BaseModel):
         captions: manifest with the column ``prompt``.
         num_classes: K, kept with the generator.
         out: the MaskToImagePipeline folder to write.
-        work: folder of resumable state.
         curves: folder of TensorBoard scalars.
         device: "cpu" or "cuda".
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: Path
     latents: Path
@@ -68,9 +65,15 @@ class TrainingJob(BaseModel):
     num_classes: int
     control: Control
     out: Path
-    work: Path
     curves: Path
     device: str = "cpu"
+
+    @property
+    def processes(self) -> int:
+        return self.control.processes
+
+    def run(self) -> None:
+        train_generator(self)
 
     def fingerprint(self) -> str:
         """What the resulting weights depend on: continuing or keeping a training of another fingerprint would be wrong."""
@@ -81,38 +84,41 @@ class TrainingJob(BaseModel):
         return hash_of(settings, self.num_classes, sha256_of(*inputs))
 
 
-def train_generator(job: TrainingJob) -> None:
+def train_generator(job: GeneratorTraining) -> None:
     """Train the control scheme on the job's tiles and write it as a MaskToImagePipeline folder.
 
     Objective: flow matching, ||net(z_sigma) - (noise - x0)||^2 (TODSynth, arXiv 2512.16740, and SD3). An update's samples, noise and
     noise levels follow from the seed and the samples' running numbers alone, so a stopped training that continues from ``work``
-    ends with the weights of one that was not stopped. Every process of an ``accelerate launch`` calls this.
+    ends with the weights of one that was not stopped. Every process of the job calls this.
 
     Raises:
         DataError: latents or prompts of other tiles, another autoencoder or other text encoders.
         WeightsError: the loss became infinite or NaN; the message names the last good checkpoint.
         ResourceError: no room for the next checkpoint, or a batch that does not fit into memory.
     """
+    if job.control.start_from and not Path(job.control.start_from).exists():
+        raise WeightsError(f"start_from: no file or folder {job.control.start_from}")
+    with process_group(job.processes, job.device) as group:
+        _train(job, group)
+
+
+def _train(job: GeneratorTraining, group: ProcessGroup) -> None:
     control = job.control
-    if control.start_from and not Path(control.start_from).exists():
-        raise WeightsError(f"start_from: no file or folder {control.start_from}")
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier training in this process may have had another precision
     accelerator = Accelerator(
         mixed_precision=control.precision,
         cpu=job.device == "cpu",
         log_with="tensorboard",
         project_dir=job.curves,
-        # the other processes wait while the first writes a checkpoint of tens of gigabytes
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1)), *LEAN],
+        kwargs_handlers=LEAN,
+        fsdp_plugin=sharding(control),
     )
-    if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) and (policy := plugin.mixed_precision_policy):
-        # accelerate's own choice is to add up gradients in bfloat16
-        plugin.mixed_precision_policy = dataclasses.replace(policy, reduce_dtype=torch.float32)
     table = read_manifest(job.captions)
     cached = CachedLatents(job.latents, table)
     embeddings = read_prompts(job.prompts)
-    with _held(accelerator, job) as held:
-        if held is None:
+    fingerprint = group.broadcast(job.fingerprint() if group.is_main else "")
+    with group.work_folder(job.work, fingerprint) as held:
+        if _is_done(job.out, fingerprint):  # another run has meanwhile finished this very training
             accelerator.print(f"{job.out} is already trained by these settings")
             return
         vae = AutoencoderKL.from_pretrained(job.base, subfolder="vae")  # read for its scale and shift; saved with the pipeline
@@ -170,22 +176,25 @@ def train_generator(job: TrainingJob) -> None:
                         write_checkpoint(held, gathered, state.size(), control.keep_checkpoints)
         progress.close()
         trained = state.result()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         if accelerator.is_main_process:
             save_generator(finished_network(job.base, control, job.num_classes, trained), vae, scheduler, job)
 
 
-@contextlib.contextmanager
-def _held(accelerator: Accelerator, job: TrainingJob) -> Iterator[Path | None]:
-    """The work folder, held by the first process for all; None when another run has meanwhile finished this very training."""
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        yield None if _is_done(job) else job.work
-        return
-    fingerprint = job.fingerprint()
-    with work_folder(job.work, fingerprint) as held:
-        accelerator.wait_for_everyone()
-        yield None if _is_done(job, fingerprint) else held
+def sharding(control: Control) -> FullyShardedDataParallelPlugin | None:
+    """How FSDP shares weights, gradients and optimiser state out over the processes; None where each holds them whole."""
+    if control.processes == 1 or control.parallel != "fsdp":
+        return None
+    # accelerate's own choice is to add up gradients in bfloat16
+    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16)
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",  # block by block, as the network's _no_split_modules names them
+        reshard_after_forward=True,
+        state_dict_type="FULL_STATE_DICT",
+        mixed_precision_policy=bf16 if control.precision == "bf16" else None,
+    )
 
 
 @contextlib.contextmanager
@@ -199,9 +208,9 @@ def _memory_explained(control: Control) -> Iterator[None]:
         raise ResourceError(explain_out_of_memory(control)) from error
 
 
-def _is_done(job: TrainingJob, fingerprint: str | None = None) -> bool:
-    record = job.out / RECORD
-    return record.is_file() and read_json(record)["fingerprint"] == (fingerprint or job.fingerprint())
+def _is_done(out: Path, fingerprint: str) -> bool:
+    record = out / RECORD
+    return record.is_file() and read_json(record)["fingerprint"] == fingerprint
 
 
 def _update(
@@ -316,7 +325,7 @@ def finished_network(base: Path, control: Control, num_classes: int, trained: di
     return network.requires_grad_(False)
 
 
-def save_generator(network: nn.Module, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler, job: TrainingJob) -> None:
+def save_generator(network: nn.Module, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler, job: GeneratorTraining) -> None:
     """Write a MaskToImagePipeline folder; the base model's text encoders are linked, not copied, where the disk allows."""
     pipeline = MaskToImagePipeline(
         transformer=network,

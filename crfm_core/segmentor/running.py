@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crfm_core import ConfigError, __version__
+from crfm_core.distributed import ProcessGroup
 from crfm_core.files import atomic_path, seed_of
 from crfm_core.segmentor.libraries import lean_imports
 from crfm_core.segmentor.openmmlab import load_backbone, read_checkpoint
-from crfm_core.segmentor.processes import Place
 
 with lean_imports():
     from mmengine.hooks import Hook
@@ -84,19 +84,19 @@ class TrainLoop(IterBasedTrainLoop):
 class Watch(Hook):
     """Seeds what is random in an iteration, stops a run whose loss is no number, and says how far it is."""
 
-    def __init__(self, seed: int, iterations: int, place: Place, every: int = 50):
+    def __init__(self, seed: int, iterations: int, group: ProcessGroup, every: int = 50):
         self.seed, self.iterations, self.every = seed, iterations, every
-        self.place = place
+        self.group = group
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        own = () if self.place.first else (self.place.rank,)
+        own = () if self.group.is_main else (self.group.rank,)
         torch.manual_seed(seed_of("iteration", self.seed, batch_idx, *own))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None) -> None:
-        loss, number = self.place.mean(outputs["loss"]), batch_idx + 1
+        loss, number = self.group.mean(outputs["loss"]), batch_idx + 1
         if not math.isfinite(loss):
             raise ConfigError(f"training diverged: loss is {loss} at iteration {number}; lower learning_rate or lengthen warmup")
-        if self.place.first and (number % self.every == 0 or number == self.iterations):
+        if self.group.is_main and (number % self.every == 0 or number == self.iterations):
             rate = runner.optim_wrapper.get_lr()["lr"][0]
             print(f"iteration {number}/{self.iterations}  loss {loss:.4f}  learning rate {rate:.2e}", flush=True)
 
@@ -104,17 +104,17 @@ class Watch(Hook):
 class TrainingRunner(Runner):
     """mmengine's Runner on a chosen device, with atomic checkpoints that are read without running code, and a quiet start."""
 
-    def start_from(self, place: Place, checkpoint: Path | None, pretrained: Path | None, find_unused: bool) -> None:
+    def start_from(self, group: ProcessGroup, checkpoint: Path | None, pretrained: Path | None, find_unused: bool) -> None:
         """Choose the device and what :meth:`train` starts from: a training checkpoint, or else pretrained backbone weights.
 
         ``find_unused``: with several processes, look for weights that an iteration does not use.
         """
         self._start = (checkpoint, pretrained)
-        self.model.to(place.device, memory_format=torch.channels_last)  # convolutions are a seventh faster so
-        if place.count > 1:
+        self.model.to(group.device, memory_format=torch.channels_last)  # convolutions are a seventh faster so
+        if group.size > 1:
             own = None
-            if place.device != "cpu":
-                self.model, own = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model), [torch.device(place.device)]
+            if group.device != "cpu":
+                self.model, own = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model), [torch.device(group.device)]
             self.model = MMDistributedDataParallel(self.model, device_ids=own, find_unused_parameters=find_unused)
 
     @property

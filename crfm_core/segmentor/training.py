@@ -12,23 +12,45 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from crfm_core import ConfigError, ResourceError, WeightsError
-from crfm_core.files import atomic_path, hash_of, sha256_of, work_folder
+from crfm_core.distributed import ParallelJob, ProcessGroup, process_group
+from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.segmentor.descriptions import build_described, model_of_file, text_of_model, try_out, weigh_classes
 from crfm_core.segmentor.draws import Tiles, WeightedDraws, class_weights, collate
 from crfm_core.segmentor.openmmlab import DIVISOR, Preparation, model_config, read_checkpoint
-from crfm_core.segmentor.processes import Place, joined
 from crfm_core.segmentor.running import TrainingRunner, TrainLoop, Watch, hooks, optimisation, schedule, versions
 from crfm_core.segmentor.validation import Validation, best_of, best_path
+from crfm_core.settings import Segmentor
 
-if TYPE_CHECKING:
-    from crfm_core.settings import Segmentor
+
+class SegmentorTraining(ParallelJob):
+    """The arguments of :func:`train_segmentor`."""
+
+    manifest: Path
+    root: Path
+    out: Path
+    segmentor: Segmentor
+    classes: list[str]
+    palette: list[tuple[int, int, int]]
+    iterations: int
+    seed: int
+    device: str = "cpu"
+    val: Path | None = None
+    pretrained: Path | None = None
+    scratch: Path | None = None
+
+    @property
+    def processes(self) -> int:
+        return self.segmentor.processes
+
+    def run(self) -> None:
+        train_segmentor(**{name: getattr(self, name) for name in type(self).model_fields})
 
 
 def train_segmentor(
@@ -55,7 +77,7 @@ def train_segmentor(
         out: the checkpoint: the last weights, or with ``val`` the best, and then ``last.pth`` beside it the last, if they are others.
         work: folder of the state that a stopped run continues from; it is removed at the end.
         segmentor: the architecture, or the configuration file of one, and how it is trained. With ``processes`` above 1 every process calls
-            this (:func:`crfm_core.segmentor.launching.launch_training` starts them).
+            this (:func:`crfm_core.distributed.launch` starts them).
         device: "cpu" or "cuda".
         val: manifest of the tiles whose mIoU chooses the best weights, looked at every ``validate_every`` iterations and at the end.
         pretrained: file of backbone weights; None: what ``segmentor.pretrained`` names, if it is a file.
@@ -71,7 +93,7 @@ def train_segmentor(
     """
     start = _start(segmentor, pretrained)
     _check(segmentor, iterations, device)
-    with joined(segmentor.processes, device) as place:
+    with process_group(segmentor.processes, device) as group:
         table, looked_at = read_manifest(manifest), None if val is None else read_manifest(val)
         if "weight" not in table:
             table["weight"] = 1.0
@@ -80,16 +102,16 @@ def train_segmentor(
         content = table[["tile_id", "digest", "weight"]].to_dict("list"), [] if looked_at is None else looked_at.digest.tolist()
         inputs = text_of_model(described), start and sha256_of(start), content
         identity = hash_of(segmentor.result_keys(), classes, iterations, seed, device, inputs)
-        with _held(place, work, identity) as folder, _near(place, scratch) as near:
-            resume = place.told(newest_checkpoint(folder) if place.first else None)
+        with group.work_folder(work, identity) as folder, _near(group, scratch) as near:
+            resume = group.broadcast(newest_checkpoint(folder) if group.is_main else None)
             validation = None
             if looked_at is not None:
                 tiles = _tiles(val, looked_at, root, len(classes), seed)
-                every, batch_size = segmentor.validate_every or -(-iterations // 10), max(1, segmentor.batch_size // place.count)
-                validation = Validation(tiles, folder, every, iterations, batch_size, _seen(described), place)
+                every, batch_size = segmentor.validate_every or -(-iterations // 10), max(1, segmentor.batch_size // group.size)
+                validation = Validation(tiles, folder, every, iterations, batch_size, _seen(described), group)
             tiles = _tiles(manifest, table, root, len(classes), seed, near)
             tiles.metainfo = {"classes": list(classes), "palette": [list(colour) for colour in palette]}
-            places = place.part(segmentor.batch_size)
+            places = group.share(segmentor.batch_size)
             done = resume[1] * segmentor.batch_size if resume else 0
             draws = WeightedDraws(table.weight.to_numpy(float), seed, done, segmentor.batch_size, places)
             workers = 0 if tiles.cached and device == "cpu" else 4  # a GPU would wait for the augmentation
@@ -107,19 +129,19 @@ def train_segmentor(
                 optim_wrapper=optimisation(segmentor, device, start is not None),
                 param_scheduler=schedule(segmentor, iterations),
                 default_hooks=hooks(segmentor.checkpoint_every),
-                custom_hooks=[Watch(seed, iterations, place), *filter(None, [validation])],
+                custom_hooks=[Watch(seed, iterations, group), *filter(None, [validation])],
                 randomness={"seed": seed},
                 log_level="ERROR",  # below it are warnings about what the library does itself
                 default_scope="mmseg",
                 experiment_name=uuid.uuid4().hex,  # mmengine keeps process-wide state by this name
             )
-            runner.start_from(place, resume and resume[0], start, find_unused=segmentor.config is not None)
+            runner.start_from(group, resume and resume[0], start, find_unused=segmentor.config is not None)
             runner.train()
             meta = {"segmentor": segmentor.model_dump(mode="json"), **tiles.metainfo, "iterations": iterations, "seed": seed}
             meta |= {"tiles": len(table), "versions": versions()} | ({"class_weights": weights} if weights else {})
             if segmentor.config:
                 meta |= {"cfg": text_of_model(described), "dataset_meta": tiles.metainfo}
-            if place.first:
+            if group.is_main:
                 _write(Path(out), runner, meta, validation)
 
 
@@ -160,22 +182,10 @@ def _seen(described: dict[str, Any]) -> Preparation:
 
 
 @contextlib.contextmanager
-def _held(place: Place, work: Path | str, fingerprint: str) -> Iterator[Path]:
-    """The work folder, held by the first process for all."""
-    if not place.first:
-        place.wait()
-        yield Path(work)
-        return
-    with work_folder(work, fingerprint) as folder:
-        place.wait()
-        yield folder
-
-
-@contextlib.contextmanager
-def _near(place: Place, scratch: Path | str | None) -> Iterator[Path | None]:
+def _near(group: ProcessGroup, scratch: Path | str | None) -> Iterator[Path | None]:
     """A folder in ``scratch`` that all processes share, until the first of them is done with it; None without one."""
-    if scratch is None or not place.first:
-        yield place.told(None)
+    if scratch is None or not group.is_main:
+        yield group.broadcast(None)
         return
     try:
         holder = tempfile.TemporaryDirectory(prefix="crfm-tiles-", dir=scratch)
@@ -184,7 +194,7 @@ def _near(place: Place, scratch: Path | str | None) -> Iterator[Path | None]:
             f"scratch: {scratch} cannot hold copies of tiles ({error.strerror}); name a folder of this machine's own disk"
         ) from None
     with holder as folder:
-        yield place.told(Path(folder))
+        yield group.broadcast(Path(folder))
 
 
 def newest_checkpoint(folder: Path | str) -> tuple[Path, int] | None:

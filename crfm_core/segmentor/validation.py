@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from crfm_core import DataError
+from crfm_core.distributed import ProcessGroup
 from crfm_core.files import atomic_path
 from crfm_core.metrics.confusion import ConfusionMatrix
 from crfm_core.segmentor.critic import Critic
@@ -18,7 +19,6 @@ from crfm_core.segmentor.draws import Tiles
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size
 from crfm_core.segmentor.libraries import lean_imports
 from crfm_core.segmentor.openmmlab import Preparation, read_checkpoint
-from crfm_core.segmentor.processes import Place
 
 with lean_imports():
     from mmengine.hooks import Hook
@@ -45,11 +45,11 @@ class Validation(Hook):
     Each process looks at its part of the tiles.
     """
 
-    def __init__(self, tiles: Tiles, folder: Path, every: int, iterations: int, batch_size: int, images: Preparation, place: Place):
+    def __init__(self, tiles: Tiles, folder: Path, every: int, iterations: int, batch_size: int, images: Preparation, group: ProcessGroup):
         self.tiles, self.folder = tiles, folder
         self.every, self.iterations = every, iterations
         self.batch_size = batch_size
-        self.images, self.place = images, place
+        self.images, self.group = images, group
 
     @staticmethod
     def history(runner: Runner) -> History:
@@ -67,7 +67,7 @@ class Validation(Hook):
         network = runner.network
         history = [*self.history(runner), [number, self.measure(network)]]
         runner.message_hub.update_info("validation", history)
-        if self.place.first:
+        if self.group.is_main:
             print(f"iteration {number}/{self.iterations}  mIoU {history[-1][1]:.2f} % on the validation tiles", flush=True)
             if best_of(history) == number:
                 with atomic_path(self._path(number)) as aside:
@@ -78,11 +78,11 @@ class Validation(Hook):
     def measure(self, network: torch.nn.Module) -> float:
         """mIoU in percent of the network as it is now, seen as :func:`crfm_core.segmentor.critic.load_critic` would show it."""
         classes = [str(index) for index in range(self.tiles.num_classes)]
-        critic = Critic(copy.deepcopy(network), classes, self.images).to(self.place.device)  # a copy, for a critic freezes its network
+        critic = Critic(copy.deepcopy(network), classes, self.images).to(self.group.device)  # a copy, for a critic freezes its network
         counted = ConfusionMatrix(self.tiles.num_classes)
         for images, labels in self._batches():
-            counted.update(critic(as_input(images, self.place.device)).argmax(dim=1), labels)
-        counted.matrix = self.place.total(counted.matrix)
+            counted.update(critic(as_input(images, self.group.device)).argmax(dim=1), labels)
+        counted.matrix = self.group.sum(counted.matrix)
         score = counted.scores()["mIoU"]
         if score is None:
             raise DataError("val: the tiles of this split have no labelled pixel, so nothing can be chosen by them; name another split")
@@ -90,7 +90,7 @@ class Validation(Hook):
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """This process's tiles in batches of one size of tile."""
-        own = (self.tiles.pixels(row) for row in range(self.place.rank, len(self.tiles), self.place.count))
+        own = (self.tiles.pixels(row) for row in range(self.group.rank, len(self.tiles), self.group.size))
         for labels, images in batches_of_one_size(((label, image) for image, label in own), self.batch_size):
             yield images, np.stack(labels)
 

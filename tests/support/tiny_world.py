@@ -8,7 +8,7 @@ from pathlib import Path
 from segmentor_tiles import CLASSES, PALETTE, write_tiles
 
 from crfm_core.generator.latents import encode_tiles
-from crfm_core.generator.training import TrainingJob
+from crfm_core.generator.training import GeneratorTraining
 from crfm_core.models.base import build_base_model
 from crfm_core.settings import Captions, Control, Dataset, EmbeddedBase
 from crfm_core.text.captions import caption_of, caption_tiles
@@ -49,9 +49,9 @@ def build_world(root: Path) -> World:
     return World(root, tiles, captions, base, prompts, latents)
 
 
-def training_job(world: World, folder: Path, control: Control, **changes) -> TrainingJob:
+def training_job(world: World, folder: Path, control: Control, **changes) -> GeneratorTraining:
     """The job of training on the world, with its outputs in ``folder``."""
     arguments = {"base": world.base, "latents": world.latents, "prompts": world.prompts, "captions": world.captions}
     arguments |= {"num_classes": len(CLASSES), "control": control}
     arguments |= {"out": folder / "out", "work": folder / "work", "curves": folder / "curves"}
-    return TrainingJob(**(arguments | changes))
+    return GeneratorTraining(**(arguments | changes))

@@ -2,7 +2,7 @@
 
 import os
 
-if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+if "RANK" in os.environ:
     from accelerate import state
 
     original = state.PartialState.__init__

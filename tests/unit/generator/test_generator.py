@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +16,7 @@ import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from paths import ROOT, SUPPORT
+from paths import SUPPORT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from segmentor_tiles import CLASSES, PALETTE
@@ -23,13 +25,13 @@ from tiny_models import tiny_sd3
 from tiny_world import World, training_job
 from torch.utils._pytree import tree_leaves
 
-from crfm_core import CrfmError, DataError, ResourceError, WeightsError
+from crfm_core import ConfigError, DataError, ResourceError, WeightsError
 from crfm_core.data.rasters import read_label, read_rgb
+from crfm_core.distributed import launch
 from crfm_core.files import read_json, write_json
 from crfm_core.generator import training
 from crfm_core.generator.batches import draw_batch, tiles_of
 from crfm_core.generator.latents import CachedLatents, encode_tiles
-from crfm_core.generator.launching import launch_training
 from crfm_core.generator.resuming import read_checkpoint
 from crfm_core.generator.trainable import choose_trainable
 from crfm_core.generator.training import train_generator
@@ -443,10 +445,6 @@ def test_latents_and_prompts_of_another_base_model_are_refused(world, tmp_path):
 LONG = {"steps": 40, "checkpoint_every": 5}
 
 
-def launch(world: World, folder: Path, settings: Control) -> None:
-    launch_training(training_job(world, folder, settings), ROOT / "configs" / "accelerate" / f"{settings.parallel}.yaml", threads=2)
-
-
 def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], rtol=0, atol=1e-5) for name in one)
 
@@ -460,25 +458,47 @@ def alone(world, tmp_path_factory) -> dict[str, torch.Tensor]:
 def test_two_processes_killed_and_started_again_end_with_the_weights_of_one(world, alone, tmp_path, capfd):
     settings = control(processes=2, **LONG)
     with ThreadPoolExecutor() as pool:
-        killed = pool.submit(launch, world, tmp_path, settings)
+        killed = pool.submit(launch, training_job(world, tmp_path, settings), threads=2)
         while not list((tmp_path / "work").glob("checkpoint-*.pt")):
             assert not killed.done(), killed.result()
             time.sleep(0.05)
         for process in psutil.Process().children(recursive=True):
             process.kill()
         assert "training in 2 processes failed" in str(killed.exception())
-    launch(world, tmp_path, settings)
+    launch(training_job(world, tmp_path, settings), threads=2)
     assert "continuing from step" in capfd.readouterr().out
     assert close(weights_of(tmp_path / "out"), alone)
 
 
 def test_two_processes_that_share_the_weights_out_end_with_the_weights_of_one(world, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT / "sharding_on_cpu"), prepend=os.pathsep)
-    launch(world, tmp_path, control(processes=2, parallel="fsdp", **LONG))
+    launch(training_job(world, tmp_path, control(processes=2, parallel="fsdp", **LONG)), threads=2)
     assert close(weights_of(tmp_path / "out"), alone)
 
 
-def test_a_fault_in_one_of_the_processes_ends_them_all_with_its_message(world, tmp_path, capfd):
-    with pytest.raises(CrfmError, match="training in 2 processes failed"):
-        launch(world, tmp_path, control(processes=2, learning_rate=1e30, warmup=0, schedule="constant", ema=None, clip_norm=1e30))
-    assert "error: generator: at step" in capfd.readouterr().err
+def test_a_fault_in_one_of_the_processes_ends_them_all_and_is_raised_here(world, tmp_path):
+    diverging = control(processes=2, learning_rate=1e30, warmup=0, schedule="constant", ema=None, clip_norm=1e30)
+    with pytest.raises(WeightsError, match=r"generator: at step \d+ the loss became .*; lower learning_rate"):
+        launch(training_job(world, tmp_path, diverging), threads=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_end_with_the_one_that_started_them(world, tmp_path):
+    job = training_job(world, tmp_path, control(processes=2, **LONG | {"steps": 100_000}))
+    program = "import sys; from crfm_core import distributed; from crfm_core.generator.training import GeneratorTraining as Job;"
+    program += "distributed.launch(Job.model_validate_json(sys.argv[1]), threads=2)"
+    launcher = subprocess.Popen([sys.executable, "-c", program, job.model_dump_json()])
+    while not list((tmp_path / "work").glob("checkpoint-*.pt")):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    started = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(started) == 2
+    launcher.kill()
+    launcher.wait()
+    assert psutil.wait_procs(started, timeout=60)[1] == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_of_two_processes_is_not_done_by_one(world, tmp_path):
+    with pytest.raises(ConfigError, match=r"processes: 2, but 1 was started; use crfm_core\.distributed\.launch"):
+        train_generator(training_job(world, tmp_path, control(processes=2)))

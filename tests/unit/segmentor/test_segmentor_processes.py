@@ -1,4 +1,4 @@
-"""Training a segmentor in several processes: the draws of one, equal weights everywhere, one that writes, and faults that are told."""
+"""Training a segmentor in several processes: the draws of one, equal weights everywhere, one that writes, and faults that are raised."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ import torch
 from segmentor_tiles import CLASSES, PALETTE, write_tiles
 
 from crfm_core import ConfigError
+from crfm_core.distributed import ProcessGroup, launch
 from crfm_core.files import exclusive
 from crfm_core.segmentor.draws import WeightedDraws
-from crfm_core.segmentor.launching import TrainingJob, launch_training
-from crfm_core.segmentor.processes import Place
-from crfm_core.segmentor.training import train_segmentor
+from crfm_core.segmentor.training import SegmentorTraining, train_segmentor
 from crfm_core.settings import Segmentor
 
 #: A network without batch norm, so that it learns the same from a batch as from its two halves.
@@ -70,11 +69,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def job(folder: Path, name: str, processes: int, **settings) -> TrainingJob:
+def job(folder: Path, name: str, processes: int, **settings) -> SegmentorTraining:
     iterations = settings.pop("iterations", 6)
     defaults = {"optimiser": "SGD", "learning_rate": 0.05, "batch_size": 4, "checkpoint_every": 2, "class_weights": "median_frequency"}
     segmentor = Segmentor(config=str(folder / "network.py"), iterations=iterations, processes=processes, **defaults | settings)
-    return TrainingJob(
+    return SegmentorTraining(
         manifest=folder / "train.parquet",
         root=folder,
         out=folder / name / "checkpoint.pth",
@@ -88,7 +87,7 @@ def job(folder: Path, name: str, processes: int, **settings) -> TrainingJob:
     )
 
 
-def stored(job: TrainingJob) -> dict:
+def stored(job: SegmentorTraining) -> dict:
     return torch.load(job.out, weights_only=True)
 
 
@@ -96,7 +95,7 @@ def test_processes_share_the_draws_of_one():
     weights = np.array([3.0, 1.0, 0.0, 1.5])
     whole = list(islice(WeightedDraws(weights, 0), 48))
     for count in (1, 2, 3):
-        shares = [islice(WeightedDraws(weights, 0, 12, 6, Place(rank, count).part(6)), 36 // count) for rank in range(count)]
+        shares = [islice(WeightedDraws(weights, 0, 12, 6, ProcessGroup(rank, count).share(6)), 36 // count) for rank in range(count)]
         batches = [[list(islice(share, 6 // count)) for _ in range(6)] for share in map(iter, shares)]
         together = [draw for parts in zip(*batches, strict=True) for part in parts for draw in part]
         assert together == whole[12:]
@@ -106,10 +105,10 @@ def test_two_processes_learn_what_one_does(folder, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(RECORDER)
     monkeypatch.setenv("RECORDS", str(tmp_path))
     one = job(folder, "one", 1)
-    launch_training(one)
+    launch(one)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     two = job(folder, "two", 2)
-    launch_training(two, threads=2)
+    launch(two, threads=2)
 
     ended = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
     assert ended[0].keys() == ended[1].keys() and all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())
@@ -127,14 +126,14 @@ def test_two_processes_learn_what_one_does(folder, tmp_path, monkeypatch):
 def test_what_goes_wrong_in_the_processes_is_raised_here(folder):
     wild = job(folder, "wild", 2, learning_rate=1e30)
     with pytest.raises(ConfigError, match=r"training diverged: loss is (nan|inf) at iteration \d; lower learning_rate or lengthen warmup"):
-        launch_training(wild)
+        launch(wild)
     assert not wild.out.exists()
 
 
 def test_settings_that_need_other_processes_are_refused(folder):
-    with pytest.raises(ConfigError, match="processes: 2, and 1 was started; use launch_training"):
+    with pytest.raises(ConfigError, match=r"processes: 2, but 1 was started; use crfm_core\.distributed\.launch"):
         job(folder, "alone", 2).run()
-    narrow = {name: getattr(job(folder, "narrow", 2, batch_size=2), name) for name in TrainingJob.model_fields}
+    narrow = {name: getattr(job(folder, "narrow", 2, batch_size=2), name) for name in SegmentorTraining.model_fields}
     with pytest.raises(ConfigError, match="batch_size: 2 is too few for batch normalisation; allowed: 4 or more"):
         train_segmentor(**narrow)
 
@@ -143,12 +142,13 @@ def test_settings_that_need_other_processes_are_refused(folder):
 def test_a_training_in_processes_that_was_killed_ends_with_the_weights_of_an_undisturbed_one(folder, tmp_path):
     settings = {"iterations": 60, "checkpoint_every": 5}
     undisturbed, killed = job(folder, "undisturbed", 2, **settings), job(folder, "killed", 2, **settings)
-    launch_training(undisturbed)
+    launch(undisturbed)
     (tmp_path / "job.json").write_text(killed.model_dump_json())
     program = """
         import sys
-        from crfm_core.segmentor.launching import TrainingJob, launch_training
-        launch_training(TrainingJob.model_validate_json(open(sys.argv[1]).read()))
+        from crfm_core.distributed import launch
+        from crfm_core.segmentor.training import SegmentorTraining
+        launch(SegmentorTraining.model_validate_json(open(sys.argv[1]).read()))
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "job.json")]
     running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -159,7 +159,7 @@ def test_a_training_in_processes_that_was_killed_ends_with_the_weights_of_an_und
     running.wait()
     with exclusive(killed.work):  # what it started has ended, too, and not by coming to the end
         assert not killed.out.exists() and list(killed.work.glob("iter_*.pth"))
-    launch_training(killed)
+    launch(killed)
     assert stored(killed)["meta"]["validation"] == stored(undisturbed)["meta"]["validation"]
     for name, tensor in stored(undisturbed)["state_dict"].items():
         assert torch.equal(stored(killed)["state_dict"][name], tensor)
