@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 ROOMS = (
     "settings",
     "files",
+    "layout",
     "manifest",
     "devices",
     "distributed",

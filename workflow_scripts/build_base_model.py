@@ -6,6 +6,7 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.devices import use_threads
+    from crfm_core.layout import Layout
     from crfm_core.models.base import build_base_model
     from crfm_core.settings import Captions, EmbeddedBase
     from crfm_core.text.captions import vocabulary_of
@@ -14,7 +15,7 @@ with job(snakemake):
     classes, captioned = snakemake.params.classes, Path(snakemake.input.captions)
     build_base_model(
         manifest=captioned,
-        root=Path(snakemake.output.folder).parent,
+        root=Layout.base_model.root(snakemake.output.folder),
         num_classes=len(classes),
         captions=vocabulary_of(captioned, classes, Captions(**snakemake.params.captions)),
         settings=EmbeddedBase(**snakemake.params.base),

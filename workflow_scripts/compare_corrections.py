@@ -8,6 +8,7 @@ with job(snakemake):
     import torch
 
     from crfm_core.devices import resolve, use_threads
+    from crfm_core.layout import Layout
     from crfm_core.sampling.comparison import compare_corrections
     from crfm_core.sampling.pipeline import open_generator
     from crfm_core.segmentor.critic import load_critic
@@ -21,7 +22,7 @@ with job(snakemake):
         judge=load_critic(snakemake.input.judge, device, classes),
         captions=Path(snakemake.input.captions),
         prompts=Path(snakemake.input.prompts),
-        root=Path(snakemake.output.scores).parents[1],
+        root=Layout.comparison.root(snakemake.output.scores),
         comparison=Comparison(**snakemake.params.comparison),
         preset=snakemake.wildcards.preset,
         out=Path(snakemake.output.scores),

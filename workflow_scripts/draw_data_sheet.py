@@ -5,6 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
+    from crfm_core.layout import Layout
     from crfm_core.reporting.data_sheet import draw_data_sheet
     from crfm_core.settings import Dataset
 
@@ -12,7 +13,7 @@ with job(snakemake):
     draw_data_sheet(
         dataset=Dataset(**snakemake.params.dataset),
         scenes=Path(snakemake.input.scenes),
-        tiles={Path(path).stem: Path(path) for path in snakemake.input.tiles},
-        root=out.parent,
+        tiles={Layout.tiles.names(path)["split"]: Path(path) for path in snakemake.input.tiles},
+        root=Layout.data_sheet.root(out),
         out=out,
     )

@@ -8,12 +8,13 @@ with job(snakemake):
     from crfm_core.checkpoints import base_folder
     from crfm_core.devices import resolve, use_threads
     from crfm_core.generator.latents import encode_tiles
+    from crfm_core.layout import Layout
 
     use_threads(snakemake.threads)
     encode_tiles(
         base=base_folder(snakemake.input.base),
         manifest=Path(snakemake.input.tiles),
-        root=Path(snakemake.output.latents).parent.parent,
+        root=Layout.latents.root(snakemake.output.latents),
         num_classes=len(snakemake.params.classes),
         mask_code=snakemake.wildcards.mask_code,
         out=Path(snakemake.output.latents),

@@ -7,6 +7,7 @@ with job(snakemake):
 
     from crfm_core.devices import resolve, use_threads
     from crfm_core.files import write_json
+    from crfm_core.layout import Layout
     from crfm_core.segmentor.evaluation import evaluate
     from crfm_core.settings import Evaluation
 
@@ -15,7 +16,7 @@ with job(snakemake):
     scores = evaluate(
         snakemake.input.checkpoint,
         tiles,
-        root=tiles.parents[1],
+        root=Layout.tiles.root(tiles),
         device=resolve(snakemake.params.device),
         evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.performance),
     )

@@ -7,6 +7,7 @@ with job(snakemake):
 
     from crfm_core.curation.image_filters import filter_images
     from crfm_core.devices import resolve, use_threads
+    from crfm_core.layout import Layout
     from crfm_core.segmentor.critic import load_critic
     from crfm_core.settings import Filter
     from crfm_core.text.clip import load_clip
@@ -17,7 +18,7 @@ with job(snakemake):
     by_clip = asked.kind == "clip"
     filter_images(
         manifest=Path(snakemake.input.synthetic),
-        root=out.parents[3],
+        root=Layout.filtered.root(out),
         scorer=load_clip(snakemake.input.clip, device) if by_clip else load_critic(snakemake.input.critic, device, classes),
         keep=asked.keep,
         out=out,

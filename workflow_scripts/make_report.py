@@ -8,6 +8,7 @@ with job(snakemake):
     import shlex
     from pathlib import Path
 
+    from crfm_core.layout import Layout
     from crfm_core.reporting.page import KINDS, make_report
     from crfm_core.settings import Dataset, Settings
 
@@ -28,7 +29,7 @@ with job(snakemake):
         configuration=snakemake.params.configuration,
         command=" ".join(command),
         gpu_stages=list(snakemake.params.gpu_stages),
-        results=Path(snakemake.output.page).parent,
+        results=Layout.report.parse(snakemake.output.page).results,
         page=Path(snakemake.output.page),
         figures=Path(snakemake.output.figures),
     )

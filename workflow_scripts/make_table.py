@@ -5,6 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
+    from crfm_core.layout import Layout
     from crfm_core.reporting.tables import make_table
     from crfm_core.settings import Recipe, Table
 
@@ -17,7 +18,7 @@ with job(snakemake):
         seeds=list(snakemake.params.seeds),
         scale=snakemake.params.scale,
         configuration=snakemake.params.configuration,
-        results_root=csv.parent.parent,
+        results_root=Layout.table.parse(csv).results,
         csv=csv,
         text=Path(snakemake.output.text),
     )

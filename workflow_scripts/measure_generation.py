@@ -8,6 +8,7 @@ with job(snakemake):
     from crfm_core.curation.realism import measure_generation
     from crfm_core.devices import resolve, use_threads
     from crfm_core.files import write_json
+    from crfm_core.layout import Layout
     from crfm_core.segmentor.critic import load_critic
     from crfm_core.settings import Generation, Judge
 
@@ -18,7 +19,7 @@ with job(snakemake):
         synthetic=Path(given.synthetic),
         real=Path(given.real),
         training=Path(given.training),
-        root=Path(snakemake.output.distances).parents[2],
+        root=Layout.generation.root(snakemake.output.distances),
         settings=settings,
         judge=load_critic(given.judge, device, snakemake.params.classes) if given.judge else None,
         judged_by=Judge(**snakemake.params.judge),

@@ -9,6 +9,7 @@ with job(snakemake):
     from crfm_core.curation.agreement import reconstruction_agreement
     from crfm_core.devices import resolve, use_threads
     from crfm_core.files import write_json
+    from crfm_core.layout import Layout
     from crfm_core.segmentor.critic import load_critic
 
     use_threads(snakemake.threads)
@@ -16,5 +17,5 @@ with job(snakemake):
     critics = {who: load_critic(snakemake.input[who], device, snakemake.params.classes) for who in ("critic", "judge")}
     write_json(
         snakemake.output.scores,
-        reconstruction_agreement(base_folder(snakemake.input.base), critics, tiles, tiles.parent.parent, device),
+        reconstruction_agreement(base_folder(snakemake.input.base), critics, tiles, Layout.tiles.root(tiles), device),
     )

@@ -3,9 +3,8 @@
 from job import job
 
 with job(snakemake):
-    from pathlib import Path
-
     from crfm_core.curation.mixing import mix
+    from crfm_core.layout import Layout
     from crfm_core.settings import Recipe
 
     recipe = Recipe(**snakemake.params.recipe)
@@ -17,5 +16,5 @@ with job(snakemake):
         real_weight=recipe.real_weight,
         exactly=snakemake.params.exactly,
         classes=snakemake.params.classes,
-        root=Path(snakemake.output.manifest).parents[1],
+        root=Layout.mix.root(snakemake.output.manifest),
     )

@@ -6,6 +6,7 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.data.mosaic import mosaic
+    from crfm_core.layout import Layout
 
     tiles = Path(snakemake.input.tiles)
-    mosaic(tiles, tiles.parents[1], snakemake.wildcards.scene, snakemake.wildcards.kind, Path(snakemake.output.raster))
+    mosaic(tiles, Layout.tiles.root(tiles), snakemake.wildcards.scene, snakemake.wildcards.kind, Path(snakemake.output.raster))

@@ -6,6 +6,7 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.devices import resolve, use_threads
+    from crfm_core.layout import Layout
     from crfm_core.segmentor.prediction import predict_tiles
     from crfm_core.settings import Evaluation
 
@@ -14,7 +15,7 @@ with job(snakemake):
     predict_tiles(
         snakemake.input.checkpoint,
         tiles,
-        root=tiles.parents[1],
+        root=Layout.tiles.root(tiles),
         out=Path(snakemake.output.manifest),
         evaluation=Evaluation(**snakemake.params.evaluation, **snakemake.params.performance),
         device=resolve(snakemake.params.device),

@@ -3,10 +3,9 @@
 from job import job
 
 with job(snakemake):
-    from pathlib import Path
-
     from crfm_core.curation.resampling import resample
     from crfm_core.files import read_json
+    from crfm_core.layout import Layout
     from crfm_core.settings import Resampling
 
     resample(
@@ -16,5 +15,5 @@ with job(snakemake):
         settings=Resampling(**snakemake.params.resampling),
         classes=snakemake.params.classes,
         out=snakemake.output.manifest,
-        root=Path(snakemake.output.manifest).parents[4],
+        root=Layout.resampled.root(snakemake.output.manifest),
     )

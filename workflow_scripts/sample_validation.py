@@ -8,6 +8,7 @@ with job(snakemake):
     from crfm_core.checkpoints import base_folder
     from crfm_core.devices import resolve, use_threads
     from crfm_core.generator.validation import open_checkpoint, sample_validation
+    from crfm_core.layout import Layout
     from crfm_core.sampling.pipeline import open_generator
     from crfm_core.settings import Control
 
@@ -22,7 +23,7 @@ with job(snakemake):
         pipeline,
         captions=captions,
         prompts=Path(snakemake.input.prompts),
-        root=captions.parent.parent,
+        root=Layout.captions.root(captions),
         palette=snakemake.params.palette,
         picture=Path(snakemake.output.picture),
         losses=Path(snakemake.output.losses),

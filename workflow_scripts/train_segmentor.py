@@ -8,6 +8,7 @@ with job(snakemake):
     from crfm_core.devices import resolve, use_threads
     from crfm_core.distributed import launch
     from crfm_core.files import read_json
+    from crfm_core.layout import Layout
     from crfm_core.segmentor.training import SegmentorTraining
     from crfm_core.settings import Segmentor
 
@@ -18,7 +19,7 @@ with job(snakemake):
         pretrained = read_json(pretrained)["file"]
     training = SegmentorTraining(
         manifest=snakemake.input.mix,
-        root=Path(snakemake.input.mix).parent.parent,
+        root=Layout.mix.root(snakemake.input.mix),
         out=out,
         work=out.parent / "unfinished",
         segmentor=segmentor,

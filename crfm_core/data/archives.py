@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -50,7 +51,8 @@ class _Member:
     @property
     def is_leaving(self) -> bool:
         """Whether it is one of the files that macOS adds to archives."""
-        return self.parts[0] == "__MACOSX" or self.parts[-1] == ".DS_Store"
+        path = PurePosixPath(self.name)
+        return path.is_relative_to("__MACOSX") or path.name == ".DS_Store"
 
 
 def stem_of(archive: Path) -> str:
@@ -147,7 +149,7 @@ def _checked(archive: Path, members: Iterator[_Member], folder: Path) -> list[_M
             raise DataError(f"{archive}: unpacks to more than {room / 1e9:.1f} GB, which no honest archive of its size does; delete it")
         if member.is_leaving:
             continue
-        names = [unicodedata.normalize("NFC", "/".join(member.parts[:end])).casefold() for end in range(1, len(member.parts) + 1)]
+        names = [unicodedata.normalize("NFC", name).casefold() for name in accumulate(member.parts, "{}/{}".format)]
         for name in names[:-1]:
             if kinds.setdefault(name, "folder") == "file":
                 _refuse(archive, member, "another member is a file where it needs a folder")

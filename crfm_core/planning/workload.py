@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as parquet
 
 from crfm_core.data.windows import window_offsets
+from crfm_core.layout import Layout
 from crfm_core.settings import (
     PRESETS,
     Dataset,
@@ -95,7 +96,7 @@ class Workload:
 
     def count(self, name: str, split: str) -> Count:
         """The tiles of a split: those of its manifest, else what the configuration says."""
-        manifest = self.results / name / "tiles" / f"{split}.parquet"
+        manifest = Path(Layout(self.results).tiles(name, split))
         if (name, split) not in self.uncut and manifest.is_file():
             return Count(parquet.ParquetFile(manifest).metadata.num_rows, "cut")
         dataset = self.datasets[name]
@@ -171,7 +172,7 @@ class Workload:
 
     def _prompts(self, name: str, split: str) -> int:
         """Distinct prompts, with the empty one; before there are captions, as many as there can be."""
-        captions = self.results / name / "captions" / f"{split}.parquet"
+        captions = Path(Layout(self.results).captions(name, split))
         if (name, split) not in self.uncut and captions.is_file():
             return pd.read_parquet(captions, columns=["caption"]).caption.nunique() + 1
         tiles = self._tiles(name, split)

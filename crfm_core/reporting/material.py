@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from crfm_core import DataError
+from crfm_core.layout import Layout
 from crfm_core.manifest import read_manifest
 from crfm_core.reporting.comparison import Comparison, read_comparison
 from crfm_core.reporting.data_sheet import DataSheet, read_data_sheet
@@ -23,7 +24,17 @@ Model = TypeVar("Model", bound=BaseModel)
 
 #: What :func:`crfm_core.reporting.page.make_report` is given, by kind; of the first ones there is one per dataset.
 ONE_EACH = ("tiles", "data_sheets", "reconstruction")
-SEVERAL = ("synthetic", "filtered", "resampled", "mixes", "agreement", "generation", "validation", "comparison")
+#: Of the others there are several, each with its kind of result and what tells it from its like.
+SEVERAL = {
+    "synthetic": (Layout.synthetic, "control", "sampler"),
+    "filtered": (Layout.filtered, "control", "sampler", "filter"),
+    "resampled": (Layout.resampled, "control", "sampler", "filter", "resampling"),
+    "mixes": (Layout.mix, "recipe"),
+    "agreement": (Layout.agreement, "control", "sampler"),
+    "generation": (Layout.generation, "control", "sampler"),
+    "validation": (Layout.validation, "control"),
+    "comparison": (Layout.comparison, "preset"),
+}
 
 
 @dataclass
@@ -77,23 +88,17 @@ class Material:
 
 def read_material(dataset: Dataset, results: Path, index: int, paths: dict[str, list[Path]], settings: Settings) -> Material:
     """Read what was made of a dataset, the ``index``-th of the report. Raises DataError naming a file that is missing or incomplete."""
-    root = Path(results) / dataset.name
+    root = Layout(results).folder(dataset.name)
     if missing := [kind for kind in ONE_EACH if len(paths[kind]) <= index]:
         raise DataError(f"{missing[0]}: none is given for dataset {dataset.name}; give one per dataset")
-    depth = {"synthetic": 5, "filtered": 5, "resampled": 6, "mixes": 3, "agreement": 4, "generation": 4, "validation": 4, "comparison": 3}
-    mine = {kind: [path for path in map(Path, paths[kind]) if path.parts[-depth[kind]] == dataset.name] for kind in SEVERAL}
     files = {kind: Path(paths[kind][index]) for kind in ONE_EACH}
-    files["synthetic"] = {path.parts[-3:-1]: path for path in mine["synthetic"]}
-    files["filtered"] = {(*path.parts[-3:-1], path.stem): path for path in mine["filtered"]}
-    files["resampled"] = {(*path.parts[-4:-1], path.stem): path for path in mine["resampled"]}
-    files["mixes"] = {path.stem: path for path in mine["mixes"]}
-    files["agreement"], files["generation"] = (
-        {(path.parts[-2], path.stem): path for path in mine[kind]} for kind in ("agreement", "generation")
-    )
-    files["validation"] = {path.parts[-2]: path for path in mine["validation"]}
-    files["comparison"] = mine["comparison"] if settings.comparison else []
+    for kind, (result, *wildcards) in SEVERAL.items():
+        mine = [(names, Path(path)) for path in paths[kind] if (names := result.names(path))["dataset"] == dataset.name]
+        keys = [tuple(names[wildcard] for wildcard in wildcards) for names, _ in mine]
+        files[kind] = {key if len(key) > 1 else key[0]: path for key, (_, path) in zip(keys, mine, strict=True)}
+    files["comparison"] = list(files["comparison"].values()) if settings.comparison else []
     if missing := [key for key in (*files["agreement"], *files["generation"]) if key not in files["synthetic"]]:
-        raise DataError(f"{root}/synthetic/{'/'.join(missing[0])}/all.parquet: not among the files given, and its scores are; give both")
+        raise DataError(f"{Layout(results).synthetic(dataset.name, *missing[0])}: not among the files given, and its scores are; give both")
 
     def manifests(kind: str) -> dict[tuple, pd.DataFrame]:
         return {key: read_manifest(path) for key, path in files[kind].items()}

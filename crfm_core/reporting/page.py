@@ -14,6 +14,7 @@ from jinja2 import Environment
 import crfm_core
 from crfm_core import DataError
 from crfm_core.files import atomic_path, write_text
+from crfm_core.layout import Layout
 from crfm_core.planning.durations import duration, hours
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.colours import Colours
@@ -77,7 +78,7 @@ def make_report(
     inputs = {kind: [Path(path) for path in inputs.get(kind, [])] for kind in KINDS}
     frames = _read_tables(inputs["tables"], settings)
     published = read_published(paper)
-    stages = read_stages(Path(results) / "benchmarks", gpu_stages, settings)
+    stages = read_stages(Path(Layout(results).benchmarks()), gpu_stages, settings)
     materials = [read_material(dataset, results, index, inputs, settings) for index, dataset in enumerate(datasets)]
     _lead(materials, own, settings, frames)
     colours, by_name = Colours(settings), {dataset.name: dataset for dataset in datasets}
@@ -107,7 +108,7 @@ def make_report(
             recipes=recipe_rows(settings, leading),
             samplers=sampler_rows(settings, leading),
             stages=stages,
-            benchmarks=Path(results) / "benchmarks",
+            benchmarks=Path(Layout(results).benchmarks()),
             hardware=hardware(settings.device),
             configuration=configuration,
             command=command.replace("{target}", str(page)),

@@ -14,6 +14,7 @@ from scipy.special import stdtrit
 
 from crfm_core import DataError
 from crfm_core.files import atomic_path, write_text
+from crfm_core.layout import Layout
 from crfm_core.reporting.measurements import Generation, SamplesAgreement, SegmentorScores, as_float, given
 from crfm_core.reporting.mixes import read_mix
 from crfm_core.reporting.reading import read_model
@@ -116,14 +117,13 @@ def make_table(
     Raises DataError naming the file when an input is missing or incomplete.
     """
     known = {Path(path).resolve() for path in (*scores, *mixes, *generation)}
-    root, rows = Path(results_root), []
+    results, rows = Layout(results_root), []
     for dataset in datasets:
-        tiles = {name: read_mix(given(root / dataset / "mixes" / f"{name}.parquet", known, "the table")) for name in table.recipes}
+        tiles = {name: read_mix(given(Path(results.mix(dataset, name)), known, "the table")) for name in table.recipes}
         counts = {name: {"real_tiles": mix.real, "synthetic_tiles": len(mix.synthetic)} for name, mix in tiles.items()}
-        seen = {name: _of_samples(root / dataset, recipes[name], known) if table.generation else {} for name in table.recipes}
+        seen = {name: _of_samples(results, dataset, recipes[name], known) if table.generation else {} for name in table.recipes}
         for segmentor in table.segmentors:
-            folders = {name: root / dataset / "segmentors" / name / segmentor for name in table.recipes}
-            files = {name: [folder / f"seed{seed}" / "scores.json" for seed in seeds] for name, folder in folders.items()}
+            files = {name: [Path(results.scores(dataset, name, segmentor, seed)) for seed in seeds] for name in table.recipes}
             runs = _read_runs(files, known)
             for recipe in table.recipes:
                 row = {"dataset": dataset, "segmentor": segmentor, "recipe": recipe, "verdict": ""}
@@ -193,7 +193,7 @@ def _row(runs: list[SegmentorScores], baseline: list[SegmentorScores] | None, se
     return row
 
 
-def _of_samples(root: Path, recipe: Recipe, known: set[Path]) -> dict:
+def _of_samples(results: Layout, dataset: str, recipe: Recipe, known: set[Path]) -> dict:
     """How a recipe's samples compare with real tiles and agree with their masks; empty for real tiles only.
 
     Columns: features, feature_kind, compared_with, compared_tiles, samples, frechet_distance, kernel_distance, kernel_distance_sd, and
@@ -204,7 +204,8 @@ def _of_samples(root: Path, recipe: Recipe, known: set[Path]) -> dict:
     if not recipe.control:
         both = [f"{who}_mIoU{sd}" for who in ("judge", "critic") for sd in ("", "_sd")]
         return dict.fromkeys(columns, "") | dict.fromkeys((*numbers, *both), math.nan)
-    files = [given(root / kind / recipe.control / f"{recipe.sampler}.json", known, "the table") for kind in ("generation", "agreement")]
+    paths = [name_path(dataset, recipe.control, recipe.sampler) for name_path in (results.generation, results.agreement)]
+    files = [given(Path(path), known, "the table") for path in paths]
     measured, agreement = read_model(files[0], Generation), read_model(files[1], SamplesAgreement)
     row = dict(zip(columns, (measured.features, measured.kind, measured.real.split, measured.missing), strict=True))
     row |= dict(zip(numbers, (measured.real.tiles, measured.samples, measured.fid, measured.kid, measured.kid_sd), strict=True))

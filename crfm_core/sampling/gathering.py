@@ -11,6 +11,7 @@ from pyarrow.parquet import ParquetWriter, read_metadata, read_table
 
 from crfm_core import DataError
 from crfm_core.files import atomic_path
+from crfm_core.layout import Layout
 from crfm_core.manifest import check_paths, read_manifest
 
 #: Rows that are put in order at once.
@@ -26,8 +27,7 @@ def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) ->
     parts, listed = [], {}
     for path in shards:
         if not _is_empty(path):
-            root = Path(out).parents[3]  # results/{dataset}/synthetic/{control}/{sampler}/...: the dataset's folder
-            check_paths(path, read_manifest(path, without="corrections"), root, listed)
+            check_paths(path, read_manifest(path, without="corrections"), Layout.synthetic.root(out), listed)
             parts.append(read_table(path))
     tiles, count = read_manifest(captions).tile_id, sum(map(len, parts))
     wanted = copies * len(tiles)

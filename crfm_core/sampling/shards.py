@@ -22,6 +22,7 @@ from tqdm import tqdm
 from crfm_core import DataError, ResourceError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import atomic_path, exclusive, hash_of, inside, require_disk, seed_of, sha256_of
+from crfm_core.layout import Layout
 from crfm_core.manifest import paths_of, read_manifest, spread, write_manifest
 from crfm_core.sampling.pipeline import open_decoder, open_generator
 from crfm_core.segmentor.critic import load_critic
@@ -120,7 +121,7 @@ def synthesise_shard(
     """
     timing, started = Timing(), time.perf_counter()
     table = read_manifest(captions)
-    root = Path(out).parents[3]  # results/{dataset}/synthetic/{control}/{sampler}/shard-...: the dataset's folder
+    root = Layout.shard.root(out)
     batches = batches_of(list(zip(table.height, table.width, strict=True)), copies, sampler.batch_size, shard, shards)
     tasks = [task for batch in batches for task in batch]
     masks = sorted({task.row for task in tasks})  # of all tiles a shard among many needs few, and every path is looked at

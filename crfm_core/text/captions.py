@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from crfm_core import DataError
+from crfm_core.layout import Layout
 from crfm_core.manifest import check_paths, paths_of, read_manifest, relocate_all, write_manifest
 from crfm_core.settings import Captions, Dataset
 from crfm_core.text.encoders import prompt_key
@@ -54,11 +55,12 @@ def caption_tiles(
     Raises DataError when a tile has no caption, and what :func:`crfm_core.text.vision_language.describe_images` raises.
     """
     table = read_manifest(tiles)
-    check_paths(tiles, table, Path(out).parents[1])
+    root = Layout.captions.root(out)
+    check_paths(tiles, table, root)
     if settings.kind == "given":
         table["caption"] = _given(table, tiles)
     elif settings.kind == "vlm":
-        images = paths_of(tiles, table, "image", Path(out).parents[1])
+        images = paths_of(tiles, table, "image", root)
         digests = list(table.image_digest) if "image_digest" in table else None
         answers = Path(out).parent / "answers"
         names = list(table.tile_id)

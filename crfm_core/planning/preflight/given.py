@@ -7,6 +7,7 @@ from pathlib import Path
 from crfm_core import CrfmError
 from crfm_core.checkpoints import base_folder, check_base_model
 from crfm_core.hub import is_fetched, require_token
+from crfm_core.layout import Layout
 from crfm_core.planning.preflight.findings import Fetch, Findings, Work
 from crfm_core.settings import Download, EmbeddedBase, EmbeddedSource, FolderBase, FusuSource, HubBase, Model, Settings
 
@@ -103,7 +104,7 @@ def check_generators(work: Work, found: Findings) -> None:
 
 
 def check_base(work: Work, found: Findings) -> None:
-    base, where = work.settings.base_model, work.results / "base_model.json"
+    base, where = work.settings.base_model, Path(Layout(work.results).base_model_note())
     if isinstance(base, EmbeddedBase):
         return
     with found.listing():
@@ -167,7 +168,7 @@ def check_datasets(work: Work, found: Findings) -> None:
         from crfm_core.data.adapters import source_faults, source_folder
 
         with found.listing():
-            note = work.results / name / "source.json"
+            note = Path(Layout(work.results).source_note(name))
             place = source_folder(dataset, Path.cwd(), note if note.is_file() else None)
             found.problems += source_faults(dataset, place)
     for job in work.of("tile_scenes"):

@@ -18,6 +18,7 @@ from crfm_core.devices import gpu_memory, require_gpus, require_leases, visible_
 from crfm_core.files import nearest, require_disk, require_writable
 from crfm_core.generator.advice import memory_advice
 from crfm_core.hub import is_fetched
+from crfm_core.layout import Layout
 from crfm_core.planning.preflight.findings import Findings, Work
 from crfm_core.planning.preflight.memory import training_size
 from crfm_core.planning.workload import Unknown, Workload
@@ -77,13 +78,14 @@ def _left(work: Work) -> float:
         except Unknown:
             continue
         if job.rule == "synthesise_shard":
-            shards[work.results / job.names["dataset"] / "synthetic" / job.names["control"] / job.names["sampler"] / "images"] += size
+            names = [job.names[name] for name in Layout.synthetic_images.wildcards]
+            shards[Path(Layout(work.results).synthetic_images(*names))] += size
         else:
             total += size
     total += sum(max(0.0, size - _size_of(folder)) for folder, size in shards.items())
     trainings = [
         load.checkpoints(job.names["control"])
-        - _size_of(work.results / job.names["dataset"] / "generators" / f"{job.names['control']}.unfinished")
+        - _size_of(Path(Layout(work.results).unfinished_generator(job.names["dataset"], job.names["control"])))
         for job in work.of("train_generator")
     ]
     return total + max(0.0, *trainings, 0.0)
