@@ -19,7 +19,7 @@ run: venv   ## the whole workflow at the embedded default; continues where an in
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES)
 
 test: venv  ## the fast tests, in two processes of one thread each: on few cores, more threads wait for each other
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not ci" -n 2
 
 test-all: venv  ## all tests, with whole runs of the workflow
 	$(BIN)/pytest

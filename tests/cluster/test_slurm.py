@@ -35,7 +35,7 @@ COLUMNS = "JobID:6,Partition:11,State:10,NumCPUs:5,MinMemory:12,TimeLimit:12,tre
 ON_GPUS = ("encode_prompts", "encode_latents", "train_generator", "train_segmentor", "evaluate_segmentor", "synthesise_shard")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.ci,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(missing_programs()), reason=f"SLURM is not whole here: no {', '.join(missing_programs())} (slurm-wlm, munge)"),
 ]
