@@ -30,7 +30,7 @@ IMAGE, LABEL = ("COMPRESS=DEFLATE", "PREDICTOR=2"), ("COMPRESS=DEFLATE",)
 
 def write_scene(folder: Path, side: int) -> None:
     """Write ``image.tif`` and ``label.tif`` of ``side`` x ``side`` pixels, tiled and compressed as such scenes are delivered."""
-    from crfm_core.data.scenes import draw_scene
+    from crfm_core.data.sources.embedded import draw_scene
 
     part = min(side, 1000)
     arrays = draw_scene(3, part)

@@ -96,7 +96,7 @@ def _aside(target: Path) -> Iterator[Path]:
     try:
         for left in holder.iterdir():
             if left.name != ".lock":
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                remove(left)
         yield holder
     finally:
         shutil.rmtree(holder, ignore_errors=True)
@@ -226,6 +226,14 @@ def _still_there(path: Path, handle: IO) -> bool:
         return False
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def work_folder(folder: Path | str, fingerprint: str) -> Iterator[Path]:
     """Hold a folder of resumable state that belongs to ``fingerprint``; state of any other fingerprint is discarded first.
@@ -237,7 +245,7 @@ def work_folder(folder: Path | str, fingerprint: str) -> Iterator[Path]:
         if not mark.is_file() or mark.read_text() != fingerprint:
             for member in held.iterdir():
                 if member.name != ".lock":
-                    shutil.rmtree(member) if member.is_dir() else member.unlink()
+                    remove(member)
             write_text(mark, fingerprint)
         yield held
         shutil.rmtree(held)

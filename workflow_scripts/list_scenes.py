@@ -5,7 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
-    from crfm_core.data.adapters import list_scenes
+    from crfm_core.data.scenes import list_scenes
     from crfm_core.settings import Dataset
 
     fetched = snakemake.input.get("source") or None

@@ -6,7 +6,7 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core import DataError
-    from crfm_core.data.adapters import read_scenes
+    from crfm_core.data.scenes import read_scenes
     from crfm_core.data.tiling import read_mask
     from crfm_core.devices import resolve, use_threads
     from crfm_core.sampling.windows import synthesise_scene

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from crfm_core import DataError
-from crfm_core.data.adapters import read_scenes
+from crfm_core.data.scenes import read_scenes
 from crfm_core.data.grid import open_scene
 from crfm_core.data.rasters import (
     GDAL_FAULTS,

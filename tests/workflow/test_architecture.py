@@ -89,7 +89,7 @@ WITHOUT_NETWORKS = [
     "manifest",
     "devices",
     "data.tiling",
-    "data.adapters",
+    "data.scenes",
     "curation.mixing",
     "curation.resampling",
     "reporting.page",

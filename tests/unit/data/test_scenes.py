@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from crfm_core import DataError
-from crfm_core.data.adapters import list_scenes, read_scenes
+from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.rasters import describe, read_label, read_rgb, write_raster
-from crfm_core.data.scenes import CLASSES, draw_scene, write_scenes
+from crfm_core.data.sources.embedded import CLASSES, draw_scene, write_scenes
 from crfm_core.settings import Dataset
 
 GRID = {"crs": "EPSG:32631", "transform": (0.3, 0, 400_000, 0, -0.3, 5_000_000)}

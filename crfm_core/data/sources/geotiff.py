@@ -19,10 +19,10 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from crfm_core import DataError
-from crfm_core.data.adapters.folder import files_by_key
-from crfm_core.data.adapters.found import FoundScene
 from crfm_core.data.labels import LabelMap, require_ids
 from crfm_core.data.rasters import STRIP, create_raster, describe, open_raster, read_bands
+from crfm_core.data.sources import FoundScene, SceneSource, unmatched
+from crfm_core.data.sources.folder import files_by_key
 from crfm_core.settings import Dataset, GeotiffSource
 
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".gml", ".kml")
@@ -30,47 +30,65 @@ VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".gml", ".kml")
 POINTERS = (b"<OGRVRTDataSource", b"<OGRWFSDataSource", b"<OGRCSWDataSource", b"gdal_streamed_alg")
 
 
-def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
-    """The scenes that a :class:`GeotiffSource` names, without labels. DataError when a glob finds none, or a scene has no CRS."""
-    source: GeotiffSource = dataset.source
-    scenes = []
-    for split, pattern in (source.splits or {"": source.images}).items():
-        images = files_by_key(root, pattern, exclude=source.exclude)
-        if not images:
-            raise DataError(f"dataset {dataset.name}: no file matches {pattern} below {root}; correct the glob or the root")
-        for key, image in sorted(images.items()):
-            if not describe(image)["crs"]:
-                raise DataError(
-                    f"{image}: has no coordinate system, so no label can be found for it by place; write it into the file "
-                    "(gdal_edit.py -a_srs EPSG:...), or use a source of kind folder with labels of the same grid"
-                )
-            scenes.append(FoundScene(key, image, None, image.relative_to(root), split, "-".join(key[:-1])))
-    return scenes
+class GeotiffScenes(SceneSource):
+    """Georeferenced scenes, and labels that lie elsewhere: rasters of another grid, or polygons with an attribute.
 
-
-def burn_labels(dataset: Dataset, root: Path, rows: list[dict], out: Path) -> None:
-    """Write a label of training ids for every scene, ``<out>/labels/<scene>.tif`` on the scene's grid, and name it in its row.
-
-    Label files lie over each other in the order of ``source.labels`` and of their names; polygons likewise in the order of the file,
-    a pixel being in a polygon when its centre is. Ground that none covers is ``source.background``. Written in strips, so a scene may
-    be larger than memory. Raises DataError for what labels hold that ``label_map`` does not know, for features that are no polygons,
-    and for a scene that no label meets.
+    Features: whatever the scenes show.
+    Format: rasters with a coordinate system; labels are rasters of any grid, or vector files (GeoPackage, GeoJSON, Shapefile, ...).
+    Classes: ids of label rasters, or values of the polygons' attribute, by the data set's ``label_map``.
+    Splits: a glob each, or one glob and the section ``split``, which may cut the ground into blocks.
+    Licence, citation: those of the files.
     """
-    source: GeotiffSource = dataset.source
-    files = [path for pattern in source.labels for _, path in sorted(files_by_key(root, pattern).items())]
-    if not files:
-        raise DataError(f"dataset {dataset.name}: no file matches labels: {', '.join(source.labels)} below {root}; correct the globs")
-    layers = [_Polygons.read(path, dataset) if path.suffix.lower() in VECTORS else _Raster(path, dataset) for path in files]
-    for row in rows:
-        row["label"] = out / "labels" / f"{row['scene']}.tif"
-        with open_raster(row["image"]) as picture:
-            near = [layer for layer in layers if layer.meets(picture)]
-            if not near:
+
+    def find_scenes(self, out: Path) -> list[FoundScene]:
+        """The scenes that the globs match, without labels. DataError when a glob matches none, or a scene has no CRS."""
+        scenes = []
+        for split, pattern in (self.settings.splits or {"": self.settings.images}).items():
+            images = files_by_key(self.folder, pattern, exclude=self.settings.exclude)
+            if not images:
                 raise DataError(
-                    f"{row['image']}: none of {len(files)} label files lies on its ground; see that both coordinate systems are right, "
-                    "or leave the scene out by source.exclude"
+                    f"dataset {self.dataset.name}: no file matches {pattern} below {self.folder}; correct the glob or the root"
                 )
-            _burn(picture, near, source.background, row["label"])
+            for key, image in sorted(images.items()):
+                if not describe(image)["crs"]:
+                    raise DataError(
+                        f"{image}: has no coordinate system, so no label can be found for it by place; write it into the file "
+                        "(gdal_edit.py -a_srs EPSG:...), or use a source of kind folder with labels of the same grid"
+                    )
+                scenes.append(FoundScene(key, image, None, image.relative_to(self.folder), split, "-".join(key[:-1])))
+        return scenes
+
+    def write_labels(self, rows: list[dict], out: Path) -> None:
+        """Write a label of training ids for every scene, ``<out>/labels/<scene>.tif`` on the scene's grid, and name it in its row.
+
+        Label files lie over each other in the order of ``source.labels`` and of their names; polygons likewise in the order of the file,
+        a pixel being in a polygon when its centre is. Ground that none covers is ``source.background``. Written in strips, so a scene may
+        be larger than memory. Raises DataError for what labels hold that ``label_map`` does not know, for features that are no polygons,
+        and for a scene that no label meets.
+        """
+        globs = self.settings.labels
+        files = [path for pattern in globs for _, path in sorted(files_by_key(self.folder, pattern).items())]
+        if not files:
+            raise DataError(
+                f"dataset {self.dataset.name}: no file matches labels: {', '.join(globs)} below {self.folder}; correct the globs"
+            )
+        layers = [
+            _Polygons.read(path, self.dataset) if path.suffix.lower() in VECTORS else _Raster(path, self.dataset) for path in files
+        ]
+        for row in rows:
+            row["label"] = out / "labels" / f"{row['scene']}.tif"
+            with open_raster(row["image"]) as picture:
+                near = [layer for layer in layers if layer.meets(picture)]
+                if not near:
+                    raise DataError(
+                        f"{row['image']}: none of {len(files)} label files lies on its ground; see that both coordinate systems are right, "
+                        "or leave the scene out by source.exclude"
+                    )
+                _burn(picture, near, self.settings.background, row["label"])
+
+    def faults(self) -> list[str]:
+        settings = self.settings
+        return unmatched(self.dataset, self.folder, [settings.images, *(settings.splits or {}).values(), *settings.labels])
 
 
 def _burn(picture: rasterio.DatasetReader, layers: list[_Polygons | _Raster], background: int, out: Path) -> None:

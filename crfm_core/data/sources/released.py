@@ -6,15 +6,31 @@ import json
 from pathlib import Path
 
 from crfm_core import DataError
-from crfm_core.data.adapters.found import FoundScene
+from crfm_core.data.sources import FoundScene, SceneSource
 from crfm_core.files import inside
-from crfm_core.settings import Dataset, ReleasedSource
 
 
-def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
-    """The pairs that the index files list. DataError, with file and line, for lines that are not such objects or name missing files."""
-    source: ReleasedSource = dataset.source
-    return [scene for split, index in source.splits.items() for scene in _listed(inside(root, index), split, root)]
+class ReleasedIndex(SceneSource):
+    """Pairs that an index lists, as the code released with TODSynth reads them.
+
+    Features: images with labels and a prompt each, which ``captions: {kind: given}`` takes.
+    Format: per split a text file of JSON objects, one per line, with ``source`` (label), ``target`` (image) and ``prompt``.
+    Classes: ids or colours of the labels, by the data set's ``label_map``.
+    Splits: one index file each.
+    Licence, citation: those of the files.
+    """
+
+    def find_scenes(self, out: Path) -> list[FoundScene]:
+        """The pairs that the index files list. DataError, with file and line, for lines that are not such objects or name missing files."""
+        indices = self.settings.splits.items()
+        return [scene for split, index in indices for scene in _listed(inside(self.folder, index), split, self.folder)]
+
+    def faults(self) -> list[str]:
+        missing = {split: index for split, index in self.settings.splits.items() if not (self.folder / index).is_file()}
+        return [
+            f"dataset {self.dataset.name}: {self.folder / index}: no such file; correct source.root or source.splits.{split}"
+            for split, index in missing.items()
+        ]
 
 
 def _listed(index: Path, split: str, root: Path) -> list[FoundScene]:

@@ -8,19 +8,35 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from crfm_core import DataError
-from crfm_core.data.adapters.found import FoundScene
-from crfm_core.settings import Dataset, FolderSource, FolderSplit
+from crfm_core.data.sources import FoundScene, SceneSource, unmatched
+from crfm_core.settings import FolderSplit
 
 
-def find_scenes(dataset: Dataset, root: Path) -> list[FoundScene]:
-    """The scenes that a :class:`FolderSource` names below ``root``. DataError when a glob finds no image, or an image has no label."""
-    source: FolderSource = dataset.source
-    splits = source.splits or {"": FolderSplit(images=source.images, labels=source.labels)}
-    return [
-        scene
-        for split, files in splits.items()
-        for scene in pair_files(dataset.name, root, split, files, source.label_suffix, source.exclude)
-    ]
+class ImageFolder(SceneSource):
+    """Images and label rasters in a folder of one's own.
+
+    Features: whatever the images show.
+    Format: any raster of :mod:`crfm_core.data.rasters`; image and label have one size and are paired by what the folder wildcards of
+    their globs stand for and the stem.
+    Classes: ids or colours of the labels, by the data set's ``label_map``.
+    Splits: a pair of globs each, or one pair of globs and the section ``split``.
+    Licence, citation: those of the files.
+    """
+
+    def find_scenes(self, out: Path) -> list[FoundScene]:
+        """The scenes that the globs match. DataError when a glob matches no image, or an image has no label."""
+        settings = self.settings
+        splits = settings.splits or {"": FolderSplit(images=settings.images, labels=settings.labels)}
+        return [
+            scene
+            for split, files in splits.items()
+            for scene in pair_files(self.dataset.name, self.folder, split, files, settings.label_suffix, settings.exclude)
+        ]
+
+    def faults(self) -> list[str]:
+        settings, splits = self.settings, (self.settings.splits or {}).values()
+        patterns = [settings.images, settings.labels, *(pattern for files in splits for pattern in (files.images, files.labels))]
+        return unmatched(self.dataset, self.folder, patterns)
 
 
 def pair_files(
@@ -91,3 +107,8 @@ def _folder_pattern(pattern: str) -> re.Pattern:
         return {"**": "(.*)", "**/": "((?:.*/)?)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part)
 
     return re.compile("".join(map(piece, re.split(r"(\*\*/?|\*|\?|\[[^]]+\])", str(Path(pattern).parent)))))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a folder holds a PNG."""
+    return folder.is_dir() and any(path.suffix == ".png" and not path.name.startswith(".") for path in folder.iterdir())

@@ -1,0 +1,134 @@
+"""Where scenes come from: one module per kind of source, named like the kind and imported when a data set uses it.
+
+A new kind is one module here with one subclass of :class:`SceneSource`, and its section in :mod:`crfm_core.settings`.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crfm_core import DataError
+from crfm_core.files import read_json
+from crfm_core.settings import Dataset
+
+
+@dataclass(frozen=True)
+class FoundScene:
+    """A scene as it lies in its source; paths are absolute."""
+
+    key: tuple[str, ...]  #: what tells it from the others, which becomes its name
+    image: Path
+    label: Path | None  #: None where :meth:`SceneSource.write_labels` writes it
+    relative: Path  #: of the image, below the source's folder
+    split: str = ""  #: "" where the data set's section ``split`` decides
+    group: str = ""  #: the part of the key that its folders gave
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class ExpectedScenes:
+    """How many scenes a split has before any is listed, their side in pixels, and how that is known."""
+
+    count: float
+    side: int
+    basis: str
+
+
+class SceneSource(ABC):
+    """The scenes of a data set: where they lie, how they pair with labels and, for published ones, how they are downloaded.
+
+    Args:
+        dataset: its ``source`` holds the settings of this kind.
+        root: folder that a relative ``source.root`` counts from.
+        note: what :func:`crfm_core.data.downloads.fetch_dataset` wrote of a downloaded data set; its folder replaces ``source.root``.
+    """
+
+    def __init__(self, dataset: Dataset, root: Path | str = ".", note: Path | str | None = None) -> None:
+        self.dataset = dataset
+        self.settings: Any = dataset.source
+        self.folder = Path(read_json(note)["folder"]) if note else (Path(root) / getattr(self.settings, "root", "")).resolve()
+
+    def require_folder(self) -> None:
+        """Raise DataError when the folder of the scenes does not exist."""
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder}: no such folder; set source.root of dataset {self.dataset.name} to where its scenes lie")
+
+    @abstractmethod
+    def find_scenes(self, out: Path) -> list[FoundScene]:
+        """All scenes; ``out`` is the folder for files that the source writes itself. DataError when the files are not what they should be."""
+
+    def write_labels(self, rows: list[dict], out: Path) -> None:  # noqa: B027: most sources have labels
+        """Write into ``out`` the labels that have to be made first, and name them in the rows (of the scene manifest, paths absolute)."""
+
+    def faults(self) -> list[str]:
+        """Which files are missing, as far as a quick look tells: no image is read and nothing is paired."""
+        return []
+
+    def expected(self, split: str) -> ExpectedScenes | None:
+        """How many scenes a split has by the configuration or by publication; None where only listing tells."""
+
+    # ------------------------------------------------------- sources that can be downloaded, as their settings class says
+
+    def locate(self) -> Path | None:
+        """The folder in which the data set lies in its layout; None where it has to be downloaded."""
+        raise NotImplementedError
+
+    def lacking(self) -> str:
+        """What of the layout is missing, in words."""
+        raise NotImplementedError
+
+    def download(self, work: Path, command: str) -> None:
+        """Bring what is missing into :attr:`folder`, so that :meth:`locate` finds it, and write its record ``fetched.json`` there.
+
+        ``work`` holds unfinished downloads, so that a stopped run continues; what is finished is removed from it. Messages name
+        ``command`` as what to run again.
+        """
+        raise NotImplementedError
+
+    def download_bytes(self) -> float | None:
+        """Disk space that the download and what is unpacked of it take together; None where that is not known."""
+
+    def find(self) -> Path | None:
+        """:meth:`locate`. Raises DataError when the data set is not there and ``source.download`` is false."""
+        folder = self.locate()
+        if folder is None and not self.settings.download:
+            raise DataError(
+                f"source.root: {self.folder} lacks {self.lacking()}; set source.download to true to download it, or source.root to where it "
+                "lies"
+            )
+        return folder
+
+    # ------------------------------------------------------ sources with images that only a server of theirs has labels for
+
+    def submission(self) -> SceneSource:
+        """The images that the data set's own server scores, as a source to find and download like the others."""
+        raise NotImplementedError
+
+    def submission_images(self) -> list[Path]:
+        """Those images, in the order of the submission. DataError when they are not whole."""
+        raise NotImplementedError
+
+    def submission_ids(self) -> Any:
+        """The server's id of each training id, uint8 [256]. ConfigError when the data set's classes are not those of the server."""
+        raise NotImplementedError
+
+
+def open_source(dataset: Dataset, root: Path | str = ".", note: Path | str | None = None) -> SceneSource:
+    """The source of a data set, by the kind in its settings; arguments as of :class:`SceneSource`."""
+    module = importlib.import_module(f"{__name__}.{dataset.source.kind}")
+    (kind,) = (
+        one for one in vars(module).values() if isinstance(one, type) and issubclass(one, SceneSource) and one.__module__ == module.__name__
+    )
+    return kind(dataset, root, note)
+
+
+def unmatched(dataset: Dataset, folder: Path, patterns: Iterable[str | None]) -> list[str]:
+    """What to say of each glob that matches no file below ``folder``."""
+    missing = [pattern for pattern in patterns if pattern and not any(glob.iglob(pattern, root_dir=folder, recursive=True))]
+    return [f"dataset {dataset.name}: no file matches {pattern} below {folder}; correct the glob or the root" for pattern in missing]
