@@ -37,8 +37,8 @@ for name, segmentor in settings.segmentors.items():
 
 RESULTS = settings.results
 GPU = int(settings.device == "cuda")
-PUBLISHED = [name for name, dataset in datasets.items() if dataset.source.kind in ("loveda", "fusu")]  # where they can be fetched
-LOVEDA = [name for name, dataset in datasets.items() if dataset.source.kind == "loveda"]
+PUBLISHED = [name for name, dataset in datasets.items() if dataset.source.CAN_DOWNLOAD]
+SCORED_BY_A_SERVER = [name for name, dataset in datasets.items() if dataset.source.HAS_SERVER]
 DOWNLOADS = {name: one.pretrained for name, one in settings.segmentors.items() if isinstance(one.pretrained, Download)}
 
 if isinstance(settings.generation.weights, Download):
@@ -155,7 +155,7 @@ def palette_of(wildcards):
 
 
 def source_note(wildcards):
-    """The note of a published dataset that says where it lies; nothing for the others."""
+    """The note that says where a published dataset lies; nothing for the others."""
     return f"{RESULTS}/{wildcards.dataset}/source.json" if wildcards.dataset in PUBLISHED else []
 
 

@@ -3,15 +3,17 @@
 
 if PUBLISHED:
 
+    # labelled scenes, or the images that the dataset's own server scores
     rule fetch_dataset:
         output:
-            note=f"{RESULTS}/{{dataset}}/source.json",
+            note=f"{RESULTS}/{{dataset}}/{{files}}.json",
         log:
-            f"{RESULTS}/logs/{{dataset}}/fetch_dataset.log",
+            f"{RESULTS}/logs/{{dataset}}/fetch_dataset-{{files}}.log",
         benchmark:
-            f"{RESULTS}/benchmarks/{{dataset}}/fetch_dataset.tsv"
+            f"{RESULTS}/benchmarks/{{dataset}}/fetch_dataset-{{files}}.tsv"
         wildcard_constraints:
             dataset="|".join(PUBLISHED),
+            files="source|test_images",
         retries: RETRIES
         # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
         localrule: True
@@ -24,7 +26,7 @@ if PUBLISHED:
             **dataset_but("palette", "select", "split", "test", "train", "val"),
             licence=lambda wildcards: dataset_of(wildcards).licence or "not stated",
         message:
-            "Seeing to it that {wildcards.dataset} is there, or fetching it; its licence: {params.licence}"
+            "Looking for {wildcards.dataset}, and fetching it unless it is there; its licence: {params.licence}"
         script:
             "../workflow_scripts/fetch_dataset.py"
 

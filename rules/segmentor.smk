@@ -145,12 +145,12 @@ rule predict_scene:
         "../workflow_scripts/predict_scene.py"
 
 
-if LOVEDA:
+if SCORED_BY_A_SERVER:
 
     rule zip_predictions:
         input:
             checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
-            source=source_note,
+            images=f"{RESULTS}/{{dataset}}/test_images.json",
         output:
             archive=f"{RESULTS}/{{dataset}}/submissions/{{recipe}}/{{segmentor}}/seed{{seed}}.zip",
         log:
@@ -158,7 +158,7 @@ if LOVEDA:
         benchmark:
             f"{RESULTS}/benchmarks/{{dataset}}/zip_predictions-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
         wildcard_constraints:
-            dataset="|".join(LOVEDA),
+            dataset="|".join(SCORED_BY_A_SERVER),
         retries: RETRIES
         conda:
             "../envs/segmentor.yaml"

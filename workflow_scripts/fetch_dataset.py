@@ -9,4 +9,6 @@ with job(snakemake):
     from crfm_core.settings import Dataset
 
     command = f"snakemake --cores 1 {snakemake.output.note}"
-    fetch_dataset(Dataset(**snakemake.params.dataset, **snakemake.params.others), Path.cwd(), Path(snakemake.output.note), command)
+    dataset = Dataset(**snakemake.params.dataset, **snakemake.params.others)
+    submission = snakemake.wildcards.files == "test_images"
+    fetch_dataset(dataset, Path.cwd(), Path(snakemake.output.note), command, submission=submission)

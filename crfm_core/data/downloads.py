@@ -1,4 +1,4 @@
-"""Published data sets: downloaded where they are not there, with what was downloaded and its licence written down."""
+"""Published datasets: downloaded where they are not there, with what was downloaded and its licence written down."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from crfm_core.files import exclusive, sha256_of, write_json
 from crfm_core.hub import RECORD, read_record
 from crfm_core.settings import Dataset
 
-WORK = ".fetching"  #: folder of unfinished downloads, below the data set's
-MANY = 1000  #: files that the note of a downloaded data set lists; of more it names the record
+WORK = ".fetching"  #: folder of unfinished downloads, below the dataset's
+MANY = 1000  #: files that the note of a downloaded dataset lists; of more it names the record
 
 
-def fetch_dataset(
-    dataset: Dataset, root: Path | str, out: Path | str, command: str = "fetch_dataset", *, submission: bool = False
-) -> None:
-    """Make sure that the data set's files are there, and write the note ``out`` (JSON) that says where and what they are.
+def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: str = "fetch_dataset", *, submission: bool = False) -> None:
+    """Make sure that the dataset's files are there, and write the note ``out`` (JSON) that says where and what they are.
 
-    A data set that is there in its layout is used as it is and nothing is written into it. Otherwise, where ``source.download`` permits,
+    A dataset that is there in its layout is used as it is and nothing is written into it. Otherwise, where ``source.download`` permits,
     it is downloaded to ``source.root`` (relative: counted from ``root``) as its source says. Unfinished downloads lie in ``.fetching``
     there; a stopped run continues. ``fetched.json`` beside the data says what was downloaded, with checksums.
 
-    With ``submission`` it is the images that the data set's own server scores, instead of the labelled scenes.
+    With ``submission`` it is the images that the dataset's own server scores, instead of the labelled scenes.
 
     The note holds ``source`` (kind), ``folder``, ``repo``, ``revision`` and ``files`` (of what was downloaded: sizes and checksums; of
     more than :data:`MANY` those of the record), ``licence``. It is written last.

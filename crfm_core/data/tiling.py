@@ -22,10 +22,10 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from crfm_core import ConfigError, DataError
-from crfm_core.data.scenes import read_scenes
 from crfm_core.data.grid import Grid, grid_of, open_scene
 from crfm_core.data.labels import LabelMap
 from crfm_core.data.rasters import IGNORE, encode_raster, has_holes, hash_of_pixels, invalid_of, open_raster, rgb_of
+from crfm_core.data.scenes import read_scenes
 from crfm_core.data.selection import select_tiles
 from crfm_core.data.splits import Region, regions_of
 from crfm_core.data.windows import window_offsets

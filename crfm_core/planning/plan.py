@@ -63,7 +63,6 @@ class Rates(Section):
     measured: Measured
     counted: Counted
     speed: Speed
-    published: dict[str, dict[str, Any]] = {}
 
 
 def read_rates(path: Path | str) -> Rates:
@@ -402,7 +401,7 @@ def make_plan(
     splits = [(job.names["dataset"], job.names["split"]) for job in jobs if job.rule == "tile_scenes"]
     uncut = frozenset((job.names["dataset"], job.names["split"]) for job in jobs if job.rule == "tile_scenes" and job.pending)
     sizes = rates.counted.weights
-    workload = Workload(settings, datasets, rates.published, sizes, rates.measured.bytes, Path(settings.results), uncut)
+    workload = Workload(settings, datasets, sizes, rates.measured.bytes, Path(settings.results), uncut)
     estimator = Estimator(workload, rates, gpu_rules, gpu)
     estimator.learn(jobs)
     stages: dict[str, Stage] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as parquet
 
+from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
 from crfm_core.layout import Layout
 from crfm_core.settings import (
@@ -16,9 +17,7 @@ from crfm_core.settings import (
     Dataset,
     EmbeddedBase,
     EmbeddedSource,
-    FusuSource,
     Judge,
-    LoveDASource,
     RectifySettings,
     Selection,
     Settings,
@@ -72,7 +71,6 @@ class Workload:
 
     Args:
         settings, datasets: the configuration; datasets by name.
-        published: ``side`` and ``scenes`` by split (or "all") of published data sets, by kind of source.
         weights: numbers of weights in billions, as in configs/rates.yaml.
         bytes_of: bytes of the embedded models' folders, and of an image's file beside its pixels.
         results: the run's folder, where tiles that are cut already are counted.
@@ -83,14 +81,13 @@ class Workload:
         self,
         settings: Settings,
         datasets: Mapping[str, Dataset],
-        published: Mapping[str, Mapping],
         weights: Mapping,
         bytes_of: Mapping[str, float],
         results: Path,
         uncut: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
         self.settings, self.datasets, self.results, self.uncut = settings, datasets, results, uncut
-        self.published, self.weights, self.bytes_of = published, weights, bytes_of
+        self.weights, self.bytes_of = weights, bytes_of
 
     # ------------------------------------------------------------------------------------------------------- tiles
 
@@ -104,20 +101,10 @@ class Workload:
 
     def _whole(self, dataset: Dataset, split: str) -> Count:
         """All tiles of a split, before any selection."""
-        source, unknown = dataset.source, Count(None, "unknown until they are cut")
-        if dataset.tile.ground_distance:
-            return unknown
-        if isinstance(source, EmbeddedSource):
-            return Count(source.scenes[split] * _per_scene(dataset, source.size), "of scenes to draw")
-        entry = self.published.get(source.kind)
-        if entry is None:
-            return unknown
-        if isinstance(source, LoveDASource):
-            return Count(entry["scenes"][split] * _per_scene(dataset, entry["side"]), "published number of scenes")
-        if isinstance(source, FusuSource) and dataset.split and dataset.split.by == "group":
-            share = dataset.split.shares[split] / sum(dataset.split.shares.values())
-            return Count(round(share * entry["scenes"]["all"] * _per_scene(dataset, entry["side"])), "about, share of the published number")
-        return unknown
+        expected = None if dataset.tile.ground_distance else open_source(dataset).expected(split)
+        if expected is None:
+            return Count(None, "unknown until they are cut")
+        return Count(round(expected.count * _per_scene(dataset, expected.side)), expected.basis)
 
     def _tiles(self, name: str, split: str) -> int:
         count = self.count(name, split)

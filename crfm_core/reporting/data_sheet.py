@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from crfm_core import DataError
-from crfm_core.data.scenes import read_scenes
 from crfm_core.data.rasters import bands_of, is_palette, open_raster, palette_of, read_label, read_rgb, scaled
+from crfm_core.data.scenes import read_scenes
 from crfm_core.files import atomic_path, write_json, write_text
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import composition

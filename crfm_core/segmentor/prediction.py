@@ -15,7 +15,6 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from crfm_core import DataError
-from crfm_core.data.scenes import read_scenes
 from crfm_core.data.grid import open_scene
 from crfm_core.data.rasters import (
     GDAL_FAULTS,
@@ -32,6 +31,7 @@ from crfm_core.data.rasters import (
     rgb_of,
     write_raster,
 )
+from crfm_core.data.scenes import read_scenes
 from crfm_core.data.windows import window_offsets
 from crfm_core.files import exclusive, hash_of, inside, require_disk, sha256_of
 from crfm_core.manifest import paths_of, read_manifest, relocate, write_manifest

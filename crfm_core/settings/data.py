@@ -1,22 +1,42 @@
-"""Data sets: where their scenes lie, which splits they have, how scenes are cut into tiles and which tiles are kept."""
+"""Datasets: where their scenes lie, which splits they have, how scenes are cut into tiles and which tiles are kept."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from crfm_core.settings.base import Byte, Location, Name, Positive, Section, Words
 
 
-class EmbeddedSource(Section):
+class Source(Section):
+    """Where scenes come from. Each kind is a subclass here, and has a module of its name in crfm_core.data.sources."""
+
+    #: Whether it can be downloaded; its keys are then ``root`` and ``download``, among others.
+    CAN_DOWNLOAD: ClassVar[bool] = False
+    #: Whether it has images that a server of its own scores.
+    HAS_SERVER: ClassVar[bool] = False
+    #: Whether listing its scenes writes their labels, of training ids.
+    WRITES_LABELS: ClassVar[bool] = False
+    #: Whether its scenes come with prompts.
+    HAS_PROMPTS: ClassVar[bool] = False
+
+    def split_names(self) -> list[str]:
+        """Names of its own splits, in their order; none where the dataset's section ``split`` makes them."""
+        return list(getattr(self, "splits", None) or [])
+
+
+class EmbeddedSource(Source):
     """Scenes drawn by the package itself."""
 
     kind: Literal["embedded"]
     scenes: dict[Name, Positive] = Field(description="how many scenes to draw per split")
     size: Positive = Field(256, description="side of a scene in pixels of 0.3 m")
     seed: int = Field(0, description="another seed is another world")
+
+    def split_names(self) -> list[str]:
+        return list(self.scenes)
 
 
 class FolderSplit(Section):
@@ -26,7 +46,7 @@ class FolderSplit(Section):
     labels: str = Field(description="glob of label rasters below the root; paired with the images by file stem and parent order")
 
 
-class FolderSource(Section):
+class FolderSource(Source):
     """Images and label rasters on the same grid, as ids or as colours, in a folder; formats as of crfm_core.data.rasters."""
 
     kind: Literal["folder"]
@@ -44,8 +64,10 @@ class FolderSource(Section):
         return self
 
 
-class GeotiffSource(Section):
+class GeotiffSource(Source):
     """Georeferenced scenes, and labels that lie elsewhere: rasters of another grid, or polygons with an attribute."""
+
+    WRITES_LABELS = True
 
     kind: Literal["geotiff"]
     root: str = Field(description="the folder; relative to where the workflow runs")
@@ -69,27 +91,37 @@ class GeotiffSource(Section):
         return self
 
 
-class ReleasedSource(Section):
+class ReleasedSource(Source):
     """What the authors' released code reads: an index.jsonl of label, image and prompt per split.
 
     ``captions: {kind: given}`` takes the prompts.
     """
+
+    HAS_PROMPTS = True
 
     kind: Literal["released"]
     root: str = Field(description="the folder that the paths in the index count from")
     splits: dict[Name, str] = Field(description="split name to its index file below the root")
 
 
-class LoveDASource(Section):
+class LoveDASource(Source):
     """LoveDA in its official layout, downloaded from its Zenodo record when it is not there."""
+
+    CAN_DOWNLOAD = True
+    HAS_SERVER = True
 
     kind: Literal["loveda"]
     root: str = Field("data/LoveDA", description="the folder that holds, or will hold, Train/ and Val/")
     download: bool = Field(True, description="fetch what is missing; false: refuse to start without it")
 
+    def split_names(self) -> list[str]:
+        return ["train", "val"]
 
-class FusuSource(Section):
+
+class FusuSource(Source):
     """FUSU in either of its layouts, downloaded from the model hub when it is not there."""
+
+    CAN_DOWNLOAD = True
 
     kind: Literal["fusu"]
     root: str = Field("data/FUSU", description="the folder that holds, or will hold, im1/ and im1_label/, or train/im1/, train/label1/ ...")
@@ -224,16 +256,12 @@ class Dataset(Section):
     @property
     def splits(self) -> list[str]:
         """Names of the splits, in the order of the file."""
-        if self.split:
-            return list(self.split.shares)
-        if isinstance(self.source, LoveDASource):
-            return ["train", "val"]
-        return list(self.source.scenes if isinstance(self.source, EmbeddedSource) else self.source.splits or [])
+        return list(self.split.shares) if self.split else self.source.split_names()
 
     @property
     def tile_label_map(self) -> dict[int | str, int] | None:
         """``label_map`` as tiling applies it: None where listing the scenes has already written training ids."""
-        return None if isinstance(self.source, GeotiffSource) else self.label_map
+        return None if self.source.WRITES_LABELS else self.label_map
 
     @model_validator(mode="before")
     @classmethod
@@ -260,10 +288,8 @@ class Dataset(Section):
             raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
         if repeated := [name for name in self.classes if self.classes.count(name) > 1]:
             raise ValueError(f"classes: {repeated[0]!r} occurs twice")
-        if self.split and getattr(self.source, "splits", None):
+        if self.split and self.source.split_names():
             raise ValueError("split: the source has splits of its own; leave one of them out")
-        if self.split and isinstance(self.source, (EmbeddedSource, ReleasedSource, LoveDASource)):
-            raise ValueError(f"split: a source of kind {self.source.kind} has splits of its own; leave this out")
         if not self.splits:
             raise ValueError("split: the source has no splits; add the section split, or splits to the source")
         for key in ("train", "test", "val"):

@@ -40,8 +40,8 @@ from tiny_world import tiny_base_settings
 
 from crfm_core import ConfigError, CrfmError, DataError, WeightsError
 from crfm_core.checkpoints import check_base_model
-from crfm_core.data.sources.geotiff import _Polygons
 from crfm_core.data.rasters import read_rgb, write_raster
+from crfm_core.data.sources.geotiff import _Polygons
 from crfm_core.files import inside
 from crfm_core.generator.resuming import newest_readable
 from crfm_core.generator.starting import start_from

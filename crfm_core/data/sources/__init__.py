@@ -1,4 +1,4 @@
-"""Where scenes come from: one module per kind of source, named like the kind and imported when a data set uses it.
+"""Where scenes come from: one module per kind of source, named like the kind and imported when a dataset uses it.
 
 A new kind is one module here with one subclass of :class:`SceneSource`, and its section in :mod:`crfm_core.settings`.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import glob
 import importlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crfm_core import DataError
+from crfm_core import ConfigError, DataError
 from crfm_core.files import read_json
 from crfm_core.settings import Dataset
 
@@ -26,7 +25,7 @@ class FoundScene:
     image: Path
     label: Path | None  #: None where :meth:`SceneSource.write_labels` writes it
     relative: Path  #: of the image, below the source's folder
-    split: str = ""  #: "" where the data set's section ``split`` decides
+    split: str = ""  #: "" where the dataset's section ``split`` decides
     group: str = ""  #: the part of the key that its folders gave
     caption: str = ""
 
@@ -40,13 +39,13 @@ class ExpectedScenes:
     basis: str
 
 
-class SceneSource(ABC):
-    """The scenes of a data set: where they lie, how they pair with labels and, for published ones, how they are downloaded.
+class SceneSource:
+    """The scenes of a dataset: where they lie, how they pair with labels and, for published ones, how they are downloaded.
 
     Args:
         dataset: its ``source`` holds the settings of this kind.
         root: folder that a relative ``source.root`` counts from.
-        note: what :func:`crfm_core.data.downloads.fetch_dataset` wrote of a downloaded data set; its folder replaces ``source.root``.
+        note: what :func:`crfm_core.data.downloads.fetch_dataset` wrote of a downloaded dataset; its folder replaces ``source.root``.
     """
 
     def __init__(self, dataset: Dataset, root: Path | str = ".", note: Path | str | None = None) -> None:
@@ -59,11 +58,11 @@ class SceneSource(ABC):
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder; set source.root of dataset {self.dataset.name} to where its scenes lie")
 
-    @abstractmethod
     def find_scenes(self, out: Path) -> list[FoundScene]:
-        """All scenes; ``out`` is the folder for files that the source writes itself. DataError when the files are not what they should be."""
+        """All scenes; ``out`` is the folder for files that the source writes itself. DataError when files are not as they should be."""
+        raise NotImplementedError
 
-    def write_labels(self, rows: list[dict], out: Path) -> None:  # noqa: B027: most sources have labels
+    def write_labels(self, rows: list[dict], out: Path) -> None:
         """Write into ``out`` the labels that have to be made first, and name them in the rows (of the scene manifest, paths absolute)."""
 
     def faults(self) -> list[str]:
@@ -76,7 +75,7 @@ class SceneSource(ABC):
     # ------------------------------------------------------- sources that can be downloaded, as their settings class says
 
     def locate(self) -> Path | None:
-        """The folder in which the data set lies in its layout; None where it has to be downloaded."""
+        """The folder in which the dataset lies in its layout; None where it has to be downloaded."""
         raise NotImplementedError
 
     def lacking(self) -> str:
@@ -95,32 +94,32 @@ class SceneSource(ABC):
         """Disk space that the download and what is unpacked of it take together; None where that is not known."""
 
     def find(self) -> Path | None:
-        """:meth:`locate`. Raises DataError when the data set is not there and ``source.download`` is false."""
+        """:meth:`locate`. Raises DataError when the dataset is not there and ``source.download`` is false."""
         folder = self.locate()
         if folder is None and not self.settings.download:
             raise DataError(
-                f"source.root: {self.folder} lacks {self.lacking()}; set source.download to true to download it, or source.root to where it "
-                "lies"
+                f"source.root: {self.folder} lacks {self.lacking()}; set source.download to true to have the dataset fetched, or source.root "
+                "to where it lies"
             )
         return folder
 
     # ------------------------------------------------------ sources with images that only a server of theirs has labels for
 
     def submission(self) -> SceneSource:
-        """The images that the data set's own server scores, as a source to find and download like the others."""
-        raise NotImplementedError
+        """The images that the dataset's own server scores, as a source to find and download like the others."""
+        raise ConfigError(f"dataset {self.dataset.name}: a source of kind {self.settings.kind} has no images for a server of its own")
 
     def submission_images(self) -> list[Path]:
         """Those images, in the order of the submission. DataError when they are not whole."""
         raise NotImplementedError
 
     def submission_ids(self) -> Any:
-        """The server's id of each training id, uint8 [256]. ConfigError when the data set's classes are not those of the server."""
+        """The server's id of each training id, uint8 [256]. ConfigError when the dataset's classes are not those of the server."""
         raise NotImplementedError
 
 
 def open_source(dataset: Dataset, root: Path | str = ".", note: Path | str | None = None) -> SceneSource:
-    """The source of a data set, by the kind in its settings; arguments as of :class:`SceneSource`."""
+    """The source of a dataset, by the kind in its settings; arguments as of :class:`SceneSource`."""
     module = importlib.import_module(f"{__name__}.{dataset.source.kind}")
     (kind,) = (
         one for one in vars(module).values() if isinstance(one, type) and issubclass(one, SceneSource) and one.__module__ == module.__name__

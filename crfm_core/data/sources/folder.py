@@ -18,7 +18,7 @@ class ImageFolder(SceneSource):
     Features: whatever the images show.
     Format: any raster of :mod:`crfm_core.data.rasters`; image and label have one size and are paired by what the folder wildcards of
     their globs stand for and the stem.
-    Classes: ids or colours of the labels, by the data set's ``label_map``.
+    Classes: ids or colours of the labels, by the dataset's ``label_map``.
     Splits: a pair of globs each, or one pair of globs and the section ``split``.
     Licence, citation: those of the files.
     """

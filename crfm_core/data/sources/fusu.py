@@ -45,7 +45,9 @@ class FUSU(SceneSource):
                     remedy = "it has no splits: leave out source.splits and add the section split"
                 else:
                     remedy = "set source.root to where they lie"
-                raise DataError(f"{folder}: has no im{settings.date} with im{settings.date}_label or label{settings.date} beside it; {remedy}")
+                raise DataError(
+                    f"{folder}: has no im{settings.date} with im{settings.date}_label or label{settings.date} beside it; {remedy}"
+                )
             prefix = "" if part == "." else f"{part}/"
             files = FolderSplit(images=f"{prefix}im{settings.date}/*.png", labels=f"{prefix}{labels}/*.png")
             scenes += [FoundScene(one.key, one.image, one.label, one.relative, split, one.key[-1].split("_")[0])
@@ -69,7 +71,7 @@ class FUSU(SceneSource):
             if held[1] and (wanted.repo != held[0] or wanted.revision not in held[1:]):
                 raise DataError(
                     f"source.revision: {place} holds {held[0]} at {held[1]}, not {wanted.repo} at {wanted.revision}; set source.repo and "
-                    "source.revision to what it holds, or source.root to another folder to have the other downloaded"
+                    "source.revision to what it holds, or source.root to another folder to have the other fetched"
                 )
         return place
 
@@ -93,24 +95,25 @@ class FUSU(SceneSource):
             return False
 
         level = [folder]
-        for deeper in range(depth + 1):
+        for _ in range(depth + 1):
             found = [place for place in level if has_layout(place)]
             if len(found) > 1:
-                raise DataError(f"source.root: {', '.join(map(str, found))} each hold a layout of FUSU; set source.root to one, or merge them")
+                raise DataError(
+                    f"source.root: {', '.join(map(str, found))} each hold a layout of FUSU; set source.root to one, or merge them"
+                )
             if found:
                 return found[0]
-            if deeper < depth:
-                level = [below for place in level if place.is_dir() for below in sorted(place.iterdir()) if below.is_dir() and _is_data(below)]
+            level = [below for place in level if place.is_dir() for below in sorted(place.iterdir()) if _is_data(below)]
         return None
 
     def download(self, work: Path, command: str) -> None:
-        """Download the repository, unpack its archives, and move what is the data set into its place."""
+        """Download the repository, unpack its archives, and move what is the dataset into its place."""
         hub, whole = work / "hub", work / "whole"
         if not whole.is_dir() and self.locate() is None:
             if there := [name for name in (*FOLDERS, *SPLITS) if (self.folder / name).exists()]:
                 raise DataError(
-                    f"source.root: {self.folder} has {', '.join(there)} but lacks {self.lacking()}; complete it, or delete them to have the "
-                    "data set downloaded"
+                    f"source.root: {self.folder} has {', '.join(there)} but lacks {self.lacking()}; complete it, or delete them to "
+                    "have the dataset fetched"
                 )
             place = self._unpacked(hub, command)
             for text in (path for path in hub.iterdir() if path.is_file() and _is_text(path.name)):
@@ -128,15 +131,15 @@ class FUSU(SceneSource):
             if record := read_record(held):
                 write_json(self.folder / RECORD, record)
         for path in sorted(whole.iterdir()):
-            if path.is_dir() and _is_data(path):
+            if _is_data(path):
                 target = self.folder / path.name
                 if target.exists():
-                    raise DataError(f"source.root: {target} is there already; move it away to have the data set's put there")
+                    raise DataError(f"source.root: {target} is there already; move it away to have the dataset's put there")
                 path.rename(target)
 
     def _unpacked(self, hub: Path, command: str) -> Path:
         """The downloaded and unpacked repository, or the folder in it that has a layout."""
-        settings, instead = self.settings, f"put the data set into {self.folder} by hand"
+        settings, instead = self.settings, f"put the dataset into {self.folder} by hand"
 
         def check(names: set[str]) -> None:
             if all(_is_text(name) for name in names):
@@ -155,7 +158,9 @@ class FUSU(SceneSource):
         for name, target in targets.items():
             below = f"{target.relative_to(hub).as_posix()}/"
             if list(targets.values()).count(target) > 1 or any(other.startswith(below) for other in names):
-                raise DataError(f"source.repo: {settings.repo} has {name} and files in a folder of that name or two such archives; {instead}")
+                raise DataError(
+                    f"source.repo: {settings.repo} has {name} and files in a folder of that name or two such archives; {instead}"
+                )
             if not target.exists():  # it is whole when it is there
                 extract(hub / name, target)
         if (place := self._layout(hub, depth=3)) is None:
@@ -172,9 +177,9 @@ def label_folder(folder: Path, date: int) -> str | None:
     return next((name for name in names if (folder / name).is_dir()), None) if (folder / f"im{date}").is_dir() else None
 
 
-def _is_data(folder: Path) -> bool:
-    """Whether a folder is neither hidden nor one of those that programs add."""
-    return not folder.name.startswith((".", "__"))
+def _is_data(path: Path) -> bool:
+    """Whether a path is a folder, and neither hidden nor one of those that programs add."""
+    return path.is_dir() and not path.name.startswith((".", "__"))
 
 
 def _is_text(name: str) -> bool:
@@ -182,6 +187,6 @@ def _is_text(name: str) -> bool:
 
 
 def _is_needed(name: str) -> bool:
-    """Whether a file of the repository is part of the data set: not the monthly Sentinel images, which nothing here reads."""
+    """Whether a file of the repository is part of the dataset: not the monthly Sentinel images, which nothing here reads."""
     path = PurePosixPath(name)
     return _is_text(name) or name.lower().endswith(SUFFIXES) or (path.suffix == ".png" and path.parent.name in FOLDERS)

@@ -35,7 +35,7 @@ class GeotiffScenes(SceneSource):
 
     Features: whatever the scenes show.
     Format: rasters with a coordinate system; labels are rasters of any grid, or vector files (GeoPackage, GeoJSON, Shapefile, ...).
-    Classes: ids of label rasters, or values of the polygons' attribute, by the data set's ``label_map``.
+    Classes: ids of label rasters, or values of the polygons' attribute, by the dataset's ``label_map``.
     Splits: a glob each, or one glob and the section ``split``, which may cut the ground into blocks.
     Licence, citation: those of the files.
     """
@@ -46,9 +46,7 @@ class GeotiffScenes(SceneSource):
         for split, pattern in (self.settings.splits or {"": self.settings.images}).items():
             images = files_by_key(self.folder, pattern, exclude=self.settings.exclude)
             if not images:
-                raise DataError(
-                    f"dataset {self.dataset.name}: no file matches {pattern} below {self.folder}; correct the glob or the root"
-                )
+                raise DataError(f"dataset {self.dataset.name}: no file matches {pattern} below {self.folder}; correct the glob or the root")
             for key, image in sorted(images.items()):
                 if not describe(image)["crs"]:
                     raise DataError(
@@ -72,9 +70,7 @@ class GeotiffScenes(SceneSource):
             raise DataError(
                 f"dataset {self.dataset.name}: no file matches labels: {', '.join(globs)} below {self.folder}; correct the globs"
             )
-        layers = [
-            _Polygons.read(path, self.dataset) if path.suffix.lower() in VECTORS else _Raster(path, self.dataset) for path in files
-        ]
+        layers = [_Polygons.read(path, self.dataset) if path.suffix.lower() in VECTORS else _Raster(path, self.dataset) for path in files]
         for row in rows:
             row["label"] = out / "labels" / f"{row['scene']}.tif"
             with open_raster(row["image"]) as picture:

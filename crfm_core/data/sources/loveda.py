@@ -97,7 +97,9 @@ class LoveDA(SceneSource):
     def _download(self, part: str, lacking: list[str], work: Path, command: str) -> None:
         folder, name, (size, md5) = self.folder, f"{part}.zip", ARCHIVES[part]
         if (folder / part).is_dir() and any((folder / part).iterdir()):
-            raise DataError(f"source.root: {folder} has {part} but lacks {', '.join(lacking)}; complete it, or delete it to have it downloaded")
+            raise DataError(
+                f"source.root: {folder} has {part} but lacks {', '.join(lacking)}; complete it, or delete it to have it fetched"
+            )
         archive = folder / name if (folder / name).is_file() else work / name
         base = os.environ.get("CRFM_ZENODO", "https://zenodo.org").rstrip("/")
         url = f"{base}/{ZENODO_RECORD}/files/{name}?download=1"
@@ -146,7 +148,7 @@ class LoveDA(SceneSource):
     def submission_ids(self) -> np.ndarray:
         """The server's id of each training id, uint8 [256]; background for ignored pixels, as every pixel must have a class.
 
-        Raises ConfigError unless each of the server's classes is one class of the data set.
+        Raises ConfigError unless each of the server's classes is one class of the dataset.
         """
         dataset = self.dataset
         mapped = {raw: new for raw, new in (dataset.label_map or {}).items() if new != IGNORE}

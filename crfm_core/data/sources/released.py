@@ -15,7 +15,7 @@ class ReleasedIndex(SceneSource):
 
     Features: images with labels and a prompt each, which ``captions: {kind: given}`` takes.
     Format: per split a text file of JSON objects, one per line, with ``source`` (label), ``target`` (image) and ``prompt``.
-    Classes: ids or colours of the labels, by the data set's ``label_map``.
+    Classes: ids or colours of the labels, by the dataset's ``label_map``.
     Splits: one index file each.
     Licence, citation: those of the files.
     """

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from crfm_core.planning.preflight.findings import Findings, Work
-from crfm_core.settings import EmbeddedBase, HubBase, ReleasedSource
+from crfm_core.settings import EmbeddedBase, HubBase
 
 #: Where compilers of torch.compile's kernels are looked for, by device: the variable that names one, and the usual ones.
 COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang", "cc"))}
@@ -42,7 +42,7 @@ def check_captions(work: Work, found: Findings) -> None:
     """Prompts that should come with a dataset which has none."""
     for name in work.named("dataset", "caption_tiles") if work.settings.captions.kind == "given" else ():
         source = work.datasets[name].source
-        if not isinstance(source, ReleasedSource):
+        if not source.HAS_PROMPTS:
             found.problems.append(
                 f"captions.kind: given, and dataset {name} (source {source.kind}) comes without prompts; set template or vlm, or give the "
                 "dataset as a source of kind released"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from crfm_core import CrfmError
 from crfm_core.checkpoints import base_folder, check_base_model
+from crfm_core.data.sources import open_source
 from crfm_core.hub import is_fetched, require_token
 from crfm_core.layout import Layout
 from crfm_core.planning.preflight.findings import Fetch, Findings, Work
-from crfm_core.settings import Download, EmbeddedBase, EmbeddedSource, FolderBase, FusuSource, HubBase, Model, Settings
+from crfm_core.settings import Download, EmbeddedBase, FolderBase, HubBase, Model, Settings
 
 #: Rules whose jobs ask the critic, or the judge.
 ASK_CRITIC = (
@@ -150,27 +151,22 @@ def check_models(work: Work, found: Findings) -> None:
 
 def check_datasets(work: Work, found: Findings) -> None:
     """Published datasets that are to be fetched or are there, folders of scenes, lists of tiles."""
-    fetched = work.named("dataset", "fetch_dataset")
-    for name in fetched:
-        from crfm_core.data.downloads import find_dataset
-
+    for job in work.of("fetch_dataset"):
+        name = job.names["dataset"]
+        source = open_source(work.datasets[name], Path.cwd())
         with found.listing():
-            source = work.datasets[name].source
-            if find_dataset(work.datasets[name], Path.cwd()) is None:
-                ours = getattr(source, "repo", "") in ("", FusuSource(kind="fusu").repo)
-                published = work.rates.published.get(source.kind) if ours else None
-                size = published and 4.0 * sum(published["scenes"].values()) * published["side"] ** 2  # images and labels, not compressed
-                found.fetches.append(Fetch(f"dataset {name}", Path(source.root), f"source.root of {name}", size))
+            wanted = source.submission() if job.names.get("files") == "test_images" else source
+            if wanted.find() is None:
+                where = Path(work.datasets[name].source.root)
+                found.fetches.append(Fetch(f"dataset {name}", where, f"source.root of {name}", wanted.download_bytes()))
     for name in work.named("dataset", "list_scenes"):
-        dataset = work.datasets[name]
-        if name in fetched or isinstance(dataset.source, EmbeddedSource):
+        if name in work.named("dataset", "fetch_dataset"):
             continue
-        from crfm_core.data.adapters import source_faults, source_folder
-
+        note = Path(Layout(work.results).source_note(name))
         with found.listing():
-            note = Path(Layout(work.results).source_note(name))
-            place = source_folder(dataset, Path.cwd(), note if note.is_file() else None)
-            found.problems += source_faults(dataset, place)
+            source = open_source(work.datasets[name], Path.cwd(), note if note.is_file() else None)
+            source.require_folder()
+            found.problems += source.faults()
     for job in work.of("tile_scenes"):
         name, split = job.names["dataset"], job.names["split"]
         selection = work.datasets[name].select.get(split)

@@ -69,7 +69,7 @@ def _left(work: Work) -> float:
     scale, weights = base_scale(work) or 0.0, dict(rates.counted.weights)
     weights |= {name: {scheme: scale * count for scheme, count in weights[name].items()} for name in ("generator", "trained")}
     weights["autoencoder"] *= scale
-    load = Workload(work.settings, work.datasets, rates.published, weights, rates.measured.bytes, work.results, uncut)
+    load = Workload(work.settings, work.datasets, weights, rates.measured.bytes, work.results, uncut)
     total = 0.0
     shards: dict[Path, float] = defaultdict(float)
     for job in work.jobs:

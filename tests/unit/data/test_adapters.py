@@ -37,10 +37,10 @@ from raw_datasets import (
     write_tif,
 )
 
-from crfm_core.data.scenes import list_scenes, read_scenes, scene_name
 from crfm_core.data.grid import grid_of
 from crfm_core.data.rasters import open_raster, read_label, read_rgb, read_tags
 from crfm_core.data.scaling import sample_bands
+from crfm_core.data.scenes import list_scenes, read_scenes, scene_name
 from crfm_core.data.tiling import read_mask, tile_scene
 from crfm_core.manifest import read_manifest
 

@@ -28,9 +28,9 @@ from paths import CONFIGS, ROOT
 
 from crfm_core import DataError
 from crfm_core.data import downloads, transfers
-from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.archives import extract
 from crfm_core.data.downloads import fetch_dataset
+from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.transfers import fetch
 from crfm_core.settings import Dataset
 

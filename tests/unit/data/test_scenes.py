@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from crfm_core import DataError
-from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.rasters import describe, read_label, read_rgb, write_raster
+from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.sources.embedded import CLASSES, draw_scene, write_scenes
 from crfm_core.settings import Dataset
 

@@ -17,8 +17,8 @@ from rasterio.transform import Affine
 from rasterio.warp import transform
 
 from crfm_core import ConfigError, DataError
-from crfm_core.data.scenes import list_scenes
 from crfm_core.data.rasters import read_label, read_rgb, write_raster
+from crfm_core.data.scenes import list_scenes
 from crfm_core.data.sources.embedded import CLASSES
 from crfm_core.data.splits import check_disjoint
 from crfm_core.data.tiling import tile_scene, tile_split

@@ -309,7 +309,7 @@ def test_nothing_left_is_said_in_one_line(tmp_path):
 
 
 def workload(settings: Settings, datasets: dict, results: Path, uncut=frozenset()) -> Workload:
-    return Workload(settings, datasets, RATES.published, RATES.counted.weights, RATES.measured.bytes, results, uncut)
+    return Workload(settings, datasets, RATES.counted.weights, RATES.measured.bytes, results, uncut)
 
 
 @pytest.mark.parametrize(
