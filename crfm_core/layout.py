@@ -94,6 +94,7 @@ class Layout:
     clip_model_note = Kind("clip_model.json")
     weights_note = Kind("weights/{weights}.json")
     source_note = Kind("{dataset}/source.json")
+    test_images_note = Kind("{dataset}/test_images.json")
     # data
     scenes = Kind("{dataset}/scenes.parquet")
     tiles = Kind("{dataset}/tiles/{split}.parquet")

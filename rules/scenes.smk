@@ -26,7 +26,7 @@ if PUBLISHED:
             **dataset_but("palette", "select", "split", "test", "train", "val"),
             licence=lambda wildcards: dataset_of(wildcards).licence or "not stated",
         message:
-            "Looking for {wildcards.dataset}, and fetching it unless it is there; its licence: {params.licence}"
+            "Fetching {wildcards.dataset} unless it is there; its licence: {params.licence}"
         script:
             "../workflow_scripts/fetch_dataset.py"
 

@@ -26,6 +26,15 @@ def world(tmp_path_factory):
     return build_world(tmp_path_factory.mktemp("world") / "d")
 
 
+@pytest.fixture
+def server(monkeypatch):
+    """A :class:`loopback_files.Server` that answers."""
+    from loopback_files import serve_files
+
+    with serve_files(monkeypatch) as server:
+        yield server
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """List the skips with their reasons; in CI, fail for one that :data:`ACCEPTED_SKIPS` does not know."""
     reasons: dict[str, int] = {}

@@ -20,6 +20,7 @@ from crfm_core.settings.data import (
     ReleasedSource,
     Scale,
     Selection,
+    Source,
     Tiling,
 )
 from crfm_core.settings.generator import Control, EmbeddedBase, EmbeddedTransformer, EmbeddedVAE, FolderBase, HubBase, LoRA
@@ -75,6 +76,7 @@ __all__ = [
     "Segmentor",
     "Selection",
     "Settings",
+    "Source",
     "Table",
     "Tiling",
     "Words",

@@ -12,6 +12,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -90,8 +91,9 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(body[:cut])
 
 
-@pytest.fixture
-def server(monkeypatch) -> Iterator[Server]:
+@contextmanager
+def serve_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that answers in a thread."""
     monkeypatch.setattr(transfers, "PAUSE", 0.001)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     server = Server()

@@ -13,7 +13,7 @@ import shapely
 from PIL import Image
 from rasterio.transform import Affine
 
-from crfm_core.data.adapters import list_scenes
+from crfm_core.data.scenes import list_scenes
 from crfm_core.data.splits import check_disjoint
 from crfm_core.data.tiling import tile_split
 from crfm_core.settings import Dataset

@@ -354,7 +354,7 @@ def test_a_run_tells_no_secret_and_runs_no_text(tmp_path, monkeypatch):
             )
             said += done.stdout + done.stderr
             assert done.returncode == status and "fetch_dataset" in done.stderr, done.stderr[-3000:]
-            log = (tmp_path / "a folder" / "logs" / "fusu" / "fetch_dataset.log").read_text()
+            log = (tmp_path / "a folder" / "logs" / "fusu" / "fetch_dataset-source.log").read_text()
             assert status == 0 or "refuses the token in HF_TOKEN" in log
     senders = {(host, authorization) for host, _, _, authorization in hub.requests}
     assert senders == {("127.0.0.1", f"Bearer {token}"), ("localhost", None)}, "the host of the large files gets no token"

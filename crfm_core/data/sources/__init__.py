@@ -98,8 +98,8 @@ class SceneSource:
         folder = self.locate()
         if folder is None and not self.settings.download:
             raise DataError(
-                f"source.root: {self.folder} lacks {self.lacking()}; set source.download to true to have the dataset fetched, or source.root "
-                "to where it lies"
+                f"source.root: {self.folder} lacks {self.lacking()}; set source.download to true to have the dataset fetched, or "
+                "source.root to where it lies"
             )
         return folder
 

@@ -20,7 +20,8 @@ class ImageFolder(SceneSource):
     their globs stand for and the stem.
     Classes: ids or colours of the labels, by the dataset's ``label_map``.
     Splits: a pair of globs each, or one pair of globs and the section ``split``.
-    Licence, citation: those of the files.
+    Licence: that of the files.
+    Citation: that of the files.
     """
 
     def find_scenes(self, out: Path) -> list[FoundScene]:

@@ -37,7 +37,8 @@ class GeotiffScenes(SceneSource):
     Format: rasters with a coordinate system; labels are rasters of any grid, or vector files (GeoPackage, GeoJSON, Shapefile, ...).
     Classes: ids of label rasters, or values of the polygons' attribute, by the dataset's ``label_map``.
     Splits: a glob each, or one glob and the section ``split``, which may cut the ground into blocks.
-    Licence, citation: those of the files.
+    Licence: that of the files.
+    Citation: that of the files.
     """
 
     def find_scenes(self, out: Path) -> list[FoundScene]:

@@ -17,7 +17,8 @@ class ReleasedIndex(SceneSource):
     Format: per split a text file of JSON objects, one per line, with ``source`` (label), ``target`` (image) and ``prompt``.
     Classes: ids or colours of the labels, by the dataset's ``label_map``.
     Splits: one index file each.
-    Licence, citation: those of the files.
+    Licence: that of the files.
+    Citation: that of the files.
     """
 
     def find_scenes(self, out: Path) -> list[FoundScene]:

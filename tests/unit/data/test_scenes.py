@@ -11,7 +11,7 @@ import pytest
 from crfm_core import DataError
 from crfm_core.data.rasters import describe, read_label, read_rgb, write_raster
 from crfm_core.data.scenes import list_scenes, read_scenes
-from crfm_core.data.sources.embedded import CLASSES, draw_scene, write_scenes
+from crfm_core.data.sources.embedded import CLASSES, EmbeddedWorld, draw_scene
 from crfm_core.settings import Dataset
 
 GRID = {"crs": "EPSG:32631", "transform": (0.3, 0, 400_000, 0, -0.3, 5_000_000)}
@@ -31,6 +31,11 @@ def folder(tmp_path):
         write_raster(tmp_path / split / "images" / f"{name}.png", rng.integers(0, 256, (20, 24, 3), np.uint8))
         write_raster(tmp_path / split / "labels" / f"{name}.png", rng.integers(0, 2, (20, 24), np.uint8))
     return tmp_path
+
+
+def world(name: str, scenes: dict[str, int]) -> Dataset:
+    source = {"kind": "embedded", "scenes": scenes, "size": 64}
+    return Dataset(name=name, classes=list(CLASSES), palette=[(0, 0, 0)] * 7, source=source, tile={"size": 32})
 
 
 def test_a_scene_depends_on_its_seed_alone():
@@ -65,15 +70,15 @@ def test_a_scene_is_drawn_fast():
 
 
 def test_scenes_lie_apart_on_the_ground_and_differ_between_splits(tmp_path):
-    rows = write_scenes(tmp_path / "scenes", {"train": 2, "test": 2}, 64, 0, "world")
-    assert [row["scene"] for row in rows] == ["train-000", "train-001", "test-000", "test-001"]
+    scenes = EmbeddedWorld(world("world", {"train": 2, "test": 2})).find_scenes(tmp_path / "scenes")
+    assert [scene.key for scene in scenes] == [("train-000",), ("train-001",), ("test-000",), ("test-001",)]
     boxes, pictures = [], []
-    for row in rows:
-        about = describe(tmp_path / row["image"])
-        assert about == describe(tmp_path / row["label"]) and "32631" in about["crs"]
+    for scene in scenes:
+        about = describe(scene.image)
+        assert about == describe(scene.label) and "32631" in about["crs"]
         a, _, left, _, e, top = about["transform"]
         boxes.append((left, top + 64 * e, left + 64 * a, top))
-        pictures.append(read_rgb(tmp_path / row["image"]))
+        pictures.append(read_rgb(scene.image))
     for i in range(4):
         for j in range(i):
             (l0, b0, r0, t0), (l1, b1, r1, t1) = boxes[i], boxes[j]
@@ -92,9 +97,7 @@ def test_a_raster_comes_back_as_it_was_written(tmp_path):
 
 
 def test_an_embedded_dataset_lists_the_scenes_it_draws(tmp_path):
-    source = {"kind": "embedded", "scenes": {"train": 1, "test": 1}, "size": 64}
-    world = Dataset(name="world", classes=list(CLASSES), palette=[(0, 0, 0)] * 7, source=source, tile={"size": 32})
-    list_scenes(world, tmp_path, tmp_path / "results" / "scenes.parquet")
+    list_scenes(world("world", {"train": 1, "test": 1}), tmp_path, tmp_path / "results" / "scenes.parquet")
     table = read_scenes(tmp_path / "results" / "scenes.parquet", "train")
     assert list(table.scene) == ["train-000"] and read_label(table.label[0]).shape == (64, 64)
 
@@ -107,7 +110,7 @@ def test_a_folder_is_listed_with_its_pairs(folder):
 
 
 def test_labels_may_lie_among_the_images_and_carry_a_suffix(tmp_path):
-    write_scenes(tmp_path / "own", {"train": 2, "test": 1}, 64, 0, "own")
+    EmbeddedWorld(world("own", {"train": 2, "test": 1})).find_scenes(tmp_path / "own")
     for labels in ("{split}/*.tif", "{split}/*_label.tif"):
         list_scenes(folder_dataset("own", labels, "{split}/*.tif", "_label"), tmp_path, tmp_path / "scenes.parquet")
         table = pd.read_parquet(tmp_path / "scenes.parquet")

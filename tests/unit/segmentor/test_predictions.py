@@ -22,13 +22,14 @@ from crfm_core import ConfigError, DataError, WeightsError
 from crfm_core.data.mosaic import mosaic
 from crfm_core.data.rasters import create_raster, describe, read_label, read_rgb, read_tags, scaled
 from crfm_core.data.scenes import SCENE_COLUMNS
+from crfm_core.data.sources import SceneSource, open_source
 from crfm_core.data.tiling import read_mask, tile_scene
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor import prediction
 from crfm_core.segmentor.critic import as_critic, load_critic
 from crfm_core.segmentor.evaluation import as_input, look, predict
 from crfm_core.segmentor.prediction import in_strips, predict_raster, predict_scene, predict_tiles
-from crfm_core.segmentor.submission import official_images, server_ids, zip_predictions
+from crfm_core.segmentor.submission import zip_predictions
 from crfm_core.settings import Dataset, Evaluation, Tiling
 
 PLAIN = Evaluation()
@@ -300,6 +301,10 @@ def loveda(order: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6), **changes) -> Dataset
     return Dataset(**content | {"tile": {"size": 32}, "test": "val"} | changes)
 
 
+def source(folder: Path, order: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6), **changes) -> SceneSource:
+    return open_source(loveda(order, source={"kind": "loveda", "root": str(folder)}, **changes))
+
+
 @pytest.fixture
 def official(tmp_path) -> Path:
     """LoveDA's Test/ with a few small images."""
@@ -329,29 +334,29 @@ def seven(tmp_path_factory):
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6), (6, 0, 3, 1, 2, 5, 4)])
 def test_the_submission_holds_a_label_of_the_servers_ids_for_each_test_image(tmp_path, official, seven, order):
-    dataset, out = loveda(order), tmp_path / "out" / "seed0.zip"
-    checkpoint = seven(dataset.classes)
-    zip_predictions(checkpoint, official, dataset, out, tmp_path / "work", Evaluation(batch_size=1))
+    own, out = source(official, order), tmp_path / "out" / "seed0.zip"
+    checkpoint = seven(own.dataset.classes)
+    zip_predictions(checkpoint, own, out, tmp_path / "work", Evaluation(batch_size=1))
     with zipfile.ZipFile(out) as archive:
         assert archive.namelist() == ["12.png", "4191.png", "4192.png", "5167.png"] and archive.testzip() is None
         archive.extractall(tmp_path / "submitted")
     ids, critic = np.array(order, np.uint8), load_critic(checkpoint)
-    for image in official_images(official):
-        predict_raster(critic, image, tmp_path / "scene.png", dataset.tile, Evaluation(batch_size=1))
+    for image in own.submission_images():
+        predict_raster(critic, image, tmp_path / "scene.png", own.dataset.tile, Evaluation(batch_size=1))
         with Image.open(tmp_path / "submitted" / image.name) as submitted:
             assert submitted.mode == "L"
             assert np.array_equal(np.array(submitted), ids[read_label(tmp_path / "scene.png")])
     assert not (tmp_path / "work").exists()
     first = out.read_bytes()
-    zip_predictions(checkpoint, official, dataset, out, tmp_path / "work", Evaluation(batch_size=1))
+    zip_predictions(checkpoint, own, out, tmp_path / "work", Evaluation(batch_size=1))
     assert out.read_bytes() == first
 
 
 def test_a_stopped_submission_goes_on_and_another_checkpoint_begins_anew(tmp_path, official, seven, monkeypatch):
     from crfm_core.segmentor import submission
 
-    dataset, out, work, done = loveda(), tmp_path / "seed0.zip", tmp_path / "work", []
-    checkpoint, labels_of = seven(dataset.classes), submission._labels
+    own, out, work, done = source(official), tmp_path / "seed0.zip", tmp_path / "work", []
+    checkpoint, labels_of = seven(own.dataset.classes), submission._labels
 
     def stopping(critic, image, *arguments):
         if len(done) == 2:
@@ -361,38 +366,38 @@ def test_a_stopped_submission_goes_on_and_another_checkpoint_begins_anew(tmp_pat
 
     monkeypatch.setattr(submission, "_labels", stopping)
     with pytest.raises(KeyboardInterrupt):
-        zip_predictions(checkpoint, official, dataset, out, work)
+        zip_predictions(checkpoint, own, out, work)
     assert not out.exists()
     done.clear()
     os.truncate(work / "4191.png", (work / "4191.png").stat().st_size // 2)
     with pytest.raises(KeyboardInterrupt):
-        zip_predictions(checkpoint, official, dataset, out, work)
+        zip_predictions(checkpoint, own, out, work)
     assert done == ["4191.png", "4192.png"], "what is cut off is predicted again"
     done.clear()
-    zip_predictions(checkpoint, official, dataset, out, work)
+    zip_predictions(checkpoint, own, out, work)
     assert done == ["5167.png"] and zipfile.ZipFile(out).namelist()[0] == "12.png"
     done.clear()
     with pytest.raises(KeyboardInterrupt):
-        zip_predictions(checkpoint, official, dataset, out, work)
+        zip_predictions(checkpoint, own, out, work)
     other = torch.load(checkpoint, weights_only=True)
     other["state_dict"]["decode_head.conv_seg.bias"] += 1
     torch.save(other, tmp_path / "other.pth")
     done.clear()
     with pytest.raises(KeyboardInterrupt):
-        zip_predictions(tmp_path / "other.pth", official, dataset, out, work)
+        zip_predictions(tmp_path / "other.pth", own, out, work)
     assert done == ["12.png", "4191.png"]
 
 
 def test_a_test_folder_that_is_not_whole_is_refused_with_the_remedy(official):
     (official / "Test" / "Rural" / "images_png" / "5167.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"Rural/images_png/5167\.png and \S*Urban/images_png/5167\.png have one number.*unpack Test\.zip"):
-        official_images(official)
+        source(official).submission_images()
     (official / "Test" / "Rural" / "images_png" / "5167.png").rename(official / "Test" / "Rural" / "images_png" / "a.png")
     with pytest.raises(DataError, match=r"a\.png: its name is no number"):
-        official_images(official)
+        source(official).submission_images()
     (official / "Test" / "Rural").rename(official / "elsewhere")
-    with pytest.raises(DataError, match=r"Test/Rural/images_png: no images .*unpack Test\.zip of LoveDA's record"):
-        official_images(official)
+    with pytest.raises(DataError, match=r"Test/Rural/images_png: no images .*unpack Test\.zip of https://zenodo"):
+        source(official).submission_images()
 
 
 @pytest.mark.parametrize(
@@ -405,10 +410,10 @@ def test_a_test_folder_that_is_not_whole_is_refused_with_the_remedy(official):
 )
 def test_classes_that_the_server_does_not_have_are_refused(changes):
     with pytest.raises(ConfigError, match=r"label_map: LoveDA's server scores the ids 1\.\.\.7, each a class of its own, and loveda maps"):
-        server_ids(loveda(**changes))
+        open_source(loveda(**changes)).submission_ids()
 
 
 def test_scales_of_training_scenes_are_refused_for_images_that_are_not_listed(tmp_path, official, checkpoint):
-    dataset = loveda(tile={"size": 32, "scale": {"over": "dataset"}})
+    own = source(official, tile={"size": 32, "scale": {"over": "dataset"}})
     with pytest.raises(ConfigError, match=r"tile\.scale\.over: loveda scales by its training scenes"):
-        zip_predictions(checkpoint, official, dataset, tmp_path / "x.zip", tmp_path / "work")
+        zip_predictions(checkpoint, own, tmp_path / "x.zip", tmp_path / "work")

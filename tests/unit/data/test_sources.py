@@ -1,9 +1,14 @@
-"""Each kind of source gives the scenes it holds; labels of other grids and polygons end up where GDAL would put them."""
+"""Each kind of source gives the scenes it holds; labels of other grids and polygons end up where GDAL would put them; a toy kind."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import typing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +16,7 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+from loopback_files import archive_bytes
 from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
@@ -37,12 +43,16 @@ from raw_datasets import (
     write_tif,
 )
 
+from crfm_core.data import sources
+from crfm_core.data.downloads import fetch_dataset
 from crfm_core.data.grid import grid_of
 from crfm_core.data.rasters import open_raster, read_label, read_rgb, read_tags
 from crfm_core.data.scaling import sample_bands
 from crfm_core.data.scenes import list_scenes, read_scenes, scene_name
-from crfm_core.data.tiling import read_mask, tile_scene
+from crfm_core.data.sources import SceneSource, open_source
+from crfm_core.data.tiling import read_mask, tile_scene, tile_split
 from crfm_core.manifest import read_manifest
+from crfm_core.settings import Dataset, Source
 
 
 def scenes_of(tmp_path, config: dict) -> pd.DataFrame:
@@ -466,3 +476,91 @@ def test_a_glob_of_everything_below_takes_files_at_any_depth(tmp_path):
 def test_long_names_are_shortened_and_stay_apart():
     one, other = (scene_name(("a" * 150, "b" * 100, tail)) for tail in "xy")
     assert one != other and len(one) < 140
+
+
+# ------------------------------------------------------------------------------------------------------------ the registry
+
+TOY = '''
+import os
+from crfm_core.data.archives import extract
+from crfm_core.data.sources import ExpectedScenes, SceneSource
+from crfm_core.data.sources.folder import pair_files
+from crfm_core.data.transfers import fetch
+from crfm_core.files import write_json
+from crfm_core.settings import FolderSplit
+
+class Toy(SceneSource):
+    """Pictures of a toy."""
+
+    def locate(self):
+        return self.folder if (self.folder / "train").is_dir() else None
+
+    def lacking(self):
+        return "train/"
+
+    def download(self, work, command):
+        archive = fetch(self.settings.url, work / "toy.zip", command=command)
+        extract(archive, work / "toy")
+        write_json(self.folder / "fetched.json", {"repo": self.settings.url, "files": {"toy.zip": {"size": archive.stat().st_size}}})
+        for split in self.settings.split_names():
+            (work / "toy" / split).rename(self.folder / split)
+        archive.unlink(), os.rmdir(work / "toy")
+
+    def find_scenes(self, out):
+        files = {split: FolderSplit(images=f"{split}/i/*.png", labels=f"{split}/l/*.png") for split in self.settings.split_names()}
+        return [scene for split, one in files.items() for scene in pair_files("toy", self.folder, split, one)]
+
+    def expected(self, split):
+        return ExpectedScenes(1, 8, "one toy")
+'''
+
+
+class ToySource(Source):
+    CAN_DOWNLOAD = True
+    kind: Literal["toy"]
+    root: str = "toys"
+    download: bool = True
+    url: str
+
+    def split_names(self) -> list[str]:
+        return ["train", "test"]
+
+
+class ToyDataset(Dataset):
+    source: ToySource
+
+
+def test_every_kind_of_source_has_a_module_of_its_name_that_describes_it():
+    union = typing.get_args(Dataset.model_fields["source"].annotation)
+    kinds = {typing.get_args(one.model_fields["kind"].annotation)[0]: one for one in union}
+    assert set(kinds) == {path.stem for path in Path(sources.__file__).parent.glob("*.py")} - {"__init__"}
+    for kind, settings in kinds.items():
+        found = open_source(SimpleNamespace(name="x", source=SimpleNamespace(kind=kind)))
+        about = type(found).__doc__
+        assert [word for word in ("Features", "Format", "Classes", "Splits", "Licence", "Citation") if f"{word}:" not in about] == []
+        assert (type(found).download is not SceneSource.download) == settings.CAN_DOWNLOAD
+        assert (type(found).submission is not SceneSource.submission) == settings.HAS_SERVER
+        assert (type(found).write_labels is not SceneSource.write_labels) == settings.WRITES_LABELS
+
+
+def test_a_new_kind_that_fetches_itself_is_one_module_and_one_section(server, tmp_path, monkeypatch):
+    files = {}
+    for number, split in enumerate(("train", "test")):
+        for kind, array in zip("il", pattern(number), strict=True):
+            files[f"{split}/{kind}/{split}.png"] = save(tmp_path / "made.png", array).read_bytes()
+    server.files["/toy.zip"] = archive_bytes(tmp_path / "toy.zip", files)
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "kinds" / "toy.py").write_text(TOY)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "kinds")])
+    source = {"kind": "toy", "url": f"{server.url}/toy.zip"}
+    dataset = ToyDataset(name="toy", classes=["a", "b", "c"], palette=["#000000"] * 3, source=source, tile={"size": 8})
+    results = tmp_path / "results"
+    try:
+        fetch_dataset(dataset, tmp_path, results / "source.json")
+        list_scenes(dataset, tmp_path, results / "scenes.parquet", results / "source.json")
+        assert open_source(dataset).expected("train").basis == "one toy"
+    finally:
+        sys.modules.pop("crfm_core.data.sources.toy", None)
+    tiles = tile_split(results / "scenes.parquet", dataset, "train", results / "tiles" / "train.parquet")
+    assert len(tiles) == 9 and np.array_equal(read_label(results / "tiles" / tiles.label[0]), pattern(0)[1][:8, :8])
+    assert [path.name for path in (tmp_path / "toys").iterdir() if path.name.startswith(".")] == []
