@@ -13,7 +13,7 @@ from snakemake.utils import validate
 
 from crfm_core import CrfmError
 from crfm_core.files import hash_of
-from crfm_core.settings import PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
+from crfm_core.settings import PLAIN, PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
 
@@ -61,7 +61,7 @@ wildcard_constraints:
     control="|".join(settings.controls),
     sampler="|".join(settings.samplers),
     checkpoint=r"final|step-\d+",
-    preset="|".join(("plain", *PRESETS)),
+    preset="|".join((PLAIN, *PRESETS)),
     filter="|".join([*settings.filters, "none"]),
     resampling="|".join(settings.resamplings) or "none",
     recipe="|".join(settings.recipes),
@@ -397,7 +397,7 @@ def used_splits(wildcards):
 
 def compared_corrections():
     """What each form of the correction does to samples, and what sampling without any does; on the datasets of the run alone."""
-    presets = ["plain", *settings.comparison.presets] if settings.comparison else []
+    presets = [PLAIN, *settings.comparison.presets] if settings.comparison else []
     return [f"{RESULTS}/{name}/comparison/{preset}.json" for name in list(datasets)[: len(settings.datasets)] for preset in presets]
 
 

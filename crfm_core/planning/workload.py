@@ -13,6 +13,7 @@ from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
 from crfm_core.layout import Layout
 from crfm_core.settings import (
+    PLAIN,
     PRESETS,
     Dataset,
     EmbeddedBase,
@@ -286,7 +287,7 @@ class Workload:
     def _on_compare_corrections(self, load: Load, names: Mapping[str, str]) -> None:
         comparison, dataset = self.settings.comparison, self.datasets[names["dataset"]]
         images = min(comparison.masks, self._tiles(dataset.name, dataset.test)) * len(comparison.seeds)
-        plain = names["preset"] == "plain"
+        plain = names["preset"] == PLAIN
         for steps in [0] if plain else comparison.steps:
             correction = None if plain else PRESETS[names["preset"]](steps=steps)
             self._sampled(load, comparison.control, images, comparison.num_steps, correction)

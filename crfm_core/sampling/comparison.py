@@ -110,7 +110,8 @@ def _summary_of(records: list[list[dict]]) -> dict:
     flat = pd.DataFrame([entry for record in records for entry in record])
     if flat.empty:
         return {"corrections": 0.0, "raised": None, "gradient_ratio": None, "clamp_ratio": None, "by_step": []}
-    by_step = flat.groupby("step").agg(sigma=("sigma", "first"), samples=("sigma", "size"), **{name: (name, "mean") for name in MEANS_BY_STEP})
+    means = {name: (name, "mean") for name in MEANS_BY_STEP}
+    by_step = flat.groupby("step").agg(sigma=("sigma", "first"), samples=("sigma", "size"), **means)
     return {
         "corrections": len(flat) / len(records),
         "raised": float((flat.loss_after > flat.loss_before).mean()),

@@ -48,7 +48,7 @@ from crfm_core.generator.starting import start_from
 from crfm_core.manifest import paths_of
 from crfm_core.models.base import train_autoencoder
 from crfm_core.reporting.data_sheet import draw_data_sheet
-from crfm_core.sampling.pipeline import open_generator
+from crfm_core.sampling.sampler import open_generator
 from crfm_core.settings import Captions, Dataset, load_dataset, load_settings
 from crfm_core.text.captions import caption_of
 from crfm_core.text.encoders import TextEncoders
