@@ -31,7 +31,7 @@ lint: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
 
 docs: .venv/docs-ready  ## the documentation, in build/site; a broken link or a page outside the navigation fails
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 .venv/docs-ready: .venv/ready docs/requirements.txt
 	$(BIN)/pip install --quiet --requirement docs/requirements.txt
