@@ -295,7 +295,7 @@ class Workload:
                 self._judged(load, judge, images)
 
     def _sampled(self, load: Load, control: str, images: float, steps: int, correction: RectifySettings | None) -> None:
-        """Images drawn in so many passes of the network. A search looks once per step on average (benchmarks/README.md) and stops
+        """Images drawn in so many passes of the network. A search looks once per step on average (docs/results-and-benchmarks.md) and stops
         early: counted is a look at every step."""
         load.add(f"step {self.settings.controls[control].scheme}", images * steps)
         load.add("encode", images)
