@@ -46,7 +46,9 @@ def plan(
     with contextlib.chdir(folder), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), SnakemakeApi(shown) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
-            config_settings=ConfigSettings(configfiles=[config] if isinstance(config, Path) else list(config), config=dict(overrides or {})),
+            config_settings=ConfigSettings(
+                configfiles=[config] if isinstance(config, Path) else list(config), config=dict(overrides or {})
+            ),
             snakefile=ROOT / "Snakefile",
             workdir=folder,
         )
