@@ -535,7 +535,7 @@ def test_shards_without_a_batch_have_empty_manifests_that_gather(studio):
     assert columns[0] == columns[1] == columns[2] == columns[3]
     gather_shards(parts, studio.world.captions, COPIES, folder / "all.parquet")
     assert len(pd.read_parquet(folder / "all.parquet")) == 12
-    with pytest.raises(DataError, match="the shards hold 0 images, 12 were asked for"):
+    with pytest.raises(DataError, match="the shards hold 0 images instead of 12"):
         gather_shards(parts[2:], studio.world.captions, COPIES, folder / "all.parquet")
     parts[3].write_bytes(b"")
     with pytest.raises(DataError, match=r"shard-4-of-4\.parquet: not a readable parquet file"):
@@ -547,7 +547,7 @@ def test_an_incomplete_set_of_shards_is_refused(whole):
     out = whole.folder("partial") / "all.parquet"
     part = whole.folder("partial") / "shard-1-of-3.parquet"
     for parts, count in (([part], 4), ([part] * 3, 12)):
-        with pytest.raises(DataError, match=f"all.parquet: the shards hold {count} images, 12 were asked for"):
+        with pytest.raises(DataError, match=f"all.parquet: the shards hold {count} images instead of 12"):
             gather_shards(parts, whole.world.captions, COPIES, out)
     assert not out.exists()
 
