@@ -1,5 +1,5 @@
 # From few labelled scenes to a better segmentor: `snakemake --cores all` runs everything and writes the report.
-# One stage alone: name its file, e.g. `snakemake --cores all results/embedded/tiles/train.parquet` (docs/stages-and-targets.md).
+# One stage alone: name its file, e.g. `snakemake --cores all results/embedded/tiles/train.parquet` (README, "One stage").
 
 from snakemake.utils import min_version
 
@@ -26,6 +26,6 @@ include: "rules/report.smk"
 rule all:
     default_target: True
     input:
-        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.selected),
+        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=experiment.tables),
         report=f"{RESULTS}/report.html",
-        stages=stage_files(),
+        stages=experiment.stage_files(),

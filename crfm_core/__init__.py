@@ -9,6 +9,7 @@ ROOMS = (
     "settings",
     "files",
     "layout",
+    "experiment",
     "manifest",
     "devices",
     "distributed",

@@ -25,7 +25,7 @@ from crfm_core import DataError
 
 #: What wildcards stand for: names of the configuration, but for these.
 NAME = "[A-Za-z0-9_-]+"
-WILDCARDS = {"scene": r"[^/]+", "job": r".+"}
+WILDCARDS = {"scene": r"[^/]+", "job": r".+", "files": "source|test_images"}
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class Layout:
     caption_model_note = Kind("caption_model.json")
     clip_model_note = Kind("clip_model.json")
     weights_note = Kind("weights/{weights}.json")
-    source_note = Kind("{dataset}/source.json")
-    test_images_note = Kind("{dataset}/test_images.json")
+    source_note = Kind("{dataset}/{files}.json")
     # data
     scenes = Kind("{dataset}/scenes.parquet")
     tiles = Kind("{dataset}/tiles/{split}.parquet")

@@ -12,14 +12,17 @@ from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
 from snakemake.utils import validate
 
 from crfm_core import CrfmError
+from crfm_core.experiment import Experiment, copies, downloads, iterations, keeps_every_image
 from crfm_core.files import hash_of
-from crfm_core.settings import PLAIN, PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
+from crfm_core.settings import PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
 
 try:
     settings = load_settings(config)
     datasets = load_datasets(settings, HERE)
+    experiment = Experiment(settings, datasets)
+    DOWNLOADS = downloads(settings)
 except CrfmError as error:
     raise WorkflowError(str(error)) from None
 config["tables"] = settings.tables  # a list, in whichever way they were named
@@ -39,13 +42,6 @@ RESULTS = settings.results
 GPU = int(settings.device == "cuda")
 PUBLISHED = [name for name, dataset in datasets.items() if dataset.source.CAN_DOWNLOAD]
 SCORED_BY_A_SERVER = [name for name, dataset in datasets.items() if dataset.source.HAS_SERVER]
-DOWNLOADS = {name: one.pretrained for name, one in settings.segmentors.items() if isinstance(one.pretrained, Download)}
-
-if isinstance(settings.generation.weights, Download):
-    if "inception" in DOWNLOADS:
-        raise WorkflowError("segmentors.inception: its weights and generation.weights would share one note; give it another name")
-    DOWNLOADS["inception"] = settings.generation.weights
-
 # Heavy jobs are repeated once. On a cluster (which counts jobs) its profile says how often, by new submissions with more memory and time.
 RETRIES = None if workflow.remote_exec or workflow.resource_settings.nodes else 1
 
@@ -61,7 +57,7 @@ wildcard_constraints:
     control="|".join(settings.controls),
     sampler="|".join(settings.samplers),
     checkpoint=r"final|step-\d+",
-    preset="|".join((PLAIN, *PRESETS)),
+    preset="|".join(("plain", *PRESETS)),
     filter="|".join([*settings.filters, "none"]),
     resampling="|".join(settings.resamplings) or "none",
     recipe="|".join(settings.recipes),
@@ -226,36 +222,21 @@ def synthetic_folder(wildcards):
     return f"{RESULTS}/{wildcards.dataset}/synthetic/{wildcards.control}/{wildcards.sampler}"
 
 
-def filtered_tiles(dataset, control, sampler, filter):
-    """The manifest that a filter leaves; without one that of all synthetic tiles."""
-    if filter in (None, "none"):
-        return f"{RESULTS}/{dataset}/synthetic/{control}/{sampler}/all.parquet"
-    return f"{RESULTS}/{dataset}/filtered/{control}/{sampler}/{filter}.parquet"
-
-
 def tiles_to_filter(wildcards):
     """What a filter is applied to: what the one before it left, or all synthetic tiles."""
-    return filtered_tiles(wildcards.dataset, wildcards.control, wildcards.sampler, settings.filters[wildcards.filter].after)
+    return experiment.filtered(wildcards.dataset, wildcards.control, wildcards.sampler, settings.filters[wildcards.filter].after)
 
 
 def tiles_to_resample(wildcards):
-    return filtered_tiles(wildcards.dataset, wildcards.control, wildcards.sampler, wildcards.filter)
+    return experiment.filtered(wildcards.dataset, wildcards.control, wildcards.sampler, wildcards.filter)
 
 
 def synthetic_tiles(wildcards):
     """The synthetic manifest a recipe mixes in: nothing, or what filter and re-sampling leave of the gathered shards."""
-    recipe = recipe_of(wildcards)
-    if recipe.control is None:
-        return []
-    if recipe.synthetic_per_real > (copies := settings.copies(recipe.control, recipe.sampler)):
-        raise WorkflowError(
-            f"recipes.{wildcards.recipe}.synthetic_per_real: {recipe.synthetic_per_real}, and the tables that are built need only {copies} "
-            f"per real tile of {recipe.control}, {recipe.sampler}; name a table with this recipe in `tables` (or --config tables=all)"
-        )
-    if recipe.resample:
-        folder = f"{RESULTS}/{wildcards.dataset}/resampled/{recipe.control}/{recipe.sampler}/{recipe.filter or 'none'}"
-        return f"{folder}/{recipe.resample}.parquet"
-    return filtered_tiles(wildcards.dataset, recipe.control, recipe.sampler, recipe.filter)
+    try:
+        return experiment.samples(wildcards.dataset, wildcards.recipe) or []
+    except CrfmError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def filters_of_kind(*kinds):
@@ -298,12 +279,6 @@ def losses_of_training_tiles(wildcards):
     return f"{RESULTS}/{wildcards.dataset}/class_losses/{dataset_of(wildcards).train}.json"
 
 
-def keeps_every_image(wildcards):
-    """Whether nothing before the mix leaves out whole images, so that a recipe gets as many as it asks for."""
-    recipe = recipe_of(wildcards)
-    return not recipe.resample and all(settings.filters[name].kind == "pixel" for name in settings.filters_of(recipe.filter))
-
-
 def segmentor_of(wildcards):
     return settings.segmentors[wildcards.segmentor]
 
@@ -328,90 +303,6 @@ def weights_of_segmentor(wildcards):
     """Given backbone weights, the note that fetching them writes, or nothing."""
     weights = segmentor_of(wildcards).pretrained
     return f"{RESULTS}/weights/{wildcards.segmentor}.json" if isinstance(weights, Download) else given(weights)
-
-
-def datasets_of(table):
-    """The datasets a table compares on."""
-    return table.datasets or list(datasets)[: len(settings.datasets)]
-
-
-def runs(tables=None):
-    """(dataset, recipe, segmentor) that the tables compare, each once; those that are built where none are named."""
-    tables = settings.selected.values() if tables is None else tables
-    return list(dict.fromkeys((d, r, s) for table in tables for d in datasets_of(table) for r in table.recipes for s in table.segmentors))
-
-
-def used_datasets():
-    """The datasets that the tables are built on."""
-    return list(dict.fromkeys(dataset for dataset, _, _ in runs()))
-
-
-def used_recipes(dataset):
-    """Names of the recipes that the tables compare on a dataset."""
-    return list(dict.fromkeys(recipe for name, recipe, _ in runs() if name == dataset))
-
-
-def generated(dataset):
-    """The (control, sampler) pairs of those recipes, in their order."""
-    recipes = [settings.recipes[name] for name in used_recipes(dataset)]
-    return list(dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control))
-
-
-def used_controls(dataset):
-    """The control schemes of those recipes."""
-    return list(dict.fromkeys(control for control, _ in generated(dataset)))
-
-
-def filtered(dataset):
-    """The (control, sampler, filter) triples of those recipes, with the filters that go before."""
-    recipes = [settings.recipes[name] for name in used_recipes(dataset)]
-    return list(dict.fromkeys((r.control, r.sampler, f) for r in recipes for f in settings.filters_of(r.filter)))
-
-
-def resampled(dataset):
-    """The (control, sampler, filter, re-sampling) of those recipes."""
-    recipes = [settings.recipes[name] for name in used_recipes(dataset)]
-    return list(dict.fromkeys((r.control, r.sampler, r.filter or "none", r.resample) for r in recipes if r.resample))
-
-
-def stage_files():
-    """What every stage hands over. `all` asks for them too, because an input that is gone but not asked for would not be made again."""
-    shards = [f"shard-{shard}-of-{settings.shards}" for shard in range(1, settings.shards + 1)]
-    files = []
-    for name in used_datasets():
-        folder = f"{RESULTS}/{name}"
-        files += [f"{folder}/scenes.parquet", f"{folder}/captions/{datasets[name].train}.parquet"]
-        files += [f"{folder}/generators/{control}" for control in used_controls(name)]
-        files += [f"{folder}/synthetic/{c}/{s}/{part}.parquet" for c, s in generated(name) for part in (*shards, "all")]
-        files += [f"{folder}/mixes/{recipe}.parquet" for recipe in used_recipes(name)]
-    scores = [path for table in settings.selected.values() for path in scores_of(table)]
-    return list(dict.fromkeys(files + [path.replace("scores.json", "checkpoint.pth") for path in scores]))
-
-
-def used_splits(wildcards):
-    """The splits that anything trains on, is chosen by, is compared with or is scored on."""
-    dataset = dataset_of(wildcards)
-    named = [recipe.split for recipe in settings.recipes.values()] + [one.statistics_split for one in settings.filters.values()]
-    return list(dict.fromkeys(filter(None, [dataset.train, dataset.test, dataset.val, *named, settings.generation.split])))
-
-
-def compared_corrections():
-    """What each form of the correction does to samples, and what sampling without any does; on the datasets of the run alone."""
-    presets = [PLAIN, *settings.comparison.presets] if settings.comparison else []
-    return [f"{RESULTS}/{name}/comparison/{preset}.json" for name in list(datasets)[: len(settings.datasets)] for preset in presets]
-
-
-def scores_of(table):
-    return [f"{segmentor_folder(*run, seed)}/scores.json" for run in runs([table]) for seed in settings.seeds]
-
-
-def generation_of(table):
-    """How the samples of a table's recipes compare with real tiles, for tables that show it: folders generation, agreement."""
-    if not table.generation:
-        return []
-    recipes = [settings.recipes[name] for name in table.recipes]
-    pairs = list(dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control))
-    return [f"{RESULTS}/{d}/{kind}/{c}/{s}.json" for kind in ("generation", "agreement") for d in datasets_of(table) for c, s in pairs]
 
 
 def files_of_rules(wildcards):
@@ -494,6 +385,6 @@ onstart:
 onsuccess:
     only_spoken = all(job.rule.name in SPEAK_ALONE for job in workflow.dag.jobs)
     if not only_spoken and Path(RESULTS, "report.html").is_file():
-        for table in settings.selected:
+        for table in experiment.tables:
             print(Path(RESULTS, "tables", f"{table}.txt").read_text())
         print(f"report: {Path(RESULTS, 'report.html').resolve()}")

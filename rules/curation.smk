@@ -155,7 +155,7 @@ rule mix_tiles:
         runtime=more(30),
     params:
         recipe=lambda wildcards: dump(recipe_of(wildcards)),
-        exactly=keeps_every_image,
+        exactly=lambda wildcards: keeps_every_image(settings, wildcards.recipe),
         classes=classes_of,
     message:
         "Mixing the tiles of recipe {wildcards.recipe}"

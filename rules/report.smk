@@ -7,7 +7,9 @@ report: "../report/workflow.rst"  # what `snakemake --report report.zip` begins 
 rule draw_data_sheet:
     input:
         scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
-        tiles=lambda wildcards: [f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in used_splits(wildcards)],
+        tiles=lambda wildcards: [
+            f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in experiment.used_splits(wildcards.dataset)
+        ],
         disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
     output:
         sheet=report(
@@ -36,13 +38,9 @@ rule draw_data_sheet:
 
 rule make_table:
     input:
-        scores=lambda wildcards: scores_of(settings.experiments[wildcards.table]),
-        mixes=lambda wildcards: list(
-            dict.fromkeys(
-                f"{RESULTS}/{dataset}/mixes/{recipe}.parquet" for dataset, recipe, _ in runs([settings.experiments[wildcards.table]])
-            )
-        ),
-        generation=lambda wildcards: generation_of(settings.experiments[wildcards.table]),
+        scores=lambda wildcards: experiment.scores(settings.experiments[wildcards.table]),
+        mixes=lambda wildcards: experiment.mixes(settings.experiments[wildcards.table]),
+        generation=lambda wildcards: experiment.generation(settings.experiments[wildcards.table]),
     output:
         csv=report(
             f"{RESULTS}/tables/{{table}}.csv",
@@ -63,7 +61,7 @@ rule make_table:
     params:
         table=lambda wildcards: dump(settings.experiments[wildcards.table]),
         recipes=lambda wildcards: {name: dump(settings.recipes[name]) for name in settings.experiments[wildcards.table].recipes},
-        datasets=lambda wildcards: datasets_of(settings.experiments[wildcards.table]),
+        datasets=lambda wildcards: experiment.datasets_of(settings.experiments[wildcards.table]),
         seeds=settings.seeds,
         scale=settings.scale,
         configuration=CONFIGURATION,
@@ -75,18 +73,7 @@ rule make_table:
 
 rule make_report:
     input:
-        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=settings.selected),
-        tiles=[f"{RESULTS}/{name}/captions/{datasets[name].train}.parquet" for name in used_datasets()],
-        data_sheets=[f"{RESULTS}/{name}/data_sheet" for name in used_datasets()],
-        synthetic=[f"{RESULTS}/{name}/synthetic/{c}/{s}/all.parquet" for name in used_datasets() for c, s in generated(name)],
-        filtered=[f"{RESULTS}/{name}/filtered/{c}/{s}/{f}.parquet" for name in used_datasets() for c, s, f in filtered(name)],
-        resampled=[f"{RESULTS}/{name}/resampled/{c}/{s}/{f}/{r}.parquet" for name in used_datasets() for c, s, f, r in resampled(name)],
-        mixes=[f"{RESULTS}/{name}/mixes/{recipe}.parquet" for name in used_datasets() for recipe in used_recipes(name)],
-        agreement=[f"{RESULTS}/{name}/agreement/{c}/{s}.json" for name in used_datasets() for c, s in generated(name)],
-        generation=[f"{RESULTS}/{name}/generation/{c}/{s}.json" for name in used_datasets() for c, s in generated(name)],
-        reconstruction=[f"{RESULTS}/{name}/agreement/reconstruction.json" for name in used_datasets()],
-        validation=[f"{RESULTS}/{name}/validation/{c}/final.json" for name in used_datasets() for c in used_controls(name)],
-        comparison=compared_corrections(),
+        **experiment.report_files(),
         paper=str(HERE / "configs" / "paper_results.yaml"),
     output:
         page=report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Findings", labels={"page": "report"}),
@@ -108,8 +95,8 @@ rule make_report:
         runtime=more(60),
     params:
         settings=dump(settings),
-        datasets=[dump(datasets[name]) for name in used_datasets()],
-        own=list(datasets)[: len(settings.datasets)],
+        datasets=[dump(datasets[name]) for name in experiment.used_datasets],
+        own=experiment.own,
         configuration=CONFIGURATION,
         snakefile=str(workflow.main_snakefile),
         configfiles=[str(path) for path in workflow.overwrite_configfiles],

@@ -55,7 +55,7 @@ rule train_segmentor:
         segmentor=lambda wildcards: dump(segmentor_of(wildcards)),
         performance=aside(lambda wildcards: segmentor_of(wildcards).performance_keys()),
         network=lambda wildcards: NETWORKS.get(wildcards.segmentor, ""),
-        iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
+        iterations=lambda wildcards: iterations(settings, wildcards.recipe, wildcards.segmentor),
         device=aside(settings.device),
     message:
         "Training {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"

@@ -25,7 +25,7 @@ rule synthesise_shard:
         sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
         performance=aside(lambda wildcards: settings.samplers[wildcards.sampler].performance_keys()),
         classes=classes_of,
-        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
+        copies=lambda wildcards: copies(settings, wildcards.control, wildcards.sampler),
         seed=settings.seed,
         device=aside(settings.device),
     message:
@@ -54,7 +54,7 @@ rule gather_shards:
         mem_mb=more(4000),
         runtime=more(30),
     params:
-        copies=lambda wildcards: settings.copies(wildcards.control, wildcards.sampler),
+        copies=lambda wildcards: copies(settings, wildcards.control, wildcards.sampler),
     message:
         "Gathering the shards of {wildcards.control}, {wildcards.sampler}"
     script:

@@ -28,7 +28,9 @@ rule tile_scenes:
 # Mixes are made again with it. Were they to ask for it as ancient, the engine (9.27) would overlook files that are missing behind them.
 rule check_splits:
     input:
-        manifests=lambda wildcards: [f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in used_splits(wildcards)],
+        manifests=lambda wildcards: [
+            f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in experiment.used_splits(wildcards.dataset)
+        ],
     output:
         report=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
     log:

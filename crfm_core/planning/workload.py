@@ -11,9 +11,9 @@ import pyarrow.parquet as parquet
 
 from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
+from crfm_core.experiment import copies, iterations
 from crfm_core.layout import Layout
 from crfm_core.settings import (
-    PLAIN,
     PRESETS,
     Dataset,
     EmbeddedBase,
@@ -117,7 +117,7 @@ class Workload:
         return self._tiles(name, self.datasets[name].train)
 
     def _synthetic(self, names: Mapping[str, str]) -> int:
-        return self.settings.copies(names["control"], names["sampler"]) * self._training(names["dataset"])
+        return copies(self.settings, names["control"], names["sampler"]) * self._training(names["dataset"])
 
     # -------------------------------------------------------------------------------------------------------- jobs
 
@@ -214,10 +214,10 @@ class Workload:
 
     def _on_train_segmentor(self, load: Load, names: Mapping[str, str]) -> None:
         segmentor, dataset = self.settings.segmentors[names["segmentor"]], self.datasets[names["dataset"]]
-        kind, iterations = self._architecture(names["segmentor"]), self.settings.iterations(names["recipe"], names["segmentor"])
-        load.add(f"fit {kind}", iterations * segmentor.batch_size)
+        kind, count = self._architecture(names["segmentor"]), iterations(self.settings, names["recipe"], names["segmentor"])
+        load.add(f"fit {kind}", count * segmentor.batch_size)
         if dataset.val:
-            looks = -(-iterations // (segmentor.validate_every or -(-iterations // 10)))
+            looks = -(-count // (segmentor.validate_every or -(-count // 10)))
             load.add(f"judge {kind}", looks * self._tiles(dataset.name, dataset.val))
         load.processes = segmentor.processes
         load.disk = 4e9 * self.weights["segmentor"].get(kind, 0) * (2 if dataset.val else 1)
@@ -287,7 +287,7 @@ class Workload:
     def _on_compare_corrections(self, load: Load, names: Mapping[str, str]) -> None:
         comparison, dataset = self.settings.comparison, self.datasets[names["dataset"]]
         images = min(comparison.masks, self._tiles(dataset.name, dataset.test)) * len(comparison.seeds)
-        plain = names["preset"] == PLAIN
+        plain = names["preset"] == "plain"
         for steps in [0] if plain else comparison.steps:
             correction = None if plain else PRESETS[names["preset"]](steps=steps)
             self._sampled(load, comparison.control, images, comparison.num_steps, correction)
@@ -295,7 +295,7 @@ class Workload:
                 self._judged(load, judge, images)
 
     def _sampled(self, load: Load, control: str, images: float, steps: int, correction: RectifySettings | None) -> None:
-        """Images drawn in so many passes of the network. A search looks once per step on average (docs/results-and-benchmarks.md) and stops
+        """Images drawn in so many passes of the network. A search looks once per step on average (benchmarks/README.md) and stops
         early: counted is a look at every step."""
         load.add(f"step {self.settings.controls[control].scheme}", images * steps)
         load.add("encode", images)

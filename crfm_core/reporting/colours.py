@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
+from crfm_core.experiment import selected_tables
 from crfm_core.reporting.figures import COLOURS, GREYS
 from crfm_core.settings import Settings
 
@@ -12,7 +13,7 @@ class Colours:
     """Greys are real tiles only; samples of a (control, sampler) have the colour of the first recipe that uses them."""
 
     def __init__(self, settings: Settings):
-        in_tables = [name for table in settings.selected.values() for name in table.recipes]
+        in_tables = [name for table in selected_tables(settings).values() for name in table.recipes]
         self.recipes: dict[str, str] = {}
         self.samples: dict[tuple[str, str], str] = {}
         greys, vivid = 0, 0

@@ -14,8 +14,9 @@ from crfm_core.reporting.findings import Finding, number, points, said
 from crfm_core.reporting.measurements import as_float
 from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
-from crfm_core.settings import PLAIN, Preset
+from crfm_core.settings import Preset
 
+PLAIN = "plain"
 Score = float | None  #: None where it is undefined
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment
 
 import crfm_core
 from crfm_core import DataError
+from crfm_core.experiment import selected_tables
 from crfm_core.files import atomic_path, write_text
 from crfm_core.layout import Layout
 from crfm_core.planning.durations import duration, hours
@@ -55,7 +56,7 @@ def make_report(
 
     Args:
         inputs: files by kind (:data:`KINDS`); a kind that is not there has none.
-            tables: CSV files of :func:`crfm_core.reporting.tables.make_table`, one for each of ``settings.selected``, named like it.
+            tables: CSV files of :func:`crfm_core.reporting.tables.make_table`, one for each selected table, named like it.
             tiles, data_sheets, reconstruction: one per dataset, in the order of ``datasets``: the captioned manifest of the training
             tiles, the folder of :func:`crfm_core.reporting.data_sheet.draw_data_sheet`, {results}/{dataset}/agreement/reconstruction.json.
             synthetic: {results}/{dataset}/synthetic/{control}/{sampler}/all.parquet.
@@ -124,16 +125,16 @@ def make_report(
 def _read_tables(paths: list[Path], settings: Settings) -> dict[str, tuple[Path, pd.DataFrame]]:
     """The tables by name, in the order in which the configuration selects them."""
     by_name = {path.stem: path for path in paths}
-    if missing := [name for name in settings.selected if name not in by_name]:
+    if missing := [name for name in selected_tables(settings) if name not in by_name]:
         raise DataError(f"tables/{missing[0]}.csv: not among the tables given, and `tables` names it; build it, or take it out there")
-    return {name: (by_name[name], read_table(by_name[name])) for name in settings.selected}
+    return {name: (by_name[name], read_table(by_name[name])) for name in selected_tables(settings)}
 
 
 def _lead(materials: list[Material], own: list[str], settings: Settings, frames: dict[str, tuple[Path, pd.DataFrame]]) -> None:
     """Say of each dataset which recipes lead, those of its first table, and whether it is shown in short."""
     for material in materials:
         name = material.dataset.name
-        leading = next((table.recipes for key, table in settings.selected.items() if (frames[key][1].dataset == name).any()), None)
+        leading = next((table.recipes for key, table in selected_tables(settings).items() if (frames[key][1].dataset == name).any()), None)
         if leading is None:
             raise DataError(f"{material.root}: no table has rows of dataset {name}; build the tables again")
         material.leading = leading

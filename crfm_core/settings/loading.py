@@ -129,7 +129,7 @@ def load_datasets(settings: Settings, root: Path | str) -> dict[str, Dataset]:
                 if dataset.name != name:
                     raise ConfigError(f"experiments.{key}.datasets: {folder / name}.yaml is named {dataset.name!r}; let both be the same")
                 datasets[name] = dataset
-    compared = [name for table in settings.selected.values() for name in table.datasets or []]
+    compared = [name for table in settings.tables for name in settings.experiments[table].datasets or []]
     for name in dict.fromkeys([*list(datasets)[: len(settings.datasets)], *compared]):
         _check_fit(settings, datasets[name])
     return datasets

@@ -72,19 +72,20 @@ class Settings(Section):
             for control in {r.control for r in self.recipes.values() if r.sampler == name and r.control in self.controls}:
                 if sampler.guidance_scale > 1 and not self.controls[control].caption_dropout:
                     problems.append(f"samplers.{name}.guidance_scale: needs caption_dropout in controls.{control}; set it, or 1")
+        chains: dict[str | None, list[str]] = {}
         for name, filter_ in self.filters.items():
             known(f"filters.{name}.after", filter_.after, self.filters)
             if filter_.kind == "clip" and not self.clip:
                 problems.append(f"filters.{name}.kind: clip needs the section clip; give path of a CLIP-like model, or repo and revision")
-            seen = [name]
-            while (before := self.filters[seen[-1]].after) in self.filters:
-                if before in seen:
-                    problems.append(f"filters.{name}.after: goes in a circle: {' after '.join([*seen, before])}")
+            chain = chains[name] = [name]
+            while (before := self.filters[chain[-1]].after) in self.filters:
+                if before in chain:
+                    problems.append(f"filters.{name}.after: goes in a circle: {' after '.join([*chain, before])}")
                     break
-                seen.append(before)
-        for name, recipe in self.recipes.items() if not problems else ():  # filters that go in a circle have no chain
+                chain.append(before)
+        for name, recipe in self.recipes.items() if not problems else ():
             rare = recipe.resample is not None and self.resamplings[recipe.resample].kind == "rare"
-            if rare and all(self.filters[one].kind != "pixel" for one in self.filters_of(recipe.filter)):
+            if rare and all(self.filters[one].kind != "pixel" for one in chains.get(recipe.filter, [])):
                 problems.append(f"recipes.{name}.filter: re-sampling of kind rare asks what survived a filter of kind pixel; name one")
         if (self.generation.cmmd or self.generation.features == "clip") and not self.clip:
             problems.append("generation: needs the section clip; give path of a CLIP-like model, or repo and revision")
@@ -110,36 +111,16 @@ class Settings(Section):
         compared = [(r, s) for table in self.experiments.values() for r in table.recipes for s in table.segmentors]
         compared += [(judge.recipe, judge.segmentor) for judge in (self.critic, self.judge) if judge.recipe]
         for recipe, name in dict.fromkeys(compared) if not problems else ():
-            if (warmup := self.segmentors[name].warmup) >= (iterations := self.iterations(recipe, name)):
+            schedule = self.recipes[recipe].schedule
+            iterations = round(self.segmentors[name].iterations * (self.longest_schedule if schedule == "longest" else schedule))
+            if (warmup := self.segmentors[name].warmup) >= iterations:
                 problems.append(f"segmentors.{name}.warmup: {warmup} leaves nothing of the {iterations} iterations on {recipe}; shorten it")
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @property
-    def selected(self) -> dict[str, Table]:
-        """The tables that are built, by name."""
-        return {name: self.experiments[name] for name in dict.fromkeys(self.tables)}
-
-    def iterations(self, recipe: str, segmentor: str) -> int:
-        """Training iterations of a segmentor on a recipe; ``longest`` follows the longest recipe of all tables, built or not."""
-        schedule = self.recipes[recipe].schedule
-        if schedule == "longest":
-            compared = {name for table in self.experiments.values() for name in table.recipes}
-            schedule = max([1.0, *(s for name in compared if (s := self.recipes[name].schedule) != "longest")])
-        return round(self.segmentors[segmentor].iterations * schedule)
-
-    def copies(self, control: str, sampler: str) -> int:
-        """Synthetic tiles made per real one: as many as the most demanding recipe of the tables that are built takes; for samples that
-        none of those uses, as the most demanding recipe of all does, or 1."""
-        compared = {name for table in self.selected.values() for name in table.recipes}
-        takes = {name: r.synthetic_per_real for name, r in self.recipes.items() if (r.control, r.sampler) == (control, sampler)}
-        return max([takes[name] for name in takes if name in compared] or takes.values(), default=1)
-
-    def filters_of(self, name: str | None) -> list[str]:
-        """The filters that tiles go through when ``name`` is the last of them, in their order; none for None."""
-        chain: list[str] = []
-        while name is not None:
-            chain.insert(0, name)
-            name = self.filters[name].after
-        return chain
+    def longest_schedule(self) -> float:
+        """What the schedule ``longest`` stands for: that of the longest recipe of all tables, built or not."""
+        schedules = [self.recipes[name].schedule for table in self.experiments.values() for name in table.recipes]
+        return max([1.0, *(schedule for schedule in schedules if schedule != "longest")])

@@ -13,6 +13,7 @@ from paths import ROOT
 
 from crfm_core.curation.mixing import mix
 from crfm_core.data.rasters import write_raster
+from crfm_core.experiment import copies, filter_chain, keeps_every_image, selected_tables
 from crfm_core.files import seed_of, write_json
 from crfm_core.manifest import relocate, write_manifest
 from crfm_core.reporting.data_sheet import draw_data_sheet
@@ -180,7 +181,7 @@ class Tree:
         out = self.add("synthetic", self.root / "synthetic" / control / sampler / "all.parquet")
         correction, made = self.settings.samplers[sampler].rectification, []
         for row in self.train:
-            for copy in range(self.settings.copies(control, sampler)):
+            for copy in range(copies(self.settings, control, sampler)):
                 name = f"{row['tile_id']}-{copy}"
                 image = self.rng.integers(60, 190, (SIDE, SIDE, 3)).astype(np.uint8)
                 write_raster(out.parent / "images" / f"{name}.tif", image, row["crs"], row["transform"])
@@ -209,13 +210,13 @@ class Tree:
         recipe, current = self.settings.recipes[name], None
         if recipe.control:
             current = self.root / "synthetic" / recipe.control / recipe.sampler / "all.parquet"
-            for step in self.settings.filters_of(recipe.filter):
+            for step in filter_chain(self.settings, recipe.filter):
                 current = self.filter(current, step, self.root / "filtered" / recipe.control / recipe.sampler / f"{step}.parquet")
             if recipe.resample:
                 folder = self.root / "resampled" / recipe.control / recipe.sampler / (recipe.filter or "none")
                 current = self.keep("resampled", current, folder / f"{recipe.resample}.parquet", 2 / 3)
         out = self.add("mixes", self.root / "mixes" / f"{name}.parquet")
-        exactly = not recipe.resample and all(self.settings.filters[one].kind == "pixel" for one in self.settings.filters_of(recipe.filter))
+        exactly = keeps_every_image(self.settings, name)
         real = self.root / "tiles" / "train.parquet"
         mix(real, current, out, recipe.synthetic_per_real, recipe.real_weight, exactly=exactly)
 
@@ -243,7 +244,7 @@ class Tree:
 
 FORMS = {
     "released": [form([29, 32.5, 33], [39, 42, 44], gradient_ratio=8.3e-5, clamp_ratio=0.483)],
-    "default": [form(*DEFAULT, notes={"the critic's loss is not finite at step 1: not corrected from there on": 2})],
+    "default": [form(*DEFAULT, notes={"the critic gave no number at step 1: not corrected from there on": 2})],
 }
 
 
@@ -257,7 +258,7 @@ def build(folder, miou=MIOU, names=("embedded",), datasets=None, forms=FORMS, **
     settings = configuration(datasets=list(names), **changes)
     known = {one.name: one for one in datasets or [dataset_named(name) for name in names]}
     results, files = folder / "results", {}
-    runs = [(d, r) for table in settings.selected.values() for d in table.datasets or names for r in table.recipes]
+    runs = [(d, r) for table in selected_tables(settings).values() for d in table.datasets or names for r in table.recipes]
     for index, (name, dataset) in enumerate(known.items()):
         recipes = list(dict.fromkeys(r for d, r in runs if d == name))
         tree = Tree(results / name, settings, dataset, recipes, train_tiles=6 - index, rng=np.random.default_rng(index))
@@ -270,7 +271,7 @@ def build(folder, miou=MIOU, names=("embedded",), datasets=None, forms=FORMS, **
             f"s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n{seconds}\t0:0:0\t812.5\t-\t-\t-\t-\t-\t90\t{seconds}\n"
         )
     order = list(settings.recipes)
-    for name, table in settings.selected.items():
+    for name, table in selected_tables(settings).items():
         within, paths = table.datasets or list(names), []
         for dataset in within:
             for shift, segmentor in enumerate(table.segmentors):

@@ -16,6 +16,7 @@ EXAMPLES = {
     "suffix": "tif",
     "shard": "3",
     "shards": "12",
+    "files": "test_images",
     "seed": "7",
     "step": "250",
     "control": "all",

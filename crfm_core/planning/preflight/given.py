@@ -162,7 +162,7 @@ def check_datasets(work: Work, found: Findings) -> None:
     for name in work.named("dataset", "list_scenes"):
         if name in work.named("dataset", "fetch_dataset"):
             continue
-        note = Path(Layout(work.results).source_note(name))
+        note = Path(Layout(work.results).source_note(name, "source"))
         with found.listing():
             source = open_source(work.datasets[name], Path.cwd(), note if note.is_file() else None)
             source.require_folder()

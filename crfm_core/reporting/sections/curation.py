@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
+from crfm_core.experiment import filter_chain
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.colours import Colours
 from crfm_core.reporting.findings import listed
@@ -118,7 +119,7 @@ def _steps(name: str, recipe: Recipe, mix: Mix, material: Material, settings: Se
         before = steps[-1]
         steps.append(Step(title, why, file, len(table), _pixels(table, file, dataset), before.images, before.pixels))
 
-    chain = settings.filters_of(recipe.filter)
+    chain = filter_chain(settings, recipe.filter)
     for one in chain:
         then(f"filter {one}", why_filtered(settings.filters[one], dataset, settings), *of("filtered", (*key, one)))
     if recipe.resample:

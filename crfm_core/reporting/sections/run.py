@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from crfm_core.devices import gpu_names
+from crfm_core.experiment import filter_chain, iterations, selected_tables
 from crfm_core.settings import Settings
 
 
@@ -15,22 +16,29 @@ def recipe_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
     """What each compared or judging recipe trains on, and for how long with each segmentor that meets it; the ``leading`` ones, and
     those of critic and judge, are marked."""
     uses: dict[str, dict[str, int]] = {}
-    for table in settings.selected.values():
+    for table in selected_tables(settings).values():
         for name in table.recipes:
             for segmentor in table.segmentors:
-                uses.setdefault(name, {})[segmentor] = settings.iterations(name, segmentor)
+                uses.setdefault(name, {})[segmentor] = iterations(settings, name, segmentor)
     watching = [one for one in (settings.critic, settings.judge) if one.recipe]
     for one in watching:
-        uses.setdefault(one.recipe, {})[one.segmentor] = settings.iterations(one.recipe, one.segmentor)
+        uses.setdefault(one.recipe, {})[one.segmentor] = iterations(settings, one.recipe, one.segmentor)
     marked = {*leading, *(one.recipe for one in watching)}
     return [
-        {"name": name, "recipe": settings.recipes[name], "iterations": found, "leading": name in marked} for name, found in uses.items()
+        {
+            "name": name,
+            "recipe": settings.recipes[name],
+            "filters": filter_chain(settings, settings.recipes[name].filter),
+            "iterations": found,
+            "leading": name in marked,
+        }
+        for name, found in uses.items()
     ]
 
 
 def sampler_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
     """The samplers of the recipes in the tables that are built; those of the ``leading`` recipes are marked."""
-    names = {settings.recipes[name].sampler for table in settings.selected.values() for name in table.recipes}
+    names = {settings.recipes[name].sampler for table in selected_tables(settings).values() for name in table.recipes}
     first = {settings.recipes[name].sampler for name in leading} & names - {None}
     marked = first or names
     return [{"name": name, "sampler": one, "leading": name in marked} for name, one in settings.samplers.items() if name in names]

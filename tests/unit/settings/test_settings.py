@@ -13,6 +13,7 @@ from paths import ROOT
 from snakemake.utils import update_config
 
 from crfm_core import ConfigError
+from crfm_core.experiment import copies, iterations, selected_tables
 from crfm_core.settings import RectifySettings, Settings, json_schema, load_dataset, load_datasets, load_settings
 
 DATASETS = ROOT / "configs" / "datasets"
@@ -181,9 +182,9 @@ def test_the_shipped_configurations_are_valid(name):
     settings = load_settings(read(ROOT / name))
     datasets = load_datasets(settings, ROOT)
     assert list(datasets)[: len(settings.datasets)] == settings.datasets and set(datasets) > set(settings.datasets)
-    assert all(settings.copies(r.control, r.sampler) == 3 for r in settings.recipes.values() if r.control and r.sampler != "crfm-many")
+    assert all(copies(settings, r.control, r.sampler) == 3 for r in settings.recipes.values() if r.control and r.sampler != "crfm-many")
     everything = load_settings(read(ROOT / name) | {"tables": "all"})
-    assert everything.tables == list(settings.experiments) and everything.copies("triattention", "crfm-many") == 5
+    assert everything.tables == list(settings.experiments) and copies(everything, "triattention", "crfm-many") == 5
     assert [table for table in ("main", "control_schemes", "crfm_steps", "rectification", "filters", "ratios", "few_shot", "segmentors")
             if table not in settings.experiments] == []  # fmt: skip
 
@@ -196,7 +197,7 @@ def test_the_overlay_for_dubai_fits_the_default():
     assert (
         settings.datasets == ["dubai"]
         and set(settings.controls) > {"triattention"}
-        and settings.iterations("real", "segformer_tiny") == 500
+        and iterations(settings, "real", "segformer_tiny") == 500
     )
     assert {"train", "test", settings.recipes["reference"].split, settings.generation.split} == set(dataset.source.splits)
 
@@ -204,12 +205,7 @@ def test_the_overlay_for_dubai_fits_the_default():
 def test_tables_are_named_in_a_list_or_with_commas_or_are_all():
     content = read(ROOT / "config.yaml")
     for said, wanted in [(["main"], ["main"]), ("main, ratios", ["main", "ratios"]), ("ratios", ["ratios"])]:
-        assert list(load_settings(content | {"tables": said}).selected) == wanted
-
-
-def test_filters_come_in_the_order_in_which_they_are_applied():
-    settings = load_settings(read(ROOT / "config.yaml"))
-    assert settings.filters_of("agreement-pixel") == ["agreement", "agreement-pixel"] and settings.filters_of(None) == []
+        assert list(selected_tables(load_settings(content | {"tables": said}))) == wanted
 
 
 @pytest.mark.parametrize(
@@ -268,13 +264,6 @@ def test_the_embedded_default_shows_every_key_that_it_could_set():
     content = read(ROOT / "config.yaml")
     assert set(content) == set(Settings.model_fields)
     assert set(content["controls"]["triattention"]) == set(Settings.model_json_schema()["$defs"]["Control"]["properties"])
-
-
-def test_an_equal_recipe_trains_as_long_as_the_longest_of_the_tables():
-    settings = load_settings(read(ROOT / "config.yaml"))
-    longest = settings.iterations("crfm", "segformer_tiny")
-    assert longest == 2 * settings.segmentors["segformer_tiny"].iterations == settings.iterations("real-equal", "segformer_tiny")
-    assert settings.iterations("real", "segformer_tiny") == longest // 2
 
 
 def test_the_presets_are_the_published_ones():
