@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CORES ?= all
 
-.PHONY: venv run test test-all lint clean
+.PHONY: venv run test test-all lint docs clean
 
 venv: .venv/ready
 
@@ -30,5 +30,12 @@ lint: venv
 	$(BIN)/snakefmt --check Snakefile rules
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
 
+docs: .venv/docs-ready  ## the documentation, in build/site; a broken link or a page outside the navigation fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+.venv/docs-ready: .venv/ready docs/requirements.txt
+	$(BIN)/pip install --quiet --requirement docs/requirements.txt
+	touch $@
+
 clean:  ## everything that was made, the environment included
-	rm -rf .venv results .snakemake *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv results build .snakemake *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

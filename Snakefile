@@ -1,5 +1,5 @@
 # From few labelled scenes to a better segmentor: `snakemake --cores all` runs everything and writes the report.
-# One stage alone: name its file, e.g. `snakemake --cores all results/embedded/tiles/train.parquet` (README, "One stage").
+# One stage alone: name its file, e.g. `snakemake --cores all results/embedded/tiles/train.parquet` (docs/stages-and-targets.md).
 
 from snakemake.utils import min_version
 

@@ -34,12 +34,13 @@ PLACE = "EPSG:32631", [0.3, 0.0, 5e5, 0.0, -0.3, 5e6]
 SHARD = """
 import sys
 from pathlib import Path
+from crfm_core.sampling.sampler import SamplerSpec
 from crfm_core.sampling.shards import synthesise_shard
 from crfm_core.settings import Sampler
 world, shard, shards, steps, names = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5].split(",")
-sampler = Sampler(num_steps=steps, batch_size=2)
-synthesise_shard(world / "generator", world / "captions.parquet", world / "prompts.json", world / "critic", names, "plain", sampler,
-                 1, shard, shards, 0, world / "synthetic" / "control" / f"plain{shards}" / f"shard-{shard}-of-{shards}.parquet")
+sampler = SamplerSpec("plain", Sampler(num_steps=steps, batch_size=2), world / "generator", names)
+out = world / "synthetic" / "control" / f"plain{shards}" / f"shard-{shard}-of-{shards}.parquet"
+synthesise_shard(sampler, world / "captions.parquet", world / "prompts.json", 1, 0, out, shard, shards)
 """
 
 

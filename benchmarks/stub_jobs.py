@@ -83,12 +83,12 @@ def _tile_scenes(snakemake: Any) -> None:
 
 
 def _caption_tiles(snakemake: Any) -> None:
-    from crfm_core.curation.selection import moved
+    from crfm_core.curation.selection import relocate_rows
     from crfm_core.files import hash_of
     from crfm_core.manifest import read_manifest, write_manifest
 
     names, tiles, out = snakemake.params.dataset["classes"], snakemake.input.tiles, snakemake.output.manifest
-    table = moved(read_manifest(tiles), tiles, out)
+    table = relocate_rows(read_manifest(tiles), tiles, out)
     table["caption"] = [f"a satellite image of {', '.join(names[index] for index in present)}" for present in table.classes]
     table["prompt"] = [hash_of(caption)[:16] for caption in table.caption]
     write_manifest(out, table)
@@ -141,11 +141,11 @@ def _make_shards(snakemake: Any, made: Path) -> None:
 
 
 def _filter_pixels(snakemake: Any) -> None:
-    from crfm_core.curation.selection import moved
+    from crfm_core.curation.selection import relocate_rows
     from crfm_core.manifest import read_manifest, spread, write_manifest
 
     manifest, out = snakemake.input.synthetic, Path(snakemake.output.manifest)
-    table = moved(read_manifest(manifest), manifest, out)
+    table = relocate_rows(read_manifest(manifest), manifest, out)
     table["kept"] = 0.9
     table["label"] = [f"{out.stem}/labels/{spread(tile_id + '.png')}" for tile_id in table.tile_id]
     _make_files(out, table.label)

@@ -19,10 +19,13 @@ import time
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from crfm_core import ResourceError
 from crfm_core.files import require_writable
+
+if TYPE_CHECKING:
+    import torch
 
 #: Seconds between two looks at GPUs that are taken.
 PATIENCE = 0.25
@@ -220,3 +223,10 @@ def resolve(device: str) -> str:
             "or check the driver with nvidia-smi"
         )
     return device
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """What networks compute in when they are not trained: float32 on a CPU, bfloat16 on a GPU."""
+    import torch
+
+    return torch.float32 if device == "cpu" else torch.bfloat16

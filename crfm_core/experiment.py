@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from crfm_core import ConfigError
 from crfm_core.layout import Layout
-from crfm_core.settings import Dataset, Download, Judge, Section, Settings, Table
+from crfm_core.settings import PLAIN, Dataset, Download, Judge, Section, Settings, Table
 
 #: Stands in paths for tiles that pass no filter.
 NO_FILTER = "none"
@@ -161,7 +161,7 @@ class Experiment:
 
     def comparisons(self) -> list[str]:
         """What each form of the correction does to samples, and what sampling without any does; on the datasets of the run alone."""
-        presets = ["plain", *self.settings.comparison.presets] if self.settings.comparison else []
+        presets = [PLAIN, *self.settings.comparison.presets] if self.settings.comparison else []
         return [self.results.comparison(dataset, preset) for dataset in self.own for preset in presets]
 
     def stage_files(self) -> list[str]:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from crfm_core import CrfmError, DataError, ResourceError, WeightsError
 from crfm_core.checkpoints import COMPONENTS, check_base_model, lacking_parts
@@ -19,6 +20,7 @@ from crfm_core.files import exclusive, hash_of, read_json, require_disk, sha256_
 from crfm_core.settings import HubBase
 
 if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
 RECORD = "fetched.json"
@@ -28,8 +30,8 @@ WORKERS = 8
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """What :func:`fetch_repository` was asked for, and the words of its messages."""
+class _Request:
+    """The arguments of :func:`fetch_repository`."""
 
     repo: str
     revision: str
@@ -52,12 +54,12 @@ class _Wish:
         """The repository's address below that of the hub."""
         return f"datasets/{self.repo}" if self.repo_type == "dataset" else self.repo
 
-    def whole(self) -> bool:
-        """Whether all files of the wanted revision are there, by the record and their sizes."""
+    def is_complete(self) -> bool:
+        """Whether all files of the revision are there, by the record and their sizes."""
         record = self.record()
         return (
             record.get("revision") is not None
-            and self.is_of(record)
+            and self.matches(record)
             and all(
                 (self.folder / name).is_file() and (self.folder / name).stat().st_size == file["size"]
                 for name, file in record["files"].items()
@@ -68,8 +70,8 @@ class _Wish:
         """What the folder's record says; nothing where there is none."""
         return read_record(self.folder)
 
-    def is_of(self, record: dict) -> bool:
-        """Whether a record is of the wanted revision: of that commit, or of the one a branch of that name was fixed to."""
+    def matches(self, record: dict) -> bool:
+        """Whether a record is of this revision: of that commit, or of the one that a branch of that name was fixed to."""
         return record.get("repo") == self.repo and self.revision in (record.get("revision"), record.get("asked"))
 
 
@@ -123,37 +125,41 @@ def fetch_repository(
     ``fetched.json`` is written: ``repo``, ``asked`` (the revision given), ``revision`` (the commit), ``files`` with ``size`` and
     ``sha256``. A folder with that record and files of those sizes needs no network. Files of an earlier revision are removed.
 
-    ``HF_TOKEN`` opens gated repositories and goes to the hub only; ``HF_ENDPOINT`` says where the hub is. ``check`` sees the needed
-    names before anything is downloaded and raises what it has against them. Messages name the configuration's keys ``{key}.repo``,
-    ``{key}.revision`` and ``{key}.{place}`` (the folder), what to run where there is a network (``command``) and what helps without
-    the hub (``instead``).
+    The token for gated repositories is that of the hub's own library: ``HF_TOKEN``, or what ``hf auth login`` stored (``HF_TOKEN_PATH``,
+    ``HF_HOME``). It is sent to huggingface.co alone, and to a mirror in ``HF_ENDPOINT`` only where ``CRFM_TOKEN_HOST`` is that mirror's
+    host; hosts that the hub redirects to do not get it. Files in the library's cache (``HF_HUB_CACHE``, ``HF_HOME``) are copied instead
+    of downloaded.
+
+    ``check`` gets the needed names before anything is downloaded and raises what is wrong with them. Messages name the configuration's
+    keys ``{key}.repo``, ``{key}.revision`` and ``{key}.{place}`` (the folder), what to run where there is a network (``command``) and
+    what helps without the hub (``instead``).
 
     Raises WeightsError for a model and DataError for a dataset (no access, no such repository, no network, wrong content, a name that
     leads out of the folder), and ResourceError (no space on the disk, a folder that cannot be written).
     """
-    wish = _Wish(repo, revision, Path(folder), needed, repo_type, check, key, place, instead, command)
-    if not wish.whole():
-        endpoint, token = _access(wish)
-        with _explained(wish, endpoint, token), exclusive(wish.folder):
-            if not wish.whole():  # another job may just have fetched it
-                _fetch(wish, endpoint, token)
-    return wish.folder
+    request = _Request(repo, revision, Path(folder), needed, repo_type, check, key, place, instead, command)
+    if not request.is_complete():
+        access = _access(request.fault)
+        if access.withheld:
+            print(f"{access.no_token}; {access.give_token}", flush=True)
+        with _explained(request, access), exclusive(request.folder):
+            if not request.is_complete():  # another job may just have fetched it
+                _fetch(request, access)
+    return request.folder
 
 
 def is_fetched(repo: str, revision: str, folder: Path | str) -> bool:
     """Whether ``folder`` holds what :func:`fetch_repository` fetched of this revision, by its record and the files' sizes."""
-    return _Wish(repo, revision, Path(folder)).whole()
+    return _Request(repo, revision, Path(folder)).is_complete()
 
 
 def require_token(hub: HubBase) -> None:
-    """Raise WeightsError when a repository that is known to be gated is to be fetched without HF_TOKEN, or with one that cannot be."""
-    wish = _Wish(hub.repo, hub.revision, Path(hub.path))
-    endpoint, token = _access(wish)
-    if hub.repo.startswith(GATED) and not token:
+    """Raise WeightsError when a repository that is known to be gated is to be fetched without a token, or with one that cannot be."""
+    access = _access(WeightsError)
+    if hub.repo.startswith(GATED) and not access.token:
         raise WeightsError(
-            f"base_model.repo: {hub.repo} is gated and HF_TOKEN is not set (a token that the hub's own login stored is not read); accept "
-            f"its licence at {endpoint}/{hub.repo} and `export HF_TOKEN=...`, a token of that account with the right to read gated "
-            "repositories, or use a folder of the model as it is with `kind: folder`"
+            f"base_model.repo: {hub.repo} is gated and {access.no_token}; accept its licence at {access.endpoint}/{hub.repo} and "
+            f"{access.give_token}, or use a folder of the model as it is with `kind: folder`"
         )
 
 
@@ -175,30 +181,61 @@ def name_fault(name: str) -> str:
     return "is too long" if any(len(part.encode(errors="surrogatepass")) > 255 for part in parts) else ""
 
 
-def _access(wish: _Wish) -> tuple[str, str]:
-    """The hub's address and the token ("" for none), from the environment as it is now."""
-    from huggingface_hub import constants
+@dataclass(frozen=True)
+class _Access:
+    """The hub's address and the token for it, "" for none; ``withheld`` when there is one that this address does not get."""
 
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not (token.isascii() and token.isprintable()):
-        raise wish.fault("HF_TOKEN holds characters that no token has; set it to the token and nothing else")
+    endpoint: str
+    token: str
+    withheld: bool = False
+
+    @property
+    def no_token(self) -> str:
+        """Why no token is sent."""
+        if self.withheld:
+            return f"the token is not sent to {self.endpoint}, which is not the hub's own address"
+        return "there is no token"
+
+    @property
+    def give_token(self) -> str:
+        """How to have one sent."""
+        if self.withheld:
+            return f"set CRFM_TOKEN_HOST={urlsplit(self.endpoint).hostname} if that mirror may have it"
+        return "`export HF_TOKEN=...` or log in with `hf auth login`: a token of that account, with the right to read gated repositories"
+
+
+def _access(fault: type[CrfmError]) -> _Access:
+    """The hub's address and the token, from the environment and the stored login as they are now. Raises ``fault`` for what cannot be."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import DeviceCodeError, OIDCError
+
+    try:
+        token = get_token() or ""
+    except (OSError, ValueError, DeviceCodeError, OIDCError) as error:
+        raise fault(f"the stored login of the hub cannot be read ({type(error).__name__}); log in again, or set HF_TOKEN") from None
+    if not re.fullmatch(r"[!-~]*", token):
+        raise fault("HF_TOKEN, or the stored login, holds characters that no token has; set it to the token and nothing else")
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     if "@" in endpoint:
-        raise wish.fault("HF_ENDPOINT holds a name or password, which messages would show; give the address alone")
-    return endpoint, token
+        raise fault("HF_ENDPOINT holds a name or password, which messages would show; give the address alone")
+    parts = urlsplit(endpoint)
+    own = parts.scheme == "https" and f".{parts.hostname}".endswith(".huggingface.co")
+    if token and not own and parts.hostname != os.environ.get("CRFM_TOKEN_HOST"):
+        return _Access(endpoint, "", withheld=True)
+    return _Access(endpoint, token)
 
 
-def _fetch(wish: _Wish, endpoint: str, token: str) -> None:
+def _fetch(request: _Request, access: _Access) -> None:
     """Bring the folder to the wanted revision, file by file; what is there and right is kept."""
-    folder, record = wish.folder, wish.record()
-    begun = (record.get("revision") or record.get("begun")) if wish.is_of(record) else None
-    commit, files = _listing(wish, begun or wish.revision, endpoint, token)
+    folder, record = request.folder, request.record()
+    begun = (record.get("revision") or record.get("begun")) if request.matches(record) else None
+    commit, files = _listing(request, begun or request.revision, access)
     missing = {name: file for name, file in files.items() if not _matches(folder / name, file)}
     ours = record.get("files", {})
     if foreign := [name for name in missing if not ours and (folder / name).exists()]:
-        raise wish.fault(
-            f"{wish.key}.{wish.place}: {folder / foreign[0]} is there already and is not the file of {wish.repo} at {commit}; "
-            f"delete it, set another path{', or ' + wish.instead if wish.instead else ''}"
+        raise request.fault(
+            f"{request.key}.{request.place}: {folder / foreign[0]} is there already and is not the file of {request.repo} at {commit}; "
+            f"delete it, set another path{', or ' + request.instead if request.instead else ''}"
         )
     # The library's own downloads begin a broken-off file anew; here its bytes are kept, under its name and hash.
     partial = folder / ".partial"
@@ -206,15 +243,15 @@ def _fetch(wish: _Wish, endpoint: str, token: str) -> None:
     parts = {name: partial / hash_of(name, file.lfs.sha256 if file.lfs else file.blob_id) for name, file in missing.items()}
     kept = sum(part.stat().st_size for part in parts.values() if part.exists())
     needed = sum(file.size for file in missing.values()) - kept
-    require_disk(folder, needed, f"set {wish.key}.{wish.place} to a folder on another disk")
+    require_disk(folder, needed, f"set {request.key}.{request.place} to a folder on another disk")
 
     ours |= dict.fromkeys(files)
-    asked = {"repo": wish.repo, "asked": wish.revision}
+    asked = {"repo": request.repo, "asked": request.revision}
     write_json(folder / RECORD, asked | {"revision": None, "begun": commit, "files": ours})  # ours, and not whole before the last line
 
     def fetch_one(number: int, name: str) -> None:
         print(f"{name}, {files[name].size} bytes ({number} of {len(missing)})", flush=True)
-        _fetch_file(wish, name, files[name], commit, parts[name], endpoint, token)
+        _fetch_file(request, name, files[name], commit, parts[name], access)
 
     numbered = list(enumerate(sorted(missing, key=lambda name: files[name].size), 1))
     few = [(number, name) for number, name in numbered if files[name].size > SMALL]
@@ -235,7 +272,7 @@ def _fetch(wish: _Wish, endpoint: str, token: str) -> None:
     write_json(folder / RECORD, asked | {"revision": commit, "files": record})
 
 
-def _listing(wish: _Wish, revision: str, endpoint: str, token: str) -> tuple[str, dict[str, RepoFile]]:
+def _listing(request: _Request, revision: str, access: _Access) -> tuple[str, dict[str, RepoFile]]:
     """The commit that ``revision`` stands for, and its needed files by name, with sizes and hashes.
 
     The files come from the tree, page by page: the list that comes with the commit is cut off for repositories of many files.
@@ -243,49 +280,57 @@ def _listing(wish: _Wish, revision: str, endpoint: str, token: str) -> tuple[str
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    api = HfApi(endpoint=endpoint, token=token or False)
+    api = HfApi(endpoint=access.endpoint, token=access.token or False)
     try:
-        commit = api.repo_info(wish.repo, revision=revision, repo_type=wish.repo_type, timeout=30).sha
+        commit = api.repo_info(request.repo, revision=revision, repo_type=request.repo_type, timeout=30).sha
         if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
             raise ValueError(f"it gives {commit!r} as the commit of {revision}")
-        tree = list(api.list_repo_tree(wish.repo, recursive=True, revision=commit, repo_type=wish.repo_type))
+        tree = list(api.list_repo_tree(request.repo, recursive=True, revision=commit, repo_type=request.repo_type))
     except (KeyError, TypeError) as error:  # JSON, but none of a hub
         raise ValueError(repr(error)) from None
-    files = {file.path: file for file in tree if isinstance(file, RepoFile) and wish.needed(file.path)}
+    files = {file.path: file for file in tree if isinstance(file, RepoFile) and request.needed(file.path)}
     for name in files:
         if fault := name_fault(name) or ("is one of ours" if name.split("/")[0] in (RECORD, ".partial", ".lock") else ""):
-            raise wish.fault(f"{wish.key}.repo: {wish.repo} lists a file {name!r}, whose name {fault}; nothing of it is fetched")
-    if wish.check:
-        wish.check(set(files))
+            raise request.fault(f"{request.key}.repo: {request.repo} lists a file {name!r}, whose name {fault}; nothing of it is fetched")
+    if request.check:
+        request.check(set(files))
     if not files:
-        raise wish.fault(f"{wish.key}.repo: {wish.repo} at {commit} holds none of the files that are needed; give another repository")
+        raise request.fault(
+            f"{request.key}.repo: {request.repo} at {commit} holds none of the files that are needed; give another repository"
+        )
     return commit, files
 
 
-def _fetch_file(wish: _Wish, name: str, file: RepoFile, commit: str, part: Path, endpoint: str, token: str) -> None:
-    """Download a file to ``part``, check it and give it its name."""
-    _download(wish, name, file, commit, part, endpoint, token)
+def _fetch_file(request: _Request, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
+    """Copy a file from the library's cache, or download it, to ``part``; check it and give it its name."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(request.repo, name, revision=commit, repo_type=request.repo_type)
+    if isinstance(cached, str) and _matches(Path(cached), file):
+        shutil.copyfile(cached, part)
+    else:
+        _download(request, name, file, commit, part, access)
     if not _matches(part, file):
         found = part.stat().st_size
         part.unlink()
-        raise wish.fault(
-            f"{wish.repo}: {name} came with {found} bytes that are not the {file.size} bytes of its checksum at {endpoint}; "
-            f"they are deleted, run `{wish.command}` again"
+        raise request.fault(
+            f"{request.repo}: {name} came with {found} bytes that are not the {file.size} bytes of its checksum at {access.endpoint}; "
+            f"they are deleted, run `{request.command}` again"
         )
-    (wish.folder / name).parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, wish.folder / name)
+    (request.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, request.folder / name)
 
 
-def _download(wish: _Wish, name: str, file: RepoFile, commit: str, part: Path, endpoint: str, token: str) -> None:
+def _download(request: _Request, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
     """Append to ``part`` what it lacks of a file. On its way to another host, a request loses the token."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    headers = build_hf_headers(token=token or False) | {"Accept-Encoding": "identity"}
+    headers = build_hf_headers(token=access.token or False) | {"Accept-Encoding": "identity"}
     with part.open("ab") as handle:
         if (begin := handle.tell()) < file.size:
-            url = hf_hub_url(wish.repo, name, repo_type=wish.repo_type, revision=commit, endpoint=endpoint)
+            url = hf_hub_url(request.repo, name, repo_type=request.repo_type, revision=commit, endpoint=access.endpoint)
             http_get(url, handle, resume_size=begin, headers=headers, displayed_filename=name)
 
 
@@ -307,49 +352,68 @@ def _matches(path: Path, file: RepoFile) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(wish: _Wish, endpoint: str, token: str) -> Iterator[None]:
+def _explained(request: _Request, access: _Access) -> Iterator[None]:
     """Turn what the hub's library raises into messages that say what to accept, set or do; none of them holds the token."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    repo, key, page = wish.repo, f"{wish.key}.repo", f"{endpoint}/{wish.url}"
-    again = f"run `{wish.command}` again with the same configuration, it continues where it stopped"
+    key, endpoint = f"{request.key}.repo", access.endpoint
+    again = f"run `{request.command}` again with the same configuration, it continues where it stopped"
     try:
         yield
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        if isinstance(error, GatedRepoError) or status == 403:
-            message = (
-                f"{key}: {repo} is gated and {'the token in HF_TOKEN does not open it' if token else 'HF_TOKEN is not set'}; "
-                f"accept its licence at {page} and set HF_TOKEN to a token of that account, with the right to read gated repositories"
-            )
-        elif isinstance(error, RevisionNotFoundError):
-            fixed = wish.record().get("begun") or wish.record().get("revision")
-            message = f"{wish.key}.revision: {repo} has no revision {wish.revision}; take one of {page}/commits/main"
-            if fixed not in (None, wish.revision):
-                message += f", or delete {wish.folder / RECORD}, which fixed it to {fixed}"
-        elif status == 401 and token:
-            message = f"{key}: {endpoint} refuses the token in HF_TOKEN; set it to a valid one of an account that may read {page}"
-        elif status == 401:
-            message = f"{key}: {endpoint} wants a token for {repo}, or has no such {wish.repo_type}; set HF_TOKEN, and check the name"
-        elif isinstance(error, RepositoryNotFoundError) or status == 404:
-            message = f"{key}: {endpoint} has no {repo} that may be read with this HF_TOKEN; check the name and the token's account"
-        else:
-            message = f"{key}: {page} answered with status {status}; wait, then {again}"
-        raise wish.fault(message) from None
+        raise request.fault(_refusal(request, access, error, again)) from None
     except (HTTPError, OfflineModeIsEnabled) as error:
         cause = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else f"{type(error).__name__}: {error}"
-        raise wish.fault(
+        raise request.fault(
             f"{key}: cannot reach {endpoint} ({cause}); where there is a network, such as the login node of a cluster, {again}"
-            f"{', or ' + wish.instead if wish.instead else ''}"
+            f"{', or ' + request.instead if request.instead else ''}"
         ) from None
     except ValueError as error:
-        raise wish.fault(f"{key}: {endpoint} does not answer as a model hub ({error}); check HF_ENDPOINT and the network") from None
+        raise request.fault(f"{key}: {endpoint} does not answer as a model hub ({error}); check HF_ENDPOINT and the network") from None
     except OSError as error:
-        raise ResourceError(f"{wish.key}.{wish.place}: {error}; free some space there or set it to another folder, then {again}") from None
+        raise ResourceError(
+            f"{request.key}.{request.place}: {error}; free some space there or set it to another folder, then {again}"
+        ) from None
+
+
+def _refusal(request: _Request, access: _Access, error: HfHubHTTPError, again: str) -> str:
+    """What an answer of the hub with an error means, by its error code and status, and what to do."""
+    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repo, key, endpoint, status = request.repo, f"{request.key}.repo", access.endpoint, error.response.status_code
+    page, reason = f"{endpoint}/{request.url}", _reason(error, access.token)
+    if isinstance(error, GatedRepoError):
+        if access.token:
+            return f"{key}: {repo} is gated and the token's account has no access to it{reason}; accept its licence at {page}"
+        return f"{key}: {repo} is gated and {access.no_token}; accept its licence at {page} and {access.give_token}"
+    if isinstance(error, DisabledRepoError):
+        return f"{key}: {endpoint} has disabled {repo}; give another repository"
+    if isinstance(error, RevisionNotFoundError):
+        fixed = request.record().get("begun") or request.record().get("revision")
+        message = f"{request.key}.revision: {repo} has no revision {request.revision}; take one of {page}/commits/main"
+        return message + (
+            f", or delete {request.folder / RECORD}, which fixed it to {fixed}" if fixed not in (None, request.revision) else ""
+        )
+    if status == 403 and access.token and re.search(r"token|permission|scope", reason, re.IGNORECASE):
+        return (
+            f"{key}: the token lacks the right to read {repo}{reason}; give it that right in the account's settings, or set another token"
+        )
+    if status == 403:
+        return f"{key}: {page} is forbidden{reason}; check whether this account, network and proxy may read it"
+    if status == 401 and access.token:
+        return f"{key}: {endpoint} refuses the token; set HF_TOKEN to a valid one of an account that may read {page}, or log in again"
+    if status == 401:
+        return (
+            f"{key}: {endpoint} has no {request.repo_type} {repo}, or wants a token for it, and {access.no_token}; check the name, or "
+            f"{access.give_token}"
+        )
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        how = "with this token; check the name and the token's account" if access.token else f"and {access.no_token}; check the name"
+        return f"{key}: {endpoint} has no {repo} that may be read {how}"
+    return f"{key}: {page} answered with status {status}; wait, then {again}"
+
+
+def _reason(error: HfHubHTTPError, token: str) -> str:
+    """The server's own words in brackets; nothing where there are none, or they repeat the token or are no plain text."""
+    text = " ".join((error.server_message or "").split())[:200]
+    return f" ({text})" if text and text.isprintable() and not (token and token in text) else ""

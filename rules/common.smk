@@ -14,7 +14,7 @@ from snakemake.utils import validate
 from crfm_core import CrfmError
 from crfm_core.experiment import Experiment, copies, downloads, iterations, keeps_every_image
 from crfm_core.files import hash_of
-from crfm_core.settings import PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
+from crfm_core.settings import PLAIN, PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
 
@@ -57,7 +57,7 @@ wildcard_constraints:
     control="|".join(settings.controls),
     sampler="|".join(settings.samplers),
     checkpoint=r"final|step-\d+",
-    preset="|".join(("plain", *PRESETS)),
+    preset="|".join((PLAIN, *PRESETS)),
     filter="|".join([*settings.filters, "none"]),
     resampling="|".join(settings.resamplings) or "none",
     recipe="|".join(settings.recipes),

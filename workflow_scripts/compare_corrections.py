@@ -1,28 +1,24 @@
-"""Sample the test masks with one form of the correction: generator, captions, prompts, critic and judge in, scores out."""
+"""Sample the test masks with one preset of the correction: generator, captions, prompts, critic and judge in, scores out."""
 
 from job import job
 
 with job(snakemake):
     from pathlib import Path
 
-    import torch
-
     from crfm_core.devices import resolve, use_threads
-    from crfm_core.layout import Layout
     from crfm_core.sampling.comparison import compare_corrections
-    from crfm_core.sampling.pipeline import open_generator
+    from crfm_core.sampling.sampler import SamplerSpec
     from crfm_core.segmentor.critic import load_critic
-    from crfm_core.settings import Comparison
+    from crfm_core.settings import Comparison, Sampler
 
     use_threads(snakemake.threads)
     device, classes = resolve(snakemake.params.device), snakemake.params.classes
+    generator, critic = Path(snakemake.input.generator), Path(snakemake.input.critic)
     compare_corrections(
-        pipeline=open_generator(Path(snakemake.input.generator)).to(device, torch.float32 if device == "cpu" else torch.bfloat16),
-        critic=load_critic(snakemake.input.critic, device, classes),
+        SamplerSpec("comparison", Sampler(preset="default"), generator, classes, critic, device).open(),
         judge=load_critic(snakemake.input.judge, device, classes),
         captions=Path(snakemake.input.captions),
         prompts=Path(snakemake.input.prompts),
-        root=Layout.comparison.root(snakemake.output.scores),
         comparison=Comparison(**snakemake.params.comparison),
         preset=snakemake.wildcards.preset,
         out=Path(snakemake.output.scores),

@@ -3,15 +3,12 @@
 from job import job
 
 with job(snakemake):
-    import torch
-
     from crfm_core.checkpoints import base_folder
-    from crfm_core.devices import resolve, use_threads
+    from crfm_core.devices import compute_dtype, resolve, use_threads
     from crfm_core.manifest import read_manifest
     from crfm_core.text.encoders import encode_prompts_file
 
     use_threads(snakemake.threads)
     device = resolve(snakemake.params.device)
     captions = read_manifest(snakemake.input.captions).caption
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    encode_prompts_file(base_folder(snakemake.input.base), captions, snakemake.output.prompts, device, dtype)
+    encode_prompts_file(base_folder(snakemake.input.base), captions, snakemake.output.prompts, device, compute_dtype(device))

@@ -9,7 +9,7 @@ with job(snakemake):
     from crfm_core.devices import resolve, use_threads
     from crfm_core.generator.validation import open_checkpoint, sample_validation
     from crfm_core.layout import Layout
-    from crfm_core.sampling.pipeline import open_generator
+    from crfm_core.sampling.sampler import open_generator
     from crfm_core.settings import Control
 
     use_threads(snakemake.threads)

@@ -9,7 +9,8 @@ with job(snakemake):
     from crfm_core.data.scenes import read_scenes
     from crfm_core.data.tiling import read_mask
     from crfm_core.devices import resolve, use_threads
-    from crfm_core.sampling.windows import synthesise_scene
+    from crfm_core.sampling.sampler import SamplerSpec
+    from crfm_core.sampling.scenes import synthesise_scene
     from crfm_core.settings import Captions, Dataset, Sampler
 
     use_threads(snakemake.threads)
@@ -18,18 +19,13 @@ with job(snakemake):
     if scene not in scenes.index:
         raise DataError(f"{snakemake.input.scenes}: no scene {scene!r}; it has {', '.join(scenes.index[:8])}, ...")
     mask, grid = read_mask(scenes.image[scene], scenes.label[scene], dataset)
-    synthesise_scene(
+    sampler = SamplerSpec(
+        name=snakemake.wildcards.sampler,
+        settings=Sampler(**snakemake.params.sampler, **snakemake.params.performance),
         generator=Path(snakemake.input.generator),
-        name=scene,
-        mask=mask,
-        grid=grid,
-        critic=Path(snakemake.input.critic) if snakemake.input.critic else None,
         classes=dataset.classes,
-        captions=Captions(**snakemake.params.captions),
-        sampler_name=snakemake.wildcards.sampler,
-        sampler=Sampler(**snakemake.params.sampler, **snakemake.params.performance),
-        size=dataset.tile.size,
-        seed=snakemake.params.seed,
-        out=Path(snakemake.output.image),
+        critic=Path(snakemake.input.critic) if snakemake.input.critic else None,
         device=resolve(snakemake.params.device),
     )
+    captions, out = Captions(**snakemake.params.captions), Path(snakemake.output.image)
+    synthesise_scene(sampler, scene, mask, grid, captions, size=dataset.tile.size, seed=snakemake.params.seed, out=out)

@@ -1,4 +1,4 @@
-"""How hard each class is for the critic on real tiles: the yardstick of pixel filter and re-sampling."""
+"""The critic's loss per class on real tiles, with which the pixel filter and the re-samplings compare synthetic ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from crfm_core.segmentor.evaluation import as_input, tile_batches
 def pixel_losses(critic: Critic, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The critic's cross-entropy per pixel: images uint8 [B,H,W,3], labels uint8 [B,H,W] -> float32 [B,H,W], 0 where ignored.
 
-    Raises DataError when a label is no class of the critic.
+    Raises DataError for labels that are no class of the critic.
     """
     if (wrong := labels[(labels != IGNORE) & (labels >= len(critic.classes))]).size:
-        raise DataError(f"labels hold the class id {wrong[0]}; the critic knows 0...{len(critic.classes) - 1} (255 = ignored)")
+        raise DataError(f"labels hold the class id {wrong[0]}; the critic has the classes 0...{len(critic.classes) - 1} (255 = ignored)")
     device = critic.mean.device
     targets = torch.from_numpy(labels).to(device).long()
     return F.cross_entropy(critic(as_input(images, device)), targets, ignore_index=IGNORE, reduction="none").cpu().numpy()
@@ -30,9 +30,8 @@ def pixel_losses(critic: Critic, images: np.ndarray, labels: np.ndarray) -> np.n
 def class_losses(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16) -> dict:
     """Mean loss of the critic per class over all pixels of a split of real tiles (FreeMask, Yang et al., NeurIPS 2023).
 
-    A mean over pixels pooled from all tiles, not over tiles; ignored pixels do not count. Returns ``losses``, one number per class
-    or None for a class that does not occur, and ``pixels``, the counts behind them. On tiles the critic was trained on the
-    losses are optimistic.
+    The mean is over the pixels of all tiles together; ignored pixels do not count. Returns ``losses``, one number per class or None for
+    a class that does not occur, and ``pixels``, their counts. On tiles that the critic was trained on the losses are optimistic.
     """
     num_classes = len(critic.classes)
     total, pixels = np.zeros(num_classes), np.zeros(num_classes, dtype=np.int64)

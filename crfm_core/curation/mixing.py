@@ -9,7 +9,7 @@ import pandas as pd
 from pyarrow.parquet import read_metadata
 
 from crfm_core import DataError
-from crfm_core.curation.selection import moved, print_counts
+from crfm_core.curation.selection import print_counts, relocate_rows
 from crfm_core.files import hash_of
 from crfm_core.manifest import check_paths, read_manifest, write_manifest
 
@@ -27,25 +27,27 @@ def mix(
 ) -> pd.DataFrame:
     """Write the manifest ``out``: all real tiles and ``synthetic_per_real`` times as many synthetic ones.
 
-    Column ``source`` says which is which; ``weight`` says how often a row is drawn in training: ``real_weight`` for real ones, 1 for
-    synthetic ones. Columns that only synthetic tiles have are empty for real ones;
-    ``corrections``, most of a manifest's size and of no use in training, is left out.
+    The column ``source`` is "real" or "synthetic"; ``weight`` is how often a row is drawn in training: ``real_weight`` for real tiles, 1
+    for synthetic ones. Columns that only synthetic tiles have are empty for real ones; ``corrections``, most of a manifest's size and of
+    no use in training, is left out.
 
-    ``exactly``: there must be that many synthetic tiles, and first copies are taken before second ones (column ``copy``), in an order
-    drawn from ``seed``, so that fewer synthetic tiles are a part of more. Otherwise, for what a filter of images or a re-sampling has
-    left, at most that many are taken, drawn from ``seed`` whatever their copy, which leaves what was favoured favoured. ``classes``
-    are names for the log, the ids without them. Files of rows must be there and below ``root``, where it is given.
+    Args:
+        exactly: there must be that many synthetic tiles, and first copies are taken before second ones (column ``copy``), in an order
+            drawn from ``seed``, so that a smaller mix is part of a larger one. False, after a filter of images or a re-sampling: at most
+            that many, drawn from ``seed`` whatever their copy, so that the tiles these favour stay favoured.
+        classes: names for the log; None: the ids.
+        root: folder that files of rows must exist in; None: not checked.
 
-    Raises DataError when there are too few, or none that can be trained on.
+    Raises DataError when there are too few synthetic tiles, or none that can be trained on.
     """
     if root is not None:
         for path in filter(None, (real_manifest, synthetic_manifest)):
             check_paths(path, read_manifest(path), root)
     real = read_manifest(real_manifest).assign(source="real", weight=float(real_weight))
-    parts = [moved(real, real_manifest, out)]
+    parts = [relocate_rows(real, real_manifest, out)]
     wanted = round(synthetic_per_real * len(real))
     if wanted and synthetic_manifest is None:
-        raise DataError(f"{out}: {wanted} synthetic tiles are asked for and no synthetic manifest is named; name one")
+        raise DataError(f"{out}: needs {wanted} synthetic tiles, and no synthetic manifest is given; give one")
     if wanted:
         synthetic = _read_synthetic(synthetic_manifest, out).assign(source="synthetic", weight=1.0)
         if exactly and len(synthetic) < wanted:
@@ -57,14 +59,14 @@ def mix(
         _print_mix(real, synthetic, chosen, wanted, classes)
         # whole numbers stay whole beside rows without them: as floats, seeds would lose their last digits
         whole = {name: "Int64" for name in chosen.select_dtypes("integer") if name not in real}
-        parts.append(moved(chosen.astype(whole), synthetic_manifest, out))
+        parts.append(relocate_rows(chosen.astype(whole), synthetic_manifest, out))
     else:
         print(f"{len(real)} real tiles", flush=True)
     return write_manifest(out, pd.concat(parts, ignore_index=True))
 
 
 def _read_synthetic(manifest: Path | str, out: Path | str) -> pd.DataFrame:
-    """The synthetic tiles. Raises DataError when there are none, or none with a pixel to learn from."""
+    """The synthetic tiles. Raises DataError when there are none, or none with a labelled pixel."""
     remedy = "keep more by the recipe's filter and re-sampling, or make more synthetic tiles"
     if Path(manifest).is_file() and read_metadata(manifest).num_rows == 0:
         raise DataError(f"{out}: no synthetic tile is left in {manifest}; {remedy}")
@@ -82,8 +84,8 @@ def _order(synthetic: pd.DataFrame, seed: int, copies_in_turn: bool) -> pd.Index
 
 
 def _print_mix(real: pd.DataFrame, synthetic: pd.DataFrame, chosen: pd.DataFrame, wanted: int, classes: Sequence[str] | None) -> None:
-    print(f"{len(real)} real tiles, {len(chosen)} synthetic ones of {wanted} asked for")
+    print(f"{len(real)} real tiles, {len(chosen)} of {wanted} wanted synthetic tiles")
     share = real.weight.sum() / (real.weight.sum() + chosen.weight.sum())
-    print(f"a real tile is drawn {real.weight.iloc[0]:g} times as often as a synthetic one: {100 * share:.1f} % of what is drawn is real")
-    print("synthetic tiles, those there were and those that were taken:")
+    print(f"a real tile is drawn {real.weight.iloc[0]:g} times as often as a synthetic one: {100 * share:.1f} % of all draws are real")
+    print("synthetic tiles, available and taken:")
     print_counts(synthetic, chosen, classes or [str(c) for c in range(len(synthetic.pixels.iloc[0]))])

@@ -1,4 +1,4 @@
-"""What the steps of curation share: rows that stay, where their files are, and how much of each class that leaves."""
+"""What the steps of curation share: writing the rows they keep, and counting how much of each class is left."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from crfm_core import DataError
 from crfm_core.manifest import relocate_all, write_manifest
 
 
-def moved(table: pd.DataFrame, old: Path | str, new: Path | str) -> pd.DataFrame:
-    """The table of the manifest ``old`` with its paths relative to the manifest ``new``; files stay where they are."""
+def relocate_rows(table: pd.DataFrame, old: Path | str, new: Path | str) -> pd.DataFrame:
+    """The table of the manifest ``old`` with its paths relative to the manifest ``new``; no file is moved."""
     return table.assign(**{column: relocate_all(table[column], old, new) for column in ("image", "label")})
 
 
 def keep_rows(
     manifest: Path | str, table: pd.DataFrame, chosen: np.ndarray, out: Path | str, classes: Sequence[str], remedy: str
 ) -> pd.DataFrame:
-    """Write the rows of ``manifest`` that are ``chosen`` (bool [N]), in their order, as the manifest ``out``; say what they leave.
+    """Write the ``chosen`` rows (bool [N]) of ``table``, read from ``manifest``, as the manifest ``out``; print what is left per class.
 
-    Raises DataError, with the ``remedy``, when none are.
+    Raises DataError with the ``remedy`` when none is chosen.
     """
     kept = table.loc[np.asarray(chosen, dtype=bool)]
     if kept.empty:
         raise DataError(f"{out}: none of the {len(table)} tiles of {manifest} is kept; {remedy}")
     print_counts(table, kept, classes)
-    return write_manifest(out, moved(kept, manifest, out))
+    return write_manifest(out, relocate_rows(kept, manifest, out))
 
 
 def class_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """How much of each class one manifest has left of another: a row per class, in the order of their ids.
+    """How much of each class is left after a step: one row per class, in the order of the ids.
 
-    Columns: ``name``; ``pixels_before``, ``pixels_after``, ``dropped``, the share of them that is gone (NaN where there were none);
-    ``tiles_before``, ``tiles_after``, those that show the class. Raises DataError when the manifests are of other classes.
+    Columns: ``name``; ``pixels_before``, ``pixels_after`` and ``dropped``, the share that is gone (NaN where there were none);
+    ``tiles_before`` and ``tiles_after`` that show the class. Raises DataError when the manifests are of other classes.
     """
     pixels = [_pixels(table, len(classes)) for table in (before, after)]
     sums, tiles = [each.sum(axis=0) for each in pixels], [(each > 0).sum(axis=0) for each in pixels]
@@ -46,7 +46,7 @@ def class_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[st
 
 
 def print_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[str]) -> None:
-    """Print how many tiles are left, and of each class how many pixels and tiles there were and are."""
+    """Print how many tiles are left, and for each class the pixels and tiles before and after."""
     width = max(map(len, [*classes, "class"]))
     print(f"{len(after)} of {len(before)} tiles kept")
     print(f"{'class':{width}}  {'pixels':>12} {'kept':>12} {'dropped':>9}  {'tiles':>7} {'kept':>7}")

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
 from crfm_core.data.rasters import paint, read_label, read_rgb, write_raster
+from crfm_core.devices import compute_dtype
 from crfm_core.files import seed_of, write_json
 from crfm_core.generator.resuming import read_checkpoint
 from crfm_core.generator.training import finished_network, flow_losses
@@ -68,7 +69,7 @@ def sample_validation(
     images = np.stack([read_rgb(path) for path in paths_of(captions, table, "image", root)])
     labels = np.stack([read_label(path) for path in paths_of(captions, table, "label", root)])
     embeds, pooled = read_prompts(prompts).take(list(table.prompt))
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = compute_dtype(device)
     pipeline = pipeline.to(device, dtype)
 
     drawn = [

@@ -8,6 +8,9 @@ import numpy as np
 
 from crfm_core import DataError
 
+#: The scores of :meth:`ConfusionMatrix.scores` over all classes by which segmentors and samples are compared.
+OVERALL_SCORES = ("OA", "mIoU", "mAcc")
+
 
 class ConfusionMatrix:
     """Counts of (label, prediction) pairs over all pixels that are not ignored.

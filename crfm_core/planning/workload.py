@@ -14,6 +14,7 @@ from crfm_core.data.windows import window_offsets
 from crfm_core.experiment import copies, iterations
 from crfm_core.layout import Layout
 from crfm_core.settings import (
+    PLAIN,
     PRESETS,
     Dataset,
     EmbeddedBase,
@@ -287,7 +288,7 @@ class Workload:
     def _on_compare_corrections(self, load: Load, names: Mapping[str, str]) -> None:
         comparison, dataset = self.settings.comparison, self.datasets[names["dataset"]]
         images = min(comparison.masks, self._tiles(dataset.name, dataset.test)) * len(comparison.seeds)
-        plain = names["preset"] == "plain"
+        plain = names["preset"] == PLAIN
         for steps in [0] if plain else comparison.steps:
             correction = None if plain else PRESETS[names["preset"]](steps=steps)
             self._sampled(load, comparison.control, images, comparison.num_steps, correction)
@@ -295,7 +296,7 @@ class Workload:
                 self._judged(load, judge, images)
 
     def _sampled(self, load: Load, control: str, images: float, steps: int, correction: RectifySettings | None) -> None:
-        """Images drawn in so many passes of the network. A search looks once per step on average (benchmarks/README.md) and stops
+        """Images drawn in so many passes of the network. A search looks once per step on average (docs/results-and-benchmarks.md) and stops
         early: counted is a look at every step."""
         load.add(f"step {self.settings.controls[control].scheme}", images * steps)
         load.add("encode", images)

@@ -14,9 +14,8 @@ from crfm_core.reporting.findings import Finding, number, points, said
 from crfm_core.reporting.measurements import as_float
 from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
-from crfm_core.settings import Preset
+from crfm_core.settings import PLAIN, Preset
 
-PLAIN = "plain"
 Score = float | None  #: None where it is undefined
 
 

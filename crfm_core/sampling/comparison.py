@@ -1,9 +1,10 @@
-"""Forms of the correction side by side: what each does to samples of the same masks from the same noise."""
+"""Presets of the correction side by side: what each does to samples of the same masks from the same noise."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -17,37 +18,28 @@ from tqdm import tqdm
 from crfm_core import ConfigError
 from crfm_core.data.rasters import read_label
 from crfm_core.files import seed_of, write_json
+from crfm_core.layout import Layout
 from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.metrics.confusion import ConfusionMatrix
+from crfm_core.metrics.confusion import OVERALL_SCORES, ConfusionMatrix
 from crfm_core.models.mask_encoding import IGNORE
-from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.sampling.sampler import OpenedSampler, as_uint8
 from crfm_core.segmentor.evaluation import as_input
-from crfm_core.settings import PRESETS, Comparison
+from crfm_core.settings import PLAIN, PRESETS, Comparison, Sampler
 from crfm_core.text.encoders import read_prompts
 
-PLAIN = "plain"
-SCORES = ("OA", "mIoU", "mAcc")
 #: What is averaged over the samples at each corrected step.
-BY_STEP = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
+MEANS_BY_STEP = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
 
 
 def compare_corrections(
-    pipeline: MaskToImagePipeline,
-    critic: torch.nn.Module,
-    judge: torch.nn.Module,
-    captions: Path,
-    prompts: Path,
-    root: Path,
-    comparison: Comparison,
-    preset: str,
-    out: Path,
+    sampler: OpenedSampler, judge: torch.nn.Module, captions: Path, prompts: Path, comparison: Comparison, preset: str, out: Path
 ) -> None:
-    """Sample the comparison's masks with one preset at each of its numbers of corrected steps, and write what came of it as JSON.
+    """Sample the comparison's masks with one preset at each of its numbers of corrected steps, and write measurements as JSON.
 
     Args:
-        critic, judge: segmentors with ``logits``; the critic guides, only the judge's verdict is evidence.
-        captions: captioned manifest of the tiles whose masks are used, best ones nothing trained on.
-        root: folder that the manifest's paths must stay in.
+        sampler: opened with a critic; the comparison's settings replace its own.
+        judge: a segmentor with ``logits`` like the critic; the critic guides, only the judge's verdict is evidence.
+        captions: captioned manifest of the tiles whose masks are used, best ones that nothing was trained on.
         preset: a key of :data:`crfm_core.settings.PRESETS`, or "plain" for no correction at all.
         out: JSON with ``preset``, ``masks``, ``num_steps`` and per number of corrected steps one entry of ``forms``: ``steps``,
             ``seeds`` (per seed the scores in percent of critic and judge, and the critic's loss on the finished images),
@@ -59,41 +51,32 @@ def compare_corrections(
         raise ConfigError(f"preset {preset!r}: must be one of {', '.join((PLAIN, *PRESETS))}")
     table = read_manifest(captions)
     table = table[(table.height == table.height[0]) & (table.width == table.width[0])].iloc[: comparison.masks]
-    masks = np.stack([read_label(path) for path in paths_of(captions, table, "label", root)])
-    embeds = read_prompts(prompts).take(list(table.prompt))
+    masks = np.stack([read_label(path) for path in paths_of(captions, table, "label", Layout.comparison.root(out))])
+    embeds, pooled = read_prompts(prompts).take(list(table.prompt))
     forms = []
     for steps in [0] if preset == PLAIN else comparison.steps:
-        settings = None if preset == PLAIN else PRESETS[preset](steps=steps)
+        correction = {} if preset == PLAIN else {"preset": preset, "rectify": {"steps": steps}}
+        draw = replace(sampler, settings=Sampler(num_steps=comparison.num_steps, batch_size=comparison.batch_size, **correction))
         seconds, seeds, records, notes = 0.0, [], [], Counter()
         for seed in comparison.seeds:
-            sums = _Sums(critic, judge)
+            scores = _Scores(sampler.critic, judge)
             for start in tqdm(range(0, len(table), comparison.batch_size), desc=f"{preset}-{steps}, seed {seed}", disable=None):
                 rows = slice(start, start + comparison.batch_size)
                 noise = [torch.Generator().manual_seed(seed_of("comparison", tile, seed)) for tile in table.tile_id[rows]]
                 begun = time.monotonic()
-                drawn = pipeline(
-                    masks[rows],
-                    prompt_embeds=embeds[0][rows],
-                    pooled_prompt_embeds=embeds[1][rows],
-                    critic=critic,
-                    rectify=settings,
-                    num_inference_steps=comparison.num_steps,
-                    generator=noise,
-                    output_type="np",
-                    progress=False,
-                )
+                drawn = draw(masks[rows], embeds[rows], pooled[rows], noise)
                 seconds += time.monotonic() - begun
-                sums.add((drawn.images * 255).round().astype(np.uint8), masks[rows])
+                scores.add(as_uint8(drawn.images), masks[rows])
                 records += drawn.records
                 notes.update(note for note in drawn.notes if note)
-            seeds.append({"seed": seed, **sums.scores()})
-        taken = seconds / len(table) / len(comparison.seeds)
-        forms.append({"steps": steps, "seeds": seeds, "seconds_per_image": taken, "notes": dict(notes), **_of_records(records)})
+            seeds.append({"seed": seed, **scores.summary()})
+        per_image = seconds / len(table) / len(comparison.seeds)
+        forms.append({"steps": steps, "seeds": seeds, "seconds_per_image": per_image, "notes": dict(notes), **_summary_of(records)})
     write_json(out, {"preset": preset, "masks": len(table), "num_steps": comparison.num_steps, "forms": forms})
 
 
-class _Sums:
-    """What the critic and the judge see in images, against their masks."""
+class _Scores:
+    """How critic and judge segment images, against the masks of these."""
 
     def __init__(self, critic: torch.nn.Module, judge: torch.nn.Module) -> None:
         self.models = {"critic": critic, "judge": judge}
@@ -103,16 +86,16 @@ class _Sums:
     @torch.no_grad()
     def add(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Add images uint8 [B, H, W, 3] and the masks [B, H, W] they were made for."""
-        wanted = torch.from_numpy(labels).long()
+        targets = torch.from_numpy(labels).long()
         for who, model in self.models.items():
             logits = model.logits(as_input(images, next(model.parameters()).device)).cpu()
             self.matrices[who].update(logits.argmax(1).numpy(), labels)
             if who == "critic":
-                self.losses += _losses(logits.float(), wanted)
+                self.losses += _losses(logits.float(), targets)
 
-    def scores(self) -> dict:
-        found = {who: {name: matrix.scores()[name] for name in SCORES} for who, matrix in self.matrices.items()}
-        return found | {"critic_loss": mean(self.losses) if self.losses else None}
+    def summary(self) -> dict:
+        scores = {who: {name: matrix.scores()[name] for name in OVERALL_SCORES} for who, matrix in self.matrices.items()}
+        return scores | {"critic_loss": mean(self.losses) if self.losses else None}
 
 
 def _losses(logits: Tensor, labels: Tensor) -> list[float]:
@@ -122,12 +105,13 @@ def _losses(logits: Tensor, labels: Tensor) -> list[float]:
     return (sums / counted)[counted > 0].tolist()
 
 
-def _of_records(records: list[list[dict]]) -> dict:
+def _summary_of(records: list[list[dict]]) -> dict:
     """Means over all corrections, and over the samples at each step."""
     flat = pd.DataFrame([entry for record in records for entry in record])
     if flat.empty:
         return {"corrections": 0.0, "raised": None, "gradient_ratio": None, "clamp_ratio": None, "by_step": []}
-    by_step = flat.groupby("step").agg(sigma=("sigma", "first"), samples=("sigma", "size"), **{name: (name, "mean") for name in BY_STEP})
+    means = {name: (name, "mean") for name in MEANS_BY_STEP}
+    by_step = flat.groupby("step").agg(sigma=("sigma", "first"), samples=("sigma", "size"), **means)
     return {
         "corrections": len(flat) / len(records),
         "raised": float((flat.loss_after > flat.loss_before).mean()),

@@ -1,4 +1,4 @@
-"""The critic's part in sampling one batch: which samples it corrects at which step, and what is remembered of that."""
+"""Correction of a batch's velocities by the critic: which samples at which step, and a record of what it did."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from crfm_core.sampling.rectify import Correction, RectifySettings, correct_velo
 
 UNLABELLED = "no labelled pixel: not corrected"
 
-#: A search starts from this multiple of the step that was found last.
+#: A search starts from this multiple of the step size that it found last.
 GROWTH = 2.0
 
 
-class Corrector:
+class VelocityCorrector:
     """Corrects the velocities of B samples over the steps of a sampling run.
 
-    A sample is left alone once nothing can be gained: it has no labelled pixel, the critic's answer for it was not finite, or, with
-    ``settings.search``, the critic agrees with its mask or has not been improved upon for ``settings.patience`` steps. If memory
+    A sample is no longer corrected once nothing can be gained: it has no labelled pixel, the critic's loss for it was not finite, or,
+    with ``settings.search``, the critic agrees with its mask or no step has lowered its loss for ``settings.patience`` steps. If memory
     does not suffice for all samples at once they are corrected in parts, which changes nothing but the time.
 
     Attributes:
@@ -36,48 +36,48 @@ class Corrector:
         self,
         labels: Tensor,
         decode: Callable[[Tensor], Tensor],
-        critic: Callable[[Tensor], Tensor],
-        settings: RectifySettings,
+        critic: Callable[[Tensor], Tensor] | None,
+        settings: RectifySettings | None,
         num_steps: int,
     ) -> None:
-        """Args: ``labels`` [B, H, W] on the device of the latents; ``decode``, ``critic`` and ``settings`` as in
-        :func:`crfm_core.sampling.rectify.rectify_velocity`; ``num_steps`` of the whole run."""
-        self.labels = labels.to(torch.uint8)  # many windows' labels are held at once
+        """Args: ``labels`` [B, H, W] on the device of the latents; ``decode`` and ``critic`` as in
+        :func:`crfm_core.sampling.rectify.rectify_velocity`; ``settings`` None corrects nothing; ``num_steps`` of the whole run."""
+        self.labels = labels.to(torch.uint8)  # the labels of many windows are held at once
         self.decode, self.settings = decode, settings
         self.critic = getattr(critic, "logits", critic)
-        self.step_sizes = settings.step_sizes(num_steps)
-        self.open = (labels != IGNORE).flatten(1).any(1).cpu()
-        self.first = torch.full((len(labels),), torch.inf)  # the step a search starts from
+        self.step_sizes = settings.step_sizes(num_steps) if settings else []
+        self.active = (labels != IGNORE).flatten(1).any(1).cpu()
+        self.first_trial = torch.full((len(labels),), torch.inf)  # the step size a search starts from
         self.failures = torch.zeros(len(labels), dtype=torch.long)
-        self.at_once = len(labels)
+        self.chunk = len(labels)  # samples corrected at once
         self.records: list[list[dict[str, float | None]]] = [[] for _ in labels]
-        self.notes = ["" if usable or not self.step_sizes else UNLABELLED for usable in self.open]
+        self.notes = ["" if labelled or not self.step_sizes else UNLABELLED for labelled in self.active]
 
     def __call__(self, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Tensor:
         """The velocity [B, C, h, w] to follow at ``step`` and noise level ``sigma``, given the network's and the latents there."""
-        rows = self.open.nonzero().flatten()
+        rows = self.active.nonzero().flatten()
         if step >= len(self.step_sizes) or not len(rows):
             return velocity
         velocity = velocity.clone()
-        for part, done in zip(*self._in_parts(rows, step, sigma, velocity, latents), strict=True):
+        for part, done in zip(*self._correct_in_chunks(rows, step, sigma, velocity, latents), strict=True):
             finite = (done.loss_before if done.loss_after is None else done.loss_before + done.loss_after).isfinite().cpu()
             velocity[part[finite]] = done.velocity[finite]
             for row in part[~finite].tolist():
-                self.notes[row] = f"the critic gave no number at step {step}: not corrected from there on"
-            self.open[part[~finite]] = False
-            self._remember(part, done, finite, step, sigma)
+                self.notes[row] = f"the critic's loss is not finite at step {step}: not corrected from there on"
+            self.active[part[~finite]] = False
+            self._record(part, done, finite, step, sigma)
             if self.settings.search != "none":
-                self._plan(part, done)
+                self._plan_search(part, done)
         return velocity
 
-    def _in_parts(
+    def _correct_in_chunks(
         self, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor
     ) -> tuple[tuple[Tensor, ...], list[Correction]]:
         """The rows' corrections, with as many samples at once as memory allows."""
         while True:
-            parts = rows.split(self.at_once)
+            parts = rows.split(self.chunk)
             try:
-                return parts, [self._corrected(part, step, sigma, velocity, latents) for part in parts]
+                return parts, [self._correct(part, step, sigma, velocity, latents) for part in parts]
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -86,17 +86,17 @@ class Corrector:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.at_once = min(self.at_once, len(rows)) // 2
-            if not self.at_once:
+            self.chunk = min(self.chunk, len(rows)) // 2
+            if not self.chunk:
                 raise ResourceError(
                     f"not enough memory to correct a single sample of {self.labels.shape[1]}x{self.labels.shape[2]} ({reason}); "
                     "sample smaller masks, give a critic_decoder, or use a machine with more memory"
                 )
-            print(f"not enough memory to correct {len(parts[0])} samples at once; going on with {self.at_once}", flush=True)
+            print(f"not enough memory to correct {len(parts[0])} samples at once; going on with {self.chunk}", flush=True)
 
-    def _corrected(self, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Correction:
+    def _correct(self, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Correction:
         longest = self.step_sizes[step]
-        size = self.first[rows].clamp(max=longest) if self.settings.search != "none" else longest
+        size = self.first_trial[rows].clamp(max=longest) if self.settings.search != "none" else longest
         return correct_velocity(
             velocity[rows],
             latents[rows],
@@ -110,15 +110,15 @@ class Corrector:
             batch=len(self.labels),
         )
 
-    def _plan(self, rows: Tensor, done: Correction) -> None:
+    def _plan_search(self, rows: Tensor, done: Correction) -> None:
         """Where the next search starts, and which samples are done."""
         taken, tried = done.step_size.cpu().float(), done.tried.cpu().float()
-        self.first[rows] = torch.where(taken > 0, GROWTH * taken, tried)
+        self.first_trial[rows] = torch.where(taken > 0, GROWTH * taken, tried)
         self.failures[rows] = torch.where(taken > 0, 0, self.failures[rows] + 1)
         finished = (done.agreement.cpu() >= self.settings.agreement) | (self.failures[rows] >= self.settings.patience)
-        self.open[rows[finished]] = False
+        self.active[rows[finished]] = False
 
-    def _remember(self, rows: Tensor, done: Correction, finite: Tensor, step: int, sigma: float) -> None:
+    def _record(self, rows: Tensor, done: Correction, finite: Tensor, step: int, sigma: float) -> None:
         columns = {
             "step_size": done.step_size,
             "loss_before": done.loss_before,

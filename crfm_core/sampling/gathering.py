@@ -1,4 +1,4 @@
-"""Joining the shards of one sampler; apart from their sampling, because it needs none of the models' libraries."""
+"""Joining the shards of one sampler; a module of its own, because it needs none of the networks' libraries."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from crfm_core.files import atomic_path
 from crfm_core.layout import Layout
 from crfm_core.manifest import check_paths, read_manifest
 
-#: Rows that are put in order at once.
-ROWS = 20_000
+#: Rows that are sorted and written at once.
+ROWS_AT_ONCE = 20_000
 
 
 def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) -> None:
-    """Join the shards' manifests, which lie beside ``out``, into one; DataError unless every tile has all its copies once.
+    """Join the shards' manifests, which lie beside ``out``, into one, ordered by tile and copy.
 
-    Shards that had nothing to sample, because there were more of them than batches, have empty manifests. The rows are ordered by tile
-    and copy. They are held in memory once, and written a part at a time: of a large dataset they are a good part of a gigabyte.
+    Shards that had nothing to sample, because there were more of them than batches, have empty manifests. The rows, a good part of a
+    gigabyte for a large dataset, are held in memory once and written a part at a time. Raises DataError unless every tile has all its
+    copies once.
     """
     parts, listed = [], {}
     for path in shards:
@@ -30,31 +31,31 @@ def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) ->
             check_paths(path, read_manifest(path, without="corrections"), Layout.synthetic.root(out), listed)
             parts.append(read_table(path))
     tiles, count = read_manifest(captions).tile_id, sum(map(len, parts))
-    wanted = copies * len(tiles)
-    if count == wanted:
+    expected = copies * len(tiles)
+    if count == expected:
         keys = pa.concat_tables([part.select(["mask_of", "copy"]) for part in parts]).to_pandas()
-        asked = keys.mask_of.isin(tiles) & keys["copy"].between(0, copies - 1)
-        if asked.all() and not keys.duplicated().any():
+        known = keys.mask_of.isin(tiles) & keys["copy"].between(0, copies - 1)
+        if known.all() and not keys.duplicated().any():
             _write(parts, keys.sort_values(["mask_of", "copy"]).index.to_numpy(), out)
             return
-    raise DataError(f"{out}: the shards hold {count} images, {wanted} were asked for; delete the shards' manifests and rerun")
+    raise DataError(f"{out}: the shards hold {count} images instead of {expected}; delete the shards' manifests and rerun")
 
 
 def _write(parts: list[pa.Table], order: np.ndarray, out: Path) -> None:
-    """Write the rows of all parts in the ``order`` of their places among all."""
+    """Write the rows of all parts, counted through, in this ``order``."""
     schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
     begins = np.cumsum([0, *map(len, parts)])
-    with atomic_path(out) as aside, ParquetWriter(aside, schema) as writer:
-        for first in range(0, len(order), ROWS):
-            rows = np.sort(order[first : first + ROWS])
+    with atomic_path(out) as unfinished, ParquetWriter(unfinished, schema) as writer:
+        for first in range(0, len(order), ROWS_AT_ONCE):
+            rows = np.sort(order[first : first + ROWS_AT_ONCE])
             ends = np.searchsorted(rows, begins)
             pieces = [part.take(rows[ends[i] : ends[i + 1]] - begins[i]) for i, part in enumerate(parts) if ends[i] < ends[i + 1]]
             table = pa.concat_tables(pieces, promote_options="permissive").cast(schema).combine_chunks()
-            writer.write_table(table.take(np.searchsorted(rows, order[first : first + ROWS])))
+            writer.write_table(table.take(np.searchsorted(rows, order[first : first + ROWS_AT_ONCE])))
 
 
 def _is_empty(manifest: Path) -> bool:
-    """Whether a manifest has no rows; one that cannot be read is left to :func:`crfm_core.manifest.read_manifest` to complain of."""
+    """Whether a manifest has no rows; False for one that cannot be read, which :func:`crfm_core.manifest.read_manifest` refuses."""
     try:
         return read_metadata(manifest).num_rows == 0
     except (OSError, ArrowException):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -18,13 +17,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import WeightsError
-from crfm_core.files import read_json
-from crfm_core.models.controls import Network, check_weights, load_network
-from crfm_core.models.decoder import choose_checkpointing, speed_up
+from crfm_core.models.controls import Network
+from crfm_core.models.decoder import choose_checkpointing
 from crfm_core.models.latent_space import decode_latents, downscaling
 from crfm_core.models.mask_encoding import CODES, IGNORE, mask_latents
-from crfm_core.sampling.correction import Corrector
-from crfm_core.sampling.flow import euler_step, noise_levels
+from crfm_core.sampling.correction import VelocityCorrector
+from crfm_core.sampling.flow import euler_sample, noise_levels
+from crfm_core.sampling.guidance import GuidedVelocity
 from crfm_core.sampling.rectify import RectifySettings
 from crfm_core.text.encoders import PARTS, TextEncoders
 
@@ -153,14 +152,14 @@ class MaskToImagePipeline(DiffusionPipeline):
         labels = torch.as_tensor(masks)
         self.check_masks(labels, pad)
         height, width = labels.shape[1:]
-        wanted, labels = self.padded(labels.long())
+        judged, labels = self.pad_labels(labels.long())
         self._check_prompts(len(labels), prompts, prompt_embeds, pooled_prompt_embeds)
         self._check_guidance(len(labels), guidance_scale, prompts, negative_prompt_embeds, negative_pooled_prompt_embeds)
         self._check_correction(labels, critic, rectify, num_inference_steps)
         self._check_drawing(labels, generator, latents, output_type, callback_on_step_end_tensor_inputs)
 
         device, dtype = self._execution_device, self.transformer.dtype
-        wanted, labels = wanted.to(device), labels.to(device)
+        judged, labels = judged.to(device), labels.to(device)
         embeds = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
         negative = negative_prompt_embeds, negative_pooled_prompt_embeds
         if prompts is not None:
@@ -173,28 +172,29 @@ class MaskToImagePipeline(DiffusionPipeline):
         # z, v and σ stay in float32 whatever the networks compute in: a correction is lost in bfloat16.
         latents = latents.to(device, torch.float32)
 
-        sigmas = noise_levels(num_inference_steps, self.scheduler.config.shift, self.scheduler.config.num_train_timesteps).tolist()
-        guide = Guide(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
-        corrector = None
+        sigmas = self.noise_levels(num_inference_steps)
+        guided = GuidedVelocity(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
+        decoder = critic_decoder or self.vae
         if rectify is not None:
-            decoder = critic_decoder or self.vae
             choose_checkpointing(decoder, latents)
-            corrector = Corrector(wanted, lambda clean: decode_latents(clean, decoder), critic, rectify, num_inference_steps)
+        corrector = VelocityCorrector(judged, lambda clean: decode_latents(clean, decoder), critic, rectify, num_inference_steps)
 
-        bar = {"disable": None if progress else True, **getattr(self, "_progress_bar_config", {})}
-        for step in tqdm(range(num_inference_steps), **bar):
-            velocity = guide.velocity(latents, step)
-            if corrector:
-                velocity = corrector(step, sigmas[step], velocity, latents)
-            latents = euler_step(latents, velocity, sigmas[step], sigmas[step + 1])
-            if callback_on_step_end is not None:
-                state = {"latents": latents, **embeds}
-                given = {name: state[name] for name in callback_on_step_end_tensor_inputs}
-                replaced = callback_on_step_end(self, step, 1000 * sigmas[step], given) or {}
-                latents = replaced.pop("latents", latents)
-                if replaced:
-                    embeds |= replaced
-                    guide = Guide(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
+        def velocity(latents: Tensor, step: int) -> Tensor:
+            return corrector(step, sigmas[step], guided(latents, step), latents)
+
+        def after_step(step: int, latents: Tensor) -> Tensor:
+            nonlocal embeds, guided
+            state = {"latents": latents, **embeds}
+            tensors = {name: state[name] for name in callback_on_step_end_tensor_inputs}
+            replaced = callback_on_step_end(self, step, 1000 * sigmas[step], tensors) or {}
+            latents = replaced.pop("latents", latents)
+            if replaced:
+                embeds |= replaced
+                guided = GuidedVelocity(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
+            return latents
+
+        steps = tqdm(range(num_inference_steps), **{"disable": None if progress else True, **getattr(self, "_progress_bar_config", {})})
+        latents = euler_sample(velocity, latents, sigmas, steps, after_step if callback_on_step_end else None)
 
         images = latents
         if output_type != "latent":
@@ -203,8 +203,8 @@ class MaskToImagePipeline(DiffusionPipeline):
             raise WeightsError(f"the images hold numbers that are not finite; damaged weights, or {dtype} is too narrow: use float32")
         images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
-        records, notes = (corrector.records, corrector.notes) if corrector else ([[] for _ in labels], [""] * len(labels))
-        return MaskToImageOutput(images, records, notes) if return_dict else (images, records, notes)
+        output = MaskToImageOutput(images, corrector.records, corrector.notes)
+        return output if return_dict else (output.images, output.records, output.notes)
 
     def compile_networks(self, mode: str = "default") -> None:
         """Compile the transformer's blocks with torch.compile; the first batch of each shape then takes minutes.
@@ -215,16 +215,20 @@ class MaskToImagePipeline(DiffusionPipeline):
         for block in self.transformer.repeated_blocks():
             block.compile(mode=None if mode == "default" else mode)
 
-    def padded(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels enlarged to the latent grid, as the critic judges them (255 there) and as the generator sees them."""
-        height, width = (-side % self.grain for side in labels.shape[1:])
+    def noise_levels(self, num_steps: int) -> list[float]:
+        """The noise levels of a run, as :func:`crfm_core.sampling.flow.noise_levels` gives them for this scheduler."""
+        return noise_levels(num_steps, self.scheduler.config.shift, self.scheduler.config.num_train_timesteps).tolist()
+
+    def pad_labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels [B, H, W] enlarged to the latent grid, for the critic (255 outside) and for the generator (the edge repeated)."""
+        height, width = (-side % self.size_divisor for side in labels.shape[1:])
         if not height and not width:
             return labels, labels
-        seen = F.pad(labels[:, None].double(), (0, width, 0, height), mode="replicate")[:, 0].long()
-        return F.pad(labels, (0, width, 0, height), value=IGNORE), seen
+        repeated = F.pad(labels[:, None].double(), (0, width, 0, height), mode="replicate")[:, 0].long()
+        return F.pad(labels, (0, width, 0, height), value=IGNORE), repeated
 
     @property
-    def grain(self) -> int:
+    def size_divisor(self) -> int:
         """What a mask's sides must be divisible by, in pixels."""
         return downscaling(self.vae) * self.transformer.config.patch_size
 
@@ -241,9 +245,9 @@ class MaskToImagePipeline(DiffusionPipeline):
             raise ValueError(f"masks has shape {tuple(labels.shape)} and type {labels.dtype}: needs class ids, integers [B, H, W]")
         self._check_ids(labels.long(), self.config.num_classes, "the pipeline")
         height, width = labels.shape[1:]
-        if not pad and (height % self.grain or width % self.grain):
+        if not pad and (height % self.size_divisor or width % self.size_divisor):
             raise ValueError(
-                f"masks has size {height}x{width}: height and width must be divisible by {self.grain}; pad=True enlarges and crops"
+                f"masks has size {height}x{width}: height and width must be divisible by {self.size_divisor}; pad=True enlarges and crops"
             )
 
     def _check_guidance(
@@ -321,66 +325,3 @@ class MaskToImagePipeline(DiffusionPipeline):
             raise ValueError(f"prompt_embeds has shape {shapes[0]}: needs [{batch}, T, {config.joint_attention_dim}]")
         if shapes[1] != (batch, config.pooled_projection_dim):
             raise ValueError(f"pooled_prompt_embeds has shape {shapes[1]}: needs {(batch, config.pooled_projection_dim)}")
-
-
-class Guide:
-    """The velocities of one batch of masks and prompts at every step of a run, with classifier-free guidance if wanted."""
-
-    def __init__(
-        self,
-        network: Network,
-        sigmas: Sequence[float],
-        mask: Tensor,
-        embeds: Tensor,
-        pooled: Tensor,
-        negative_embeds: Tensor | None = None,
-        negative_pooled: Tensor | None = None,
-        scale: float = 1.0,
-    ) -> None:
-        """Args: ``sigmas`` the noise levels of the run, the last one (0) not used; ``mask`` [B, C, h, w] in the network's dtype;
-        embeddings as of :meth:`MaskToImagePipeline.__call__`."""
-        self.network, self.scale = network, scale
-        if scale > 1:
-            embeds = torch.cat([negative_embeds.expand(len(mask), -1, -1), embeds])
-            pooled = torch.cat([negative_pooled.expand(len(mask), -1), pooled])
-            mask = torch.cat([mask, mask])
-        times = torch.tensor([1000 * sigma for sigma in sigmas[:-1]], device=mask.device)
-        self.prepared = network.prepare(embeds.to(mask), pooled.to(mask), times, mask)
-
-    def velocity(self, latents: Tensor, step: int) -> Tensor:
-        """The velocity [B, C, h, w], in float32, of latents at the noise level of ``step``."""
-        latents = latents.to(self.network.dtype)
-        if self.scale == 1:
-            return self.network.velocity(latents, self.prepared, step).float()
-        without, conditioned = self.network.velocity(torch.cat([latents, latents]), self.prepared, step).float().chunk(2)
-        return without + self.scale * (conditioned - without)
-
-
-def open_generator(folder: Path) -> MaskToImagePipeline:
-    """The pipeline in a generator's folder, without its text encoders: for prompt embeddings.
-
-    Raises WeightsError naming what is damaged, or which weights do not fit the network's configuration.
-    """
-    network = load_network(folder / "transformer")
-    check_weights(folder / "vae", AutoencoderKL)
-    try:
-        pipeline = MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(PARTS))
-    except (OSError, ValueError) as error:  # so it is when the folder wants code run that came with it
-        raise WeightsError(f"{folder}: cannot be opened as a generator ({error}); copy or make it again") from None
-    speed_up(pipeline.vae)
-    return pipeline
-
-
-def open_decoder(folder: Path | str) -> torch.nn.Module:
-    """A smaller decoder for the critic to look through: a diffusers ``AutoencoderTiny`` or ``AutoencoderKL``, frozen.
-
-    Raises WeightsError when the folder holds neither, or its weights are damaged.
-    """
-    kinds = {kind.__name__: kind for kind in (AutoencoderTiny, AutoencoderKL)}
-    name = read_json(Path(folder) / "config.json").get("_class_name")
-    if name not in kinds:
-        raise WeightsError(f"{folder}: holds a {name}; critic_decoder needs one of {', '.join(kinds)}")
-    check_weights(folder, kinds[name])
-    decoder = kinds[name].from_pretrained(str(folder), local_files_only=True).requires_grad_(False).eval()
-    speed_up(decoder)
-    return decoder

@@ -27,13 +27,14 @@ from crfm_core.settings.generator import Control, EmbeddedBase, EmbeddedTransfor
 from crfm_core.settings.loading import KINDS, json_schema, load_dataset, load_datasets, load_settings
 from crfm_core.settings.report import Generation, Table
 from crfm_core.settings.run import Settings
-from crfm_core.settings.sampling import PRESETS, Comparison, Preset, RectifySettings, Sampler
+from crfm_core.settings.sampling import PLAIN, PRESETS, Comparison, Preset, RectifySettings, Sampler
 from crfm_core.settings.segmentor import Download, Evaluation, Judge, Segmentor
 from crfm_core.settings.text import CaptionModel, Captions, Model
 
 __all__ = [
     "KINDS",
     "MARGIN",
+    "PLAIN",
     "PRESETS",
     "BlockSplit",
     "Byte",

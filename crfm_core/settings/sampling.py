@@ -98,6 +98,9 @@ class RectifySettings:
         return [self.step_size * (1 - done) for done in progress]
 
 
+#: The name of sampling without correction, where presets are compared with it.
+PLAIN = "plain"
+
 Preset = Literal["paper", "released", "default", "adaptive"]
 
 #: The settings that a preset's name stands for.

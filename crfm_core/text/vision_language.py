@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from crfm_core import DataError, ResourceError, WeightsError
 from crfm_core.data.rasters import hash_of_pixels, read_rgb
+from crfm_core.devices import compute_dtype
 from crfm_core.files import exclusive, hash_of, sha256_of
 from crfm_core.settings import CaptionModel
 from crfm_core.text.model_folder import (
@@ -145,15 +146,13 @@ class VisionLanguageModel:
 
         Raises WeightsError when the folder holds no such model, lacks weights, or needs software that is not installed.
         """
-        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
         folder = check_caption_model(folder)
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         with loading(folder, KEY, "a model for image and text to text"):
             processor = AutoProcessor.from_pretrained(folder, **OWN)
             model, loaded = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **OWN
+                folder, dtype=compute_dtype(device), use_safetensors=True, output_loading_info=True, **OWN
             )
         if not isinstance(processor, ProcessorMixin):
             raise WeightsError(f"{KEY}: {folder} has no processor for image and text; give a folder with processor_config.json")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,26 @@ from snakemake.settings.types import (
 TRIGGERS = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPUT})
 
 
-def plan(folder: Path, config: Path, targets: Iterable[str] = (), executor: str = "dryrun", **how: Any) -> DAG:
-    """The jobs of a run in ``folder``, after a dry run, or after `touch` has recorded all of them as done; ``how``: DAGSettings."""
+def plan(
+    folder: Path,
+    config: Path | Sequence[Path],
+    targets: Iterable[str] = (),
+    executor: str = "dryrun",
+    overrides: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> DAG:
+    """The jobs of a run in ``folder``, after a dry run, or after `touch` has recorded all of them as done.
+
+    ``config``: one file, or several, later ones over earlier ones; ``overrides``: keys over those (``--config``); ``how``: DAGSettings.
+    """
     shown = OutputSettings(dryrun=executor == "dryrun", quiet={Quietness.ALL}, keep_logger=True)
     silence = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), SnakemakeApi(shown) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
-            config_settings=ConfigSettings(configfiles=[config]),
+            config_settings=ConfigSettings(
+                configfiles=[config] if isinstance(config, Path) else list(config), config=dict(overrides or {})
+            ),
             snakefile=ROOT / "Snakefile",
             workdir=folder,
         )

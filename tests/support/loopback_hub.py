@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Hub(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
         self.elsewhere = f"http://localhost:{self.server_port}"  # another host to a client
         self.wanted_token: str | None = None
-        self.refusal: tuple[int, str] | None = None  # status and error code of every download
+        self.refusal: tuple[int, str, str] | None = None  # status, error code and message of every download
         self.listing: bytes | None = None  # what is answered in place of a commit
         self.spoilt: dict[str, bytes] = {}  # served in place of what is listed
         self.cut: dict[str, int] = {}  # bytes after which the connection breaks, once; then the file cannot be had
@@ -80,7 +81,7 @@ class Answer(BaseHTTPRequestHandler):
         if resolve and hub.gathering:
             hub.gathering.wait(240)
         if resolve and hub.refusal:
-            return self.reply(hub.refusal[0], X_Error_Code=hub.refusal[1])
+            return self.reply(hub.refusal[0], X_Error_Code=hub.refusal[1], X_Error_Message=hub.refusal[2])
         if resolve and resolve[2].endswith(LARGE):
             where = self.path.split("/resolve/", 1)[1]
             return self.reply(302, Location=f"{hub.elsewhere}/cdn/{where}", X_Repo_Commit=resolve[1])
@@ -129,7 +130,11 @@ def serve_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for name in ("HF_TOKEN", "CRFM_TOKEN_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HF_TOKEN_PATH", "HF_HUB_CACHE"):  # no login and no cache of whoever runs the tests
+        monkeypatch.setenv(name, os.devnull)
+        monkeypatch.setattr(constants, name, os.devnull)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)

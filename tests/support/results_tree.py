@@ -244,7 +244,7 @@ class Tree:
 
 FORMS = {
     "released": [form([29, 32.5, 33], [39, 42, 44], gradient_ratio=8.3e-5, clamp_ratio=0.483)],
-    "default": [form(*DEFAULT, notes={"the critic gave no number at step 1: not corrected from there on": 2})],
+    "default": [form(*DEFAULT, notes={"the critic's loss is not finite at step 1: not corrected from there on": 2})],
 }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import nn
 
 from crfm_core.models.controls import Network, build_network
@@ -98,3 +99,19 @@ def tiny_pipeline(text: bool = False, **changes) -> MaskToImagePipeline:
     """Masks of 16x16 pixels, latents of 8x8, seven classes."""
     parts = {"transformer": tiny_transformer(), "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0), "vae": tiny_vae()}
     return MaskToImagePipeline(**(parts | (tiny_text_parts() if text else {}) | {"num_classes": 7} | changes))
+
+
+def save_tiny_pipeline(folder: Path) -> Path:
+    """A tiny Stable Diffusion 3 pipeline folder, the weights of its T5 in shards."""
+    parts = tiny_text_parts()
+    pipeline = StableDiffusion3Pipeline(
+        transformer=tiny_sd3(num_layers=1, dual_attention_layers=(0,)),
+        vae=tiny_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **parts,
+    )
+    pipeline.save_pretrained(folder)
+    (folder / "text_encoder_3" / "model.safetensors").unlink()
+    parts["text_encoder_3"].save_pretrained(folder / "text_encoder_3", max_shard_size="20KB")
+    (folder / "LICENSE.md").write_text("Be kind.\n")
+    return folder

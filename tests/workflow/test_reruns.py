@@ -428,10 +428,10 @@ def test_every_key_of_the_configuration_is_in_the_table():
 # -------------------------------------------------------------------------------------------------------------- one stage
 
 
-def test_every_rule_has_a_target_in_the_readmes_table_of_stages(tmp_path):
+def test_every_rule_has_a_target_in_the_documented_table_of_stages(tmp_path):
     """What is named there is made by the rules that are named beside it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", readme[readme.index("| stage |") :], re.MULTILINE)
+    page = (ROOT / "docs" / "stages-and-targets.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", page[page.index("| stage |") :], re.MULTILINE)
     named = {name for _, column in rows for name in re.findall(r"`(\w+)`", column)}
     rules = {name for file in (ROOT / "rules").glob("*.smk") for name in re.findall(r"\brule (\w+):", file.read_text(encoding="utf-8"))}
     assert rules <= named

@@ -166,7 +166,7 @@ def test_too_few_synthetic_tiles_are_an_error_that_names_the_counts(tmp_path):
     synthetic = write_tiles(tmp_path / "synthetic.parquet", 5, prefix="s")
     with pytest.raises(DataError, match=r"5 synthetic tiles, and 2 for each of 3 real ones are 6; make more copies"):
         mix(real, synthetic, tmp_path / "mix.parquet", synthetic_per_real=2)
-    with pytest.raises(DataError, match="no synthetic manifest"):
+    with pytest.raises(DataError, match="needs 3 synthetic tiles, and no synthetic manifest is given; give one"):
         mix(real, None, tmp_path / "mix.parquet", synthetic_per_real=1)
 
 
@@ -176,8 +176,8 @@ def test_what_a_filter_of_images_has_left_is_mixed_in_up_to_what_is_asked_for(tm
     table = mix(real, few, tmp_path / "mix.parquet", synthetic_per_real=2, real_weight=2, exactly=False, classes=CLASSES)
     assert Counter(table.source) == {"real": 4, "synthetic": 5}
     said = capsys.readouterr().out
-    assert "4 real tiles, 5 synthetic ones of 8 asked for" in said
-    assert "a real tile is drawn 2 times as often as a synthetic one: 61.5 % of what is drawn is real" in said
+    assert "4 real tiles, 5 of 8 wanted synthetic tiles" in said
+    assert "a real tile is drawn 2 times as often as a synthetic one: 61.5 % of all draws are real" in said
     counts = [str(sum(pixels[c] for pixels in read_manifest(few).pixels)) for c in range(3)]
     assert [line.split()[:4] for line in said.splitlines()[-3:]] == [[n, c, c, "0.0"] for n, c in zip(CLASSES, counts, strict=True)]
     many = write_tiles(tmp_path / "many.parquet", 12, prefix="s")

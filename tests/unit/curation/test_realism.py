@@ -18,7 +18,7 @@ from tiny_clip import write_clip
 from tiny_transformers import dpt, processor_of, segformer
 
 from crfm_core import WeightsError
-from crfm_core.curation.realism import details, judge_features, look, measure_generation, memorised_tiles
+from crfm_core.curation.realism import class_residuals, extract_features, judge_features, measure_generation, memorised_tiles
 from crfm_core.data.rasters import read_label, read_rgb, write_raster
 from crfm_core.files import write_json
 from crfm_core.manifest import paths_of, read_manifest
@@ -116,8 +116,8 @@ def test_a_copy_of_a_training_tile_is_found_and_samples_of_its_mask_are_not(trai
         copy, mask = copy[:, ::-1], mask[:, ::-1]
     own = [textured(label, 1000 + i) for i, label in enumerate(labels)]
     root = training.parents[1]
-    samples = look(write_samples(training, "copies", [*own, copy], [*labels, mask]), root, {})
-    found = memorised_tiles(samples, look(training, root, {}))
+    samples = extract_features(write_samples(training, "copies", [*own, copy], [*labels, mask]), root, {})
+    found = memorised_tiles(samples, extract_features(training, root, {}))
     assert found["memorised"] == [f"s{TILES}"]
     assert found["neighbours"][0]["tile_id"] == f"s{TILES}" and found["neighbours"][0]["nearest"] == "r5"
     assert found["neighbours"][0]["ratio"] < 0.5 < found["neighbours"][1]["ratio"]
@@ -142,12 +142,12 @@ def test_plain_samples_of_one_class_are_no_copies_of_a_plain_training_tile(train
         write_samples(training, name, [*images[1:], textured(water, seed, 2)], [*labels[1:], water])
         for name, seed in (("one", 50), ("two", 60))
     ]
-    real, samples = (look(manifest, training.parents[1], {}) for manifest in pair)
+    real, samples = (extract_features(manifest, training.parents[1], {}) for manifest in pair)
     assert f"s{TILES - 1}" not in memorised_tiles(samples, real)["memorised"]
     assert f"s{TILES - 1}" in memorised_tiles(samples, samples)["memorised"]
 
 
-def test_details_are_what_is_left_of_an_image_without_the_mean_colour_of_each_class(training):
+def test_residuals_are_what_is_left_of_an_image_without_the_mean_colour_of_each_class(training):
     images, labels = np.stack(images_of(training)[:2]), np.stack(labels_of(training)[:2])
     expected = images.astype(np.float64)
     for image, label in zip(expected, labels, strict=True):
@@ -155,14 +155,14 @@ def test_details_are_what_is_left_of_an_image_without_the_mean_colour_of_each_cl
             image[label == one] -= image[label == one].mean(axis=0)
     expected = expected.reshape(2, 32, 2, 32, 2, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2).reshape(2, -1)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(details(images, labels).float().numpy(), expected, atol=2e-4)
-    assert not details(np.full((1, 48, 40, 3), 7, np.uint8), np.zeros((1, 48, 40), np.uint8)).any()
+    np.testing.assert_allclose(class_residuals(images, labels).float().numpy(), expected, atol=2e-4)
+    assert not class_residuals(np.full((1, 48, 40, 3), 7, np.uint8), np.zeros((1, 48, 40), np.uint8)).any()
 
 
 def test_of_a_single_training_tile_nothing_can_be_said(training):
     root = training.parents[1]
-    single = look(write_samples(training, "single", images_of(training)[:1], labels_of(training)[:1]), root, {})
-    assert memorised_tiles(look(training, root, {}), single) == {"neighbours": [], "memorised": [], "threshold": 0.5}
+    single = extract_features(write_samples(training, "single", images_of(training)[:1], labels_of(training)[:1]), root, {})
+    assert memorised_tiles(extract_features(training, root, {}), single) == {"neighbours": [], "memorised": [], "threshold": 0.5}
 
 
 # ------------------------------------------------------------------------------------------------------------ features
@@ -212,9 +212,9 @@ def test_tiles_of_several_sizes_are_seen_each_at_its_own(training, judge, tmp_pa
     images[1], labels[1] = images[1][:32, :48], labels[1][:32, :48]
     replace_images(manifest, images, labels)
     extract = judge_features(judge)
-    seen = look(manifest, root, {"judge": extract}, batch_size=2)
+    seen = extract_features(manifest, root, {"judge": extract}, batch_size=2)
     torch.testing.assert_close(seen.features["judge"], torch.cat([extract(image[None]) for image in images]), rtol=1e-4, atol=1e-5)
-    assert seen.details.shape == (3, 3 * 32 * 32)
+    assert seen.residuals.shape == (3, 3 * 32 * 32)
     assert len(seen.table) == 3
 
 

@@ -39,7 +39,8 @@ from crfm_core.generator.validation import open_checkpoint, sample_validation
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.models.mmdit import MaskMMDiT, _released_key
-from crfm_core.sampling.pipeline import MaskToImagePipeline, open_generator
+from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.sampling.sampler import open_generator
 from crfm_core.settings import Control
 from crfm_core.text.encoders import NO_PROMPT, hash_of_encoders, read_prompts, write_prompts
 

@@ -483,7 +483,7 @@ def test_the_forms_of_the_correction_stand_with_what_they_scored_and_did(report)
     assert "plain 0 1.100 ± 0.100 0.0 – – – 1.00" in section
     assert "default 4 1.100 ± 0.100 4.0 25.0 % 30.0 % 0 % 1.80" in section
     assert "released 4 1.100 ± 0.100 4.0 25.0 % 0.0083 % 48.3 % 1.80" in section
-    assert "default with 4 corrected steps: 2 of 24 samples: the critic gave no number at step 1" in section
+    assert "default with 4 corrected steps: 2 of 24 samples: the critic&#39;s loss is not finite at step 1" in section
 
 
 def test_one_seed_of_noise_gives_no_interval(odd):

@@ -16,18 +16,18 @@ from torch.nn import functional as F
 from crfm_core import ConfigError
 from crfm_core.data.rasters import read_label, write_raster
 from crfm_core.files import read_json, seed_of
-from crfm_core.metrics.confusion import ConfusionMatrix
+from crfm_core.metrics.confusion import OVERALL_SCORES, ConfusionMatrix
 from crfm_core.reporting.comparison import read_comparison
 from crfm_core.sampling.comparison import compare_corrections
 from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.sampling.sampler import OpenedSampler
 from crfm_core.segmentor.critic import Critic, as_critic
-from crfm_core.settings import Comparison
+from crfm_core.settings import Comparison, Sampler
 from crfm_core.text.encoders import prompt_key, read_prompts, write_prompts
 
 STEPS = 4
 MASKS = 3
 SEEDS = [0, 7]
-SCORES = ("OA", "mIoU", "mAcc")
 
 
 def tiny_segmentor(seed: int) -> Critic:
@@ -63,7 +63,7 @@ class Bench:
 
         settings = Comparison(control="c", steps=list(steps), num_steps=STEPS, masks=MASKS, seeds=SEEDS, batch_size=batch_size)
         out = self.path(name or preset)
-        compare_corrections(sample, self.critic, self.judge, self.captions, self.prompts, self.root, settings, preset, out)
+        compare_corrections(OpenedSampler(Sampler(), sample, self.critic), self.judge, self.captions, self.prompts, settings, preset, out)
         found = read_json(out)
         return found | {"noise": np.array(asked).reshape(len(found["forms"]), -1).tolist()}
 
@@ -104,7 +104,7 @@ def test_plain_scores_are_those_of_samples_drawn_from_the_documented_noise(bench
         for who in ("critic", "judge"):
             logits = getattr(bench, who).logits(images)
             scores = ConfusionMatrix(7).update(logits.argmax(1), labels).scores()
-            assert entry[who] == {name: scores[name] for name in SCORES}
+            assert entry[who] == {name: scores[name] for name in OVERALL_SCORES}
         logits = bench.critic.logits(images)
         losses = [F.cross_entropy(logits[i : i + 1], torch.tensor(labels[i : i + 1]).long(), ignore_index=255) for i in range(MASKS)]
         assert entry["critic_loss"] == pytest.approx(mean(float(loss) for loss in losses), rel=1e-6)

@@ -11,7 +11,7 @@ from tiny_models import TinyCritic, tiny_vae
 
 from crfm_core import ResourceError
 from crfm_core.models.latent_space import decode_latents
-from crfm_core.sampling.correction import Corrector
+from crfm_core.sampling.correction import VelocityCorrector
 from crfm_core.sampling.rectify import RectifySettings, critic_loss
 from crfm_core.settings import Sampler
 
@@ -32,10 +32,10 @@ class Studio:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return decode_latents(latents, self.vae)
 
-    def corrector(self, settings: RectifySettings, critic=None, labels=None) -> Corrector:
-        return Corrector(self.labels if labels is None else labels, self.decode, critic or self.critic, settings, STEPS)
+    def corrector(self, settings: RectifySettings, critic=None, labels=None) -> VelocityCorrector:
+        return VelocityCorrector(self.labels if labels is None else labels, self.decode, critic or self.critic, settings, STEPS)
 
-    def run(self, settings: RectifySettings, steps: int = STEPS, **changes) -> tuple[Corrector, list[torch.Tensor]]:
+    def run(self, settings: RectifySettings, steps: int = STEPS, **changes) -> tuple[VelocityCorrector, list[torch.Tensor]]:
         """Correct a run whose network always gives the same velocity; the corrector and its velocities."""
         corrector = self.corrector(settings, **changes)
         return corrector, [corrector(step, SIGMA, self.velocity, self.latents) for step in range(steps)]
@@ -122,7 +122,7 @@ def test_a_sample_alone_and_in_a_batch_of_eight_agree(settings):
     studio = Studio(torch.float64)
     together, velocities = studio.run(settings)
     for row in (0, 5):
-        alone = Corrector(studio.labels[row : row + 1], studio.decode, studio.critic, settings, STEPS)
+        alone = VelocityCorrector(studio.labels[row : row + 1], studio.decode, studio.critic, settings, STEPS)
         for step, velocity in enumerate(velocities):
             single = alone(step, SIGMA, studio.velocity[row : row + 1], studio.latents[row : row + 1])
             assert torch.allclose(single, velocity[row : row + 1], rtol=0, atol=1e-6)
@@ -152,7 +152,7 @@ def test_a_sample_for_which_the_critic_gives_no_number_goes_on_uncorrected_and_i
     assert not torch.equal(velocities[0][1], studio.velocity[1])
     assert torch.equal(velocities[1][1], studio.velocity[1]) and torch.equal(velocities[2][1], studio.velocity[1])
     assert velocities[2].isfinite().all() and not torch.equal(velocities[2][0], studio.velocity[0])
-    assert corrector.notes == ["", "the critic gave no number at step 1: not corrected from there on", *[""] * 6]
+    assert corrector.notes == ["", "the critic's loss is not finite at step 1: not corrected from there on", *[""] * 6]
     assert corrector.records[1] == [pytest.approx(entry) for entry in sound.records[1]]
     assert [len(record) for record in corrector.records] == [3, 1] + [3] * 6
 

@@ -19,8 +19,9 @@ from tiny_models import TinyCritic, tiny_pipeline, tiny_transformer, tiny_vae
 from crfm_core import WeightsError
 from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.sampling.flow import euler_step, noise_levels
-from crfm_core.sampling.pipeline import MaskToImagePipeline, open_decoder
+from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.rectify import RectifySettings
+from crfm_core.sampling.sampler import open_decoder
 from crfm_core.text.encoders import TextEncoders
 
 STEPS = 5

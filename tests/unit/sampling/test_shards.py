@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from crfm_core.manifest import paths_of, read_manifest, spread, write_manifest
 from crfm_core.sampling import shards as shards_module
 from crfm_core.sampling.gathering import gather_shards
 from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.sampling.sampler import SamplerSpec
 from crfm_core.sampling.shards import batches_of, synthesise_shard
 from crfm_core.segmentor.training import train_segmentor
 from crfm_core.settings import Control, Sampler, Segmentor
@@ -51,20 +52,15 @@ class Studio:
     critic: Path
 
     def shard(self, name: str, shard: int, shards: int, batch_size: int = 1, sampler_name: str = "crfm", **changes):
-        """Sample a shard into the folder ``name``; its manifest."""
-        return synthesise_shard(**self.arguments(name, shard, shards, batch_size, sampler_name, **changes))
-
-    def arguments(self, name: str, shard: int, shards: int, batch_size: int = 1, sampler_name: str = "crfm", **changes) -> dict:
-        arguments = {
-            "generator": self.generator,
-            "captions": self.world.captions,
-            "prompts": self.world.prompts,
-            "critic": self.critic,
-            "classes": CLASSES,
-        }
-        arguments |= {"sampler": Sampler(**CORRECTED, batch_size=batch_size), "sampler_name": sampler_name, "copies": COPIES, "seed": 0}
+        """Sample a shard into the folder ``name``; its manifest. ``changes``: fields of the spec, or arguments."""
+        spec = self.spec(batch_size, sampler_name)
+        fields = {key: changes.pop(key) for key in ("settings", "generator", "classes", "critic") if key in changes}
+        arguments = {"captions": self.world.captions, "prompts": self.world.prompts, "copies": COPIES, "seed": 0} | changes
         out = self.folder(name) / f"shard-{shard}-of-{shards}.parquet"
-        return arguments | changes | {"shard": shard, "shards": shards, "out": out}
+        return synthesise_shard(replace(spec, **fields), **arguments, out=out, shard=shard, shards=shards)
+
+    def spec(self, batch_size: int, sampler_name: str = "crfm") -> SamplerSpec:
+        return SamplerSpec(sampler_name, Sampler(**CORRECTED, batch_size=batch_size), self.generator, CLASSES, self.critic)
 
     def folder(self, name: str) -> Path:
         return self.world.root / "synthetic" / name / "crfm"
@@ -116,11 +112,11 @@ def differing(one: dict[str, Path], other: dict[str, Path]) -> list[str]:
 def test_all_images_are_cut_once_and_the_shards_share_the_batches():
     sizes = [(32, 32), (64, 32), (32, 32), (32, 32), (64, 32), (32, 32), (32, 32)]
     batches = batches_of(sizes, 3, 4)
-    tasks = [task for batch in batches for task in batch]
-    assert len(tasks) == len(set(tasks)) == 21
+    samples = [sample for batch in batches for sample in batch]
+    assert len(samples) == len(set(samples)) == 21
     assert [len(batch) for batch in batches] == [4, 4, 4, 3, 4, 2]
-    assert [(task.row, task.copy) for task in batches[1]] == [(6, 0), (0, 1), (2, 1), (3, 1)]
-    assert all(len({sizes[task.row] for task in batch}) == 1 for batch in batches)
+    assert [(sample.row, sample.copy) for sample in batches[1]] == [(6, 0), (0, 1), (2, 1), (3, 1)]
+    assert all(len({sizes[sample.row] for sample in batch}) == 1 for batch in batches)
     for shards in (2, 3, 4, 20):
         parts = [batches_of(sizes, 3, 4, shard, shards) for shard in range(1, shards + 1)]
         assert [parts[index % shards][index // shards] for index in range(len(batches))] == batches
@@ -178,13 +174,13 @@ def test_a_synthetic_tile_lies_where_its_mask_lies_and_says_how_it_was_made(whol
 
 
 def test_a_plain_sampler_needs_no_critic(whole, tmp_path):
-    table = whole.shard("plain", 1, 12, sampler=Sampler(num_steps=2, batch_size=1), critic=tmp_path / "absent.pth")
+    table = whole.shard("plain", 1, 12, settings=Sampler(num_steps=2, batch_size=1), critic=tmp_path / "absent.pth")
     assert len(table) == 1 and table.critic_loss_before.isna().all() and list(table.note) == [""]
 
 
 def test_a_loss_that_was_not_measured_is_no_number_in_the_manifest(whole):
     sampler = Sampler(**CORRECTED | {"rectify": {"steps": 2, "measure": False}})
-    table = whole.shard("unmeasured", 1, 4, sampler=sampler)
+    table = whole.shard("unmeasured", 1, 4, settings=sampler)
     assert table.critic_loss_before.notna().all() and table.critic_loss_after.isna().all() and table.critic_loss_after.dtype == float
 
 
@@ -211,7 +207,7 @@ def test_the_critic_can_look_through_another_decoder(whole, monkeypatch, tmp_pat
     decoder = tmp_path / "decoder"
     shutil.copytree(whole.generator / "vae", decoder)
     sampler = Sampler(**CORRECTED, batch_size=4, critic_decoder=str(decoder))
-    whole.shard("through", 1, 1, sampler=sampler)
+    whole.shard("through", 1, 1, settings=sampler)
     through = whole.images("through")
     off = np.stack([np.abs(read_rgb(path).astype(int) - read_rgb(through[name])) for name, path in whole.images("whole").items()])
     assert (off <= 1).mean() >= 0.999, "its weights are the generator's own"
@@ -220,7 +216,7 @@ def test_the_critic_can_look_through_another_decoder(whole, monkeypatch, tmp_pat
     save_file(weights, decoder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     before = {name: sha256_of_pixels(path) for name, path in through.items()}
     written = count_drawn(monkeypatch)
-    whole.shard("through", 1, 1, sampler=sampler)
+    whole.shard("through", 1, 1, settings=sampler)
     assert len(written) == 12 and all(before[name] != sha256_of_pixels(path) for name, path in whole.images("through").items())
 
 
@@ -230,7 +226,7 @@ def test_guidance_leads_away_from_the_empty_prompt(studio, tmp_path):
     train_generator(training_job(studio.world, tmp_path, control, out=generator))
     for scale in (1, 5):
         sampler = Sampler(num_steps=3, batch_size=4, guidance_scale=scale)
-        studio.shard(f"guided{scale}", 1, 1, generator=generator, sampler=sampler)
+        studio.shard(f"guided{scale}", 1, 1, generator=generator, settings=sampler)
     plain, guided = studio.images("guided1"), studio.images("guided5")
     assert all(sha256_of_pixels(plain[name]) != sha256_of_pixels(guided[name]) for name in plain)
 
@@ -239,7 +235,7 @@ def test_networks_are_compiled_where_the_sampler_says_so(studio, monkeypatch):
     asked = []
     monkeypatch.setattr(MaskToImagePipeline, "compile_networks", lambda self, mode: asked.append(mode))
     for compile in (None, "reduce-overhead"):
-        studio.shard(f"compiled-{compile}", 1, 4, sampler=Sampler(num_steps=1, compile=compile))
+        studio.shard(f"compiled-{compile}", 1, 4, settings=Sampler(num_steps=1, compile=compile))
     assert asked == ["reduce-overhead"]
 
 
@@ -278,28 +274,32 @@ def test_a_stopped_shard_continues_with_what_is_missing(batched, monkeypatch, mo
 #: Samples a shard and is killed after so many images are whole, with the next ones begun.
 KILLED = """
 import json, os, signal, sys, threading
+from crfm_core.sampling.sampler import SamplerSpec
 from crfm_core.sampling.shards import synthesise_shard
 from crfm_core.settings import Sampler
 from pathlib import Path
-arguments = {name: Path(value) if str(value).startswith("/") else value for name, value in json.loads(sys.argv[1]).items()}
+spec, arguments = json.loads(sys.argv[1])
+spec |= {"settings": Sampler(**spec["settings"]), "generator": Path(spec["generator"]), "critic": Path(spec["critic"])}
+paths = {name: Path(arguments.pop(name)) for name in ("captions", "prompts", "out")}
 left, replace, one_by_one = int(sys.argv[2]), os.replace, threading.Lock()
-def replace_until_killed(aside, target):
+def replace_until_killed(unfinished, target):
     global left
     with one_by_one:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
-        replace(aside, target)
+        replace(unfinished, target)
 os.replace = replace_until_killed
-synthesise_shard(**arguments | {"sampler": Sampler(**arguments["sampler"])})
+synthesise_shard(SamplerSpec(**spec), **arguments, **paths)
 """
 
 
 def test_a_shard_killed_twice_ends_with_the_same_files(batched):
-    arguments = batched.arguments("killed", 1, 1, batch_size=BATCH)
-    given = json.dumps(arguments | {"sampler": arguments["sampler"].model_dump()}, default=str)
+    spec, folder = batched.spec(BATCH), batched.folder("killed")
+    arguments = {"captions": batched.world.captions, "prompts": batched.world.prompts, "copies": COPIES, "seed": 0}
+    arguments["out"] = folder / "shard-1-of-1.parquet"
+    given = json.dumps([vars(spec) | {"settings": spec.settings.model_dump()}, arguments], default=str)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    folder = batched.folder("killed")
     for more, whole in ((2, 2), (5, 7)):
         ended = subprocess.run(
             [sys.executable, "-c", KILLED, given, str(more)], env=environment, capture_output=True, text=True, check=False
@@ -366,14 +366,14 @@ def test_nothing_is_drawn_twice(whole, monkeypatch):
 def test_settings_that_change_only_rounding_make_nothing_again(studio, monkeypatch, rectify, change, again):
     settings = {"num_steps": 2, "batch_size": 4, "preset": "default", "rectify": {"steps": 1} | rectify}
     name = f"settings-{'-'.join([*rectify, *change])}"
-    studio.shard(name, 1, 1, sampler=Sampler(**settings))
+    studio.shard(name, 1, 1, settings=Sampler(**settings))
     written = count_drawn(monkeypatch)
-    studio.shard(name, 1, 1, sampler=Sampler(**settings | change))
+    studio.shard(name, 1, 1, settings=Sampler(**settings | change))
     assert len(written) == again
 
 
 def test_images_made_otherwise_are_made_again(whole, monkeypatch, tmp_path):
-    shorter = {"sampler": Sampler(**CORRECTED | {"num_steps": 2}, batch_size=2)}
+    shorter = {"settings": Sampler(**CORRECTED | {"num_steps": 2}, batch_size=2)}
     other_critic = tmp_path / "critic.pth"
     segmentor = Segmentor(architecture="segformer_tiny", iterations=4, batch_size=2, learning_rate=2e-3)
     w = whole.world
@@ -381,7 +381,7 @@ def test_images_made_otherwise_are_made_again(whole, monkeypatch, tmp_path):
     other_generator = tmp_path / "generator"
     control = Control(steps=1, batch_size=2, learning_rate=1e-3)
     train_generator(training_job(w, tmp_path, control, out=other_generator))
-    changes = {"sampler": shorter, "seed": {"seed": 1}, "critic": {"critic": other_critic}, "generator": {"generator": other_generator}}
+    changes = {"settings": shorter, "seed": {"seed": 1}, "critic": {"critic": other_critic}, "generator": {"generator": other_generator}}
     for name, change in changes.items():
         whole.shard(f"other-{name}", 1, 3, batch_size=2)
         with monkeypatch.context() as patch:
@@ -419,7 +419,7 @@ def test_the_next_batch_is_read_and_the_last_one_written_while_one_is_sampled(st
     monkeypatch.setattr(MaskToImagePipeline, "__call__", sampling)
     monkeypatch.setattr(shards_module, "read_label", reading)
     monkeypatch.setattr(shards_module, "write_raster", writing)
-    assert len(studio.shard("beside", 1, 1, sampler=Sampler(num_steps=1, batch_size=4))) == 12 and calls == [4, 4, 4]
+    assert len(studio.shard("beside", 1, 1, settings=Sampler(num_steps=1, batch_size=4))) == 12 and calls == [4, 4, 4]
 
 
 def test_slow_writing_holds_up_reading(studio, monkeypatch):
@@ -438,7 +438,7 @@ def test_slow_writing_holds_up_reading(studio, monkeypatch):
 
     monkeypatch.setattr(shards_module, "read_label", reading)
     monkeypatch.setattr(shards_module, "write_raster", writing)
-    studio.shard("slow", 1, 1, sampler=Sampler(num_steps=1, batch_size=2))
+    studio.shard("slow", 1, 1, settings=Sampler(num_steps=1, batch_size=2))
     assert len(writes) == 12 and max(ahead) <= 3 * 2, "one batch is read, one sampled, one written"
 
 
@@ -464,7 +464,7 @@ def test_an_image_that_cannot_be_written_stops_the_shard_with_its_name(studio, m
     monkeypatch.setattr(shards_module, "read_label", lambda path: reads.append(path) or read(path))
     message = r"images/\w\w/t2-0\.tif: could not be written \(.*No space left on device\); see that the disk has room"
     with pytest.raises(ResourceError, match=message):
-        studio.shard("unwritten", 1, 1, sampler=Sampler(num_steps=1, batch_size=1))
+        studio.shard("unwritten", 1, 1, settings=Sampler(num_steps=1, batch_size=1))
     assert len(reads) <= 6, "sampling did not go on long after the fault"
     assert not list(studio.folder("unwritten").glob("*.parquet"))
     images = studio.images("unwritten")
@@ -496,7 +496,7 @@ def test_writing_that_fails_stops_the_sampling_of_the_next_batch_at_its_next_ste
     monkeypatch.setattr(MaskToImagePipeline, "__call__", sampling)
     monkeypatch.setattr(shards_module, "write_raster", writing)
     with pytest.raises(ResourceError, match="could not be written"):
-        studio.shard("prompt", 1, 1, sampler=Sampler(num_steps=4, batch_size=4))
+        studio.shard("prompt", 1, 1, settings=Sampler(num_steps=4, batch_size=4))
     assert len(ends) == 1
 
 
@@ -505,7 +505,7 @@ def test_a_label_that_cannot_be_read_stops_the_shard_with_its_name_and_keeps_wha
     damaged.write_bytes(b"II*\0")
     captions = studio.with_label("damaged", 4, damaged)
     with pytest.raises(DataError, match=r"damaged\.tif: not a readable raster"):
-        studio.shard("unread", 1, 1, captions=captions, sampler=Sampler(num_steps=1, batch_size=2))
+        studio.shard("unread", 1, 1, captions=captions, settings=Sampler(num_steps=1, batch_size=2))
     assert list(studio.images("unread")) == ["t0-0.tif", "t1-0.tif", "t2-0.tif", "t3-0.tif"]
     assert not list(studio.folder("unread").glob("*.parquet"))
 
@@ -516,7 +516,7 @@ def test_a_label_that_cannot_be_read_stops_the_shard_with_its_name_and_keeps_wha
 def test_gathered_shards_are_all_images_once_in_an_order_of_their_own(whole):
     for shards in (1, 3):
         for shard in range(1, shards + 1):
-            whole.shard(f"gather{shards}", shard, shards, sampler=Sampler(num_steps=1, batch_size=3))
+            whole.shard(f"gather{shards}", shard, shards, settings=Sampler(num_steps=1, batch_size=3))
         parts = sorted(whole.folder(f"gather{shards}").glob("shard-*.parquet"))
         gather_shards(parts, whole.world.captions, COPIES, whole.folder(f"gather{shards}") / "all.parquet")
     one, several = (read_manifest(whole.folder(f"gather{shards}") / "all.parquet") for shards in (1, 3))
@@ -528,14 +528,14 @@ def test_gathered_shards_are_all_images_once_in_an_order_of_their_own(whole):
 def test_shards_without_a_batch_have_empty_manifests_that_gather(studio):
     sampler = Sampler(num_steps=1, batch_size=8)
     folder = studio.folder("few")
-    tables = [studio.shard("few", shard, 4, sampler=sampler) for shard in range(1, 5)]
+    tables = [studio.shard("few", shard, 4, settings=sampler) for shard in range(1, 5)]
     assert [len(table) for table in tables] == [8, 4, 0, 0]
     parts = [folder / f"shard-{shard}-of-4.parquet" for shard in range(1, 5)]
     columns = [list(pd.read_parquet(part).columns) for part in parts]
     assert columns[0] == columns[1] == columns[2] == columns[3]
     gather_shards(parts, studio.world.captions, COPIES, folder / "all.parquet")
     assert len(pd.read_parquet(folder / "all.parquet")) == 12
-    with pytest.raises(DataError, match="the shards hold 0 images, 12 were asked for"):
+    with pytest.raises(DataError, match="the shards hold 0 images instead of 12"):
         gather_shards(parts[2:], studio.world.captions, COPIES, folder / "all.parquet")
     parts[3].write_bytes(b"")
     with pytest.raises(DataError, match=r"shard-4-of-4\.parquet: not a readable parquet file"):
@@ -543,11 +543,11 @@ def test_shards_without_a_batch_have_empty_manifests_that_gather(studio):
 
 
 def test_an_incomplete_set_of_shards_is_refused(whole):
-    whole.shard("partial", 1, 3, sampler=Sampler(num_steps=1, batch_size=4))
+    whole.shard("partial", 1, 3, settings=Sampler(num_steps=1, batch_size=4))
     out = whole.folder("partial") / "all.parquet"
     part = whole.folder("partial") / "shard-1-of-3.parquet"
     for parts, count in (([part], 4), ([part] * 3, 12)):
-        with pytest.raises(DataError, match=f"all.parquet: the shards hold {count} images, 12 were asked for"):
+        with pytest.raises(DataError, match=f"all.parquet: the shards hold {count} images instead of 12"):
             gather_shards(parts, whole.world.captions, COPIES, out)
     assert not out.exists()
 
