@@ -56,7 +56,7 @@ class MaskToImagePipeline(DiffusionPipeline):
     :func:`crfm_core.models.mask_encoding.encode_mask_levels`) and ``caption_dropout`` (the share of empty prompts) are those the
     transformer was trained with and are kept in the folder. The VAE is frozen.
 
-    Example:
+    Examples:
         >>> pipe = MaskToImagePipeline.from_pretrained("results/embedded/generators/triattention")
         >>> masks = np.zeros((1, 64, 64), dtype=np.uint8)
         >>> image = pipe(masks, "a satellite image of background", generator=torch.Generator().manual_seed(0)).images[0]
