@@ -35,7 +35,7 @@ from crfm_core.generator.trainable import choose_trainable, make_optimiser
 from crfm_core.generator.training import flow_losses
 from crfm_core.models.latent_space import encode_images, normalise
 from crfm_core.models.mask_encoding import mask_latents
-from crfm_core.models.mmdit import _sd3_name
+from crfm_core.models.sd3_names import sd3_name
 from crfm_core.settings import Control
 from crfm_core.text.encoders import TextEncoders
 
@@ -133,7 +133,7 @@ def share_weights(plain: PlainMaskTransformer, ours: nn.Module) -> None:
         if name.startswith("pos_embed_mask."):
             own = name.replace("pos_embed_mask.proj", "mask_embed")
         else:  # the mask's modules are named like the image's
-            own = _sd3_name(name.replace("_mask.", "."))
+            own = sd3_name(name.replace("_mask.", "."))
             own = own.replace(".image.", ".mask.") if "_mask." in name else own
         module, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(module), leaf, ours.get_parameter(own))

@@ -75,7 +75,7 @@ def meta_network(sizes: Mapping[str, Any], control: Control) -> nn.Module:
     """The scheme's network over an ``SD3Transformer2DModel`` with these settings, on the meta device."""
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**{name: value for name, value in sizes.items() if not name.startswith("_")})
-        return build_network(transformer, control.scheme, control.initialisation, control.mask_mlp_modulation, control.controlnet_layers)
+        return build_network(transformer, control.scheme, control.initialisation, **control.scheme_options)
 
 
 def training_memory(network: nn.Module, control: Control, latent: tuple[int, int, int], text_tokens: int = 333) -> TrainingMemory:

@@ -31,7 +31,7 @@ from crfm_core.generator.starting import start_from
 from crfm_core.generator.trainable import choose_trainable, make_optimiser, merge_low_rank
 from crfm_core.manifest import read_manifest
 from crfm_core.models.controls import build_network
-from crfm_core.models.mmdit import SD3_SETTINGS
+from crfm_core.models.sd3_names import SD3_SETTINGS
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
 from crfm_core.text.encoders import NO_PROMPT, PARTS, PromptCache, read_prompts
@@ -304,7 +304,7 @@ def initial_network(base: Path, control: Control, num_classes: int) -> nn.Module
     """The control scheme's network before training, in float32 on the CPU: the same for the same settings, whoever builds it."""
     transformer = SD3Transformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
     torch.manual_seed(control.seed)
-    network = build_network(transformer, control.scheme, control.initialisation, control.mask_mlp_modulation, control.controlnet_layers)
+    network = build_network(transformer, control.scheme, control.initialisation, **control.scheme_options)
     if control.start_from:
         start_from(network, Path(control.start_from), num_classes, control.mask_code)
     return network

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crfm_core.models.controls import Network
+from crfm_core.models.network import ControlNetwork
 
 
 class GuidedVelocity:
@@ -15,7 +15,7 @@ class GuidedVelocity:
 
     def __init__(
         self,
-        network: Network,
+        network: ControlNetwork,
         sigmas: Sequence[float],
         mask: Tensor,
         embeds: Tensor,

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import WeightsError
-from crfm_core.models.controls import Network
 from crfm_core.models.decoder import choose_checkpointing
 from crfm_core.models.latent_space import decode_latents, downscaling
 from crfm_core.models.mask_encoding import CODES, IGNORE, mask_latents
+from crfm_core.models.network import ControlNetwork
 from crfm_core.sampling.correction import VelocityCorrector
 from crfm_core.sampling.flow import euler_sample, noise_levels
 from crfm_core.sampling.guidance import GuidedVelocity
@@ -51,7 +51,7 @@ class MaskToImageOutput(BaseOutput):
 class MaskToImagePipeline(DiffusionPipeline):
     """Images for label maps and prompts, with a mask branch in the transformer and, if wanted, a critic that corrects.
 
-    The components are those of Stable Diffusion 3.5, with a network of :mod:`crfm_core.models.controls` as transformer; the
+    The components are those of Stable Diffusion 3.5, with a :class:`crfm_core.models.network.ControlNetwork` as transformer; the
     text encoders and tokenizers may be left out when prompt embeddings are given. ``num_classes``, ``mask_code`` (see
     :func:`crfm_core.models.mask_encoding.encode_mask_levels`) and ``caption_dropout`` (the share of empty prompts) are those the
     transformer was trained with and are kept in the folder. The VAE is frozen.
@@ -68,7 +68,7 @@ class MaskToImagePipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: Network,
+        transformer: ControlNetwork,
         scheduler: FlowMatchEulerDiscreteScheduler,
         vae: AutoencoderKL,
         num_classes: int | None = None,  # diffusers takes an argument without a default for a component

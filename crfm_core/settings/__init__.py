@@ -23,7 +23,7 @@ from crfm_core.settings.data import (
     Source,
     Tiling,
 )
-from crfm_core.settings.generator import Control, EmbeddedBase, EmbeddedTransformer, EmbeddedVAE, FolderBase, HubBase, LoRA
+from crfm_core.settings.generator import SCHEMES, Control, EmbeddedBase, EmbeddedTransformer, EmbeddedVAE, FolderBase, HubBase, LoRA
 from crfm_core.settings.loading import KINDS, json_schema, load_dataset, load_datasets, load_settings
 from crfm_core.settings.report import Generation, Table
 from crfm_core.settings.run import Settings
@@ -36,6 +36,7 @@ __all__ = [
     "MARGIN",
     "PLAIN",
     "PRESETS",
+    "SCHEMES",
     "BlockSplit",
     "Byte",
     "CaptionModel",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -64,6 +65,52 @@ class LoRA(Section):
     branches: list[Literal["image", "mask"]] = Field(["image"], min_length=1, description="trained branches that get low-rank updates")
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """What of a control scheme is known without its network, which is the module of its name in :mod:`crfm_core.models.schemes`.
+
+    Attributes:
+        description: one sentence for the report.
+        trained: the branches that train by default.
+        mask_init: how the mask's weights start by default.
+        options: settings of :class:`Control` that only some schemes have, this one among them.
+    """
+
+    description: str
+    trained: tuple[str, ...]
+    mask_init: str
+    options: tuple[str, ...] = ()
+
+
+#: The control schemes by name: what `scheme` of a control may be.
+SCHEMES = {
+    "triattention": Scheme(
+        "Mask tokens form a third branch of every block, with weights of its own; one attention joins image, text and mask.",
+        trained=("image", "mask"),
+        mask_init="random",
+        options=("mask_mlp_modulation",),
+    ),
+    "siamese": Scheme(
+        "Mask tokens form a third branch of every block; image and text share one attention, image and mask another, and the results "
+        "for the image are added.",
+        trained=("image", "mask"),
+        mask_init="random",
+        options=("mask_mlp_modulation",),
+    ),
+    "adapter": Scheme(
+        "The image tokens of every block also attend to the mask's by a cross-attention; the base model stays as it is.",
+        trained=("mask",),
+        mask_init="random",
+    ),
+    "controlnet": Scheme(
+        "A copy of the base model's first blocks reads the mask and adds to the image tokens of the base, which stays as it is.",
+        trained=("mask",),
+        mask_init="copy",
+        options=("controlnet_layers",),
+    ),
+}
+
+
 class Control(Section):
     """How the mask steers the generator, and how that is trained."""
 
@@ -114,12 +161,17 @@ class Control(Section):
     @property
     def initialisation(self) -> str:
         """How the mask weights start, "random" or "copy"."""
-        return self.mask_init or ("copy" if self.scheme == "controlnet" else "random")
+        return self.mask_init or SCHEMES[self.scheme].mask_init
 
     @property
     def trained(self) -> list[str]:
         """The branches that train."""
-        return list(self.trainable or (["mask"] if self.scheme in ("adapter", "controlnet") else ["image", "mask"]))
+        return list(self.trainable or SCHEMES[self.scheme].trained)
+
+    @property
+    def scheme_options(self) -> dict[str, Any]:
+        """The settings that only this scheme and perhaps a few others have."""
+        return {name: getattr(self, name) for name in SCHEMES[self.scheme].options}
 
     @model_validator(mode="after")
     def _consistent(self) -> Control:
@@ -132,6 +184,7 @@ class Control(Section):
             raise ValueError("optimiser: adamw_8bit does not work with parallel: fsdp; set one of them back")
         if not self.steps and not self.start_from:
             raise ValueError("steps: 0 trains nothing; set start_from to weights that are trained already, or more steps")
-        if self.controlnet_layers and self.scheme != "controlnet":
-            raise ValueError(f"controlnet_layers: the scheme {self.scheme} has no control network; leave it out")
+        for name in sorted({name for scheme in SCHEMES.values() for name in scheme.options} - {*SCHEMES[self.scheme].options}):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: the scheme {self.scheme} has no such option; leave it out")
         return self

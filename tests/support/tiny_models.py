@@ -9,9 +9,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import nn
 
-from crfm_core.models.controls import Network, build_network
+from crfm_core.models.controls import build_network
 from crfm_core.models.mmdit import MaskMMDiT
+from crfm_core.models.network import ControlNetwork
 from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.settings import SCHEMES
 
 SIZES = {
     "sample_size": 8, "num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 4, "in_channels": 16, "out_channels": 16,
@@ -28,13 +30,25 @@ def tiny_transformer(mask_mlp_modulation: str = "own", mask_init: str = "random"
     return MaskMMDiT.from_sd3(tiny_sd3(**changes), mask_mlp_modulation, mask_init)
 
 
-#: The control schemes, whose networks share their interface.
-SCHEMES = ("triattention", "siamese", "adapter", "controlnet")
-
-
-def tiny_network(scheme: str, mask_init: str = "random", mask_mlp_modulation: str = "own", **changes) -> Network:
+def tiny_network(scheme: str, mask_init: str = "random", mask_mlp_modulation: str = "own", **changes) -> ControlNetwork:
     """A scheme's network over four blocks; half of them make a control network of two."""
-    return build_network(tiny_sd3(**({"num_layers": 4} | changes)), scheme, mask_init, mask_mlp_modulation)
+    options = {"mask_mlp_modulation": mask_mlp_modulation} if "mask_mlp_modulation" in SCHEMES[scheme].options else {}
+    return build_network(tiny_sd3(**({"num_layers": 4} | changes)), scheme, mask_init, **options)
+
+
+def network_inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """What such a network takes, but for the mask: two samples."""
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return {
+        "hidden_states": normal(2, 16, 8, 12),
+        "encoder_hidden_states": normal(2, 7, 32),
+        "pooled_projections": normal(2, 24),
+        "timestep": torch.tensor([1000.0, 321.5]),
+    }
 
 
 def tiny_vae(channels: tuple[int, ...] = (8, 16), **changes) -> AutoencoderKL:

@@ -38,7 +38,8 @@ from crfm_core.generator.training import train_generator
 from crfm_core.generator.validation import open_checkpoint, sample_validation
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models.mask_encoding import mask_latents
-from crfm_core.models.mmdit import MaskMMDiT, _released_key
+from crfm_core.models.mmdit import MaskMMDiT
+from crfm_core.models.sd3_names import released_key
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.sampler import open_generator
 from crfm_core.settings import Control
@@ -398,7 +399,7 @@ def test_training_starts_from_another_generator(world, trained, tmp_path):
 
 def test_training_starts_from_a_file_of_the_released_code(world, trained, tmp_path):
     weights = weights_of(trained / "out")
-    save_file({_released_key(name): value for name, value in weights.items() if ".text." not in name}, tmp_path / "released.safetensors")
+    save_file({released_key(name): value for name, value in weights.items() if ".text." not in name}, tmp_path / "released.safetensors")
     assert same(train(world, tmp_path, control(steps=0, start_from=str(tmp_path / "released.safetensors"), ema=None)), weights)
 
 

@@ -8,24 +8,10 @@ import numpy as np
 import pytest
 import torch
 from paths import GOLDEN
-from tiny_models import SIZES, tiny_sd3, tiny_transformer
+from tiny_models import SIZES, network_inputs, tiny_sd3, tiny_transformer
 
 from crfm_core import ConfigError, WeightsError
 from crfm_core.models.mmdit import MaskMMDiT
-
-
-def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    return {
-        "hidden_states": normal(2, 16, 8, 12),
-        "encoder_hidden_states": normal(2, 7, 32),
-        "pooled_projections": normal(2, 24),
-        "timestep": torch.tensor([1000.0, 321.5]),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +53,7 @@ def test_without_a_mask_it_is_diffusers_own_transformer(changes, dtype, toleranc
     sd3 = tiny_sd3(**changes).to(dtype)
     mine = MaskMMDiT.from_sd3(sd3)
     assert mine.dtype == dtype
-    assert torch.allclose(mine(**inputs(dtype)).sample, sd3(**inputs(dtype)).sample, rtol=0, atol=tolerance)
+    assert torch.allclose(mine(**network_inputs(dtype)).sample, sd3(**network_inputs(dtype)).sample, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()
@@ -75,7 +61,11 @@ def test_the_two_mask_mlp_modulations_differ_and_the_mask_matters():
     mask = torch.randn(2, 16, 8, 12, generator=torch.Generator().manual_seed(6))
     own, image = tiny_transformer("own"), tiny_transformer("image")
     image.load_state_dict(own.state_dict())
-    results = [own(**inputs()).sample, own(**inputs(), mask_latents=mask).sample, image(**inputs(), mask_latents=mask).sample]
+    results = [
+        own(**network_inputs()).sample,
+        own(**network_inputs(), mask_latents=mask).sample,
+        image(**network_inputs(), mask_latents=mask).sample,
+    ]
     assert not torch.allclose(results[0], results[1], atol=1e-3)
     assert not torch.allclose(results[1], results[2], atol=1e-4)
 
@@ -93,7 +83,7 @@ def test_every_trainable_parameter_gets_a_gradient(checkpointing):
     model = tiny_transformer()
     if checkpointing:
         model.enable_gradient_checkpointing()
-    arguments = inputs()
+    arguments = network_inputs()
     model(**arguments, mask_latents=torch.ones_like(arguments["hidden_states"])).sample.square().mean().backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -106,13 +96,13 @@ def test_gradient_checkpointing_changes_no_gradient():
         model = tiny_transformer()
         if checkpointing:
             model.enable_gradient_checkpointing()
-        model(**inputs(), mask_latents=inputs()["hidden_states"]).sample.square().sum().backward()
+        model(**network_inputs(), mask_latents=network_inputs()["hidden_states"]).sample.square().sum().backward()
         gradients.append(model.blocks[0].mask.attention.to_k.weight.grad)
     assert torch.equal(*gradients)
 
 
 def test_it_trains_under_bfloat16_autocast_with_float32_weights():
-    model, arguments = tiny_transformer(), inputs()
+    model, arguments = tiny_transformer(), network_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         velocity = model(**arguments, mask_latents=arguments["hidden_states"]).sample
     velocity.float().square().mean().backward()
@@ -149,8 +139,8 @@ def test_a_saved_model_comes_back_whole(tmp_path):
     assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
     back = MaskMMDiT.from_pretrained(tmp_path)
     assert back.config.mask_mlp_modulation == "image"
-    mask = inputs()["hidden_states"]
-    assert torch.equal(back(**inputs(), mask_latents=mask).sample, model(**inputs(), mask_latents=mask).sample)
+    mask = network_inputs()["hidden_states"]
+    assert torch.equal(back(**network_inputs(), mask_latents=mask).sample, model(**network_inputs(), mask_latents=mask).sample)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert {name for name, parameter in back.named_parameters() if not parameter.requires_grad} == frozen
 
@@ -199,7 +189,7 @@ def test_wrong_settings_and_shapes_are_refused_with_their_values():
             MaskMMDiT(**(SIZES | wrong))
     with pytest.raises(ConfigError, match="mask_init='zero'"):
         tiny_transformer(mask_init="zero")
-    model, arguments = tiny_transformer(), inputs()
+    model, arguments = tiny_transformer(), network_inputs()
     with pytest.raises(ValueError, match=r"mask_latents has shape \(2, 16, 4, 4\)"):
         model(**arguments, mask_latents=torch.zeros(2, 16, 4, 4))
     for shape in ((2, 16, 7, 8), (2, 4, 8, 8), (2, 16, 8, 26)):
