@@ -21,7 +21,7 @@ from crfm_core.generator.trainable import choose_trainable, make_optimiser
 from crfm_core.generator.training import flow_losses
 from crfm_core.models.latent_space import decode_latents
 from crfm_core.segmentor.critic import Critic
-from crfm_core.segmentor.openmmlab import build_model
+from crfm_core.segmentor.mmseg.networks import build_model
 from crfm_core.settings import Control
 
 #: Dense bf16 peaks in TFLOP/s (the vendor's figures), and the share of them that a time per step assumes.

@@ -43,7 +43,8 @@ from crfm_core.sampling.flow import euler_step, noise_levels
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.rectify import critic_loss, rectify_velocity
 from crfm_core.segmentor.critic import Critic, as_critic
-from crfm_core.segmentor.openmmlab import MEAN, STD, build_model
+from crfm_core.segmentor.mmseg.networks import build_model
+from crfm_core.segmentor.preparation import IMAGENET_MEAN, IMAGENET_STD
 from crfm_core.settings import Control, RectifySettings
 
 STEPS, CORRECTED, CLASSES, TEXT_TOKENS = 23, 4, 7, 333
@@ -133,7 +134,9 @@ def make(size: Size, device: str, dtype: torch.dtype, critic: str) -> tuple[Mask
     else:
         widths = {} if critic == "segformer_b0" else {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "decoder_hidden_size": 16}
         widths |= {} if critic == "segformer_b0" else {"num_attention_heads": [1, 1, 2, 2]}
-        judge = as_critic(SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, **widths)), names, MEAN, STD).to(device)
+        judge = as_critic(
+            SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, **widths)), names, IMAGENET_MEAN, IMAGENET_STD
+        ).to(device)
     fast = copy.deepcopy(vae)
     speed_up(fast)
     pipeline = MaskToImagePipeline(ours.eval().requires_grad_(False), FlowMatchEulerDiscreteScheduler(shift=3.0), fast, CLASSES)

@@ -31,7 +31,7 @@ validate(config, str(HERE / "configs" / "schema.json"), set_default=False)  # th
 NETWORKS = {}  # of segmentors that configuration files describe, with all that the files inherit, as hashes: read as data
 for name, segmentor in settings.segmentors.items():
     if segmentor.config:
-        from crfm_core.segmentor.configuration import read_config
+        from crfm_core.segmentor.mmseg.configuration import read_config
 
         try:
             NETWORKS[name] = hash_of(read_config(segmentor.config).get("model"))

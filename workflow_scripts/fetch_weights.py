@@ -4,7 +4,7 @@ from job import job
 
 with job(snakemake):
     from crfm_core.files import write_json
-    from crfm_core.segmentor.weights import fetch_weights
+    from crfm_core.segmentor.pretrained import fetch_weights
     from crfm_core.settings import Download
 
     where, optional = snakemake.output.where, snakemake.params.optional

@@ -187,8 +187,8 @@ def judge_features(judge: Critic) -> Extractor:
         features = deepest.pop().float()
         if features.ndim == 3:
             return features.mean(dim=1)
-        preparation, sides = judge.preparation, images.shape[1:3]
-        padded = [max(least, side + -side % preparation.divisor) for side, least in zip(sides, preparation.size, strict=True)]
+        sides = images.shape[1:3]
+        padded = judge.preparation.padded_size(*sides)
         height, width = (math.ceil(cells * side / full) for cells, side, full in zip(features.shape[-2:], sides, padded, strict=True))
         return features[..., :height, :width].mean(dim=(2, 3))
 

@@ -1,16 +1,18 @@
-"""What a segmentor makes of tiles: predictions, scores over a split, agreement of synthetic images with their masks."""
+"""Segmentors on tiles: predictions with test-time augmentation, scores over a split, agreement of synthetic images with their masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,9 +20,8 @@ from crfm_core import DataError
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
-from crfm_core.segmentor.augmentation import augmented, views_of
 from crfm_core.segmentor.critic import Critic, load_critic
-from crfm_core.segmentor.sliding import slide, window_of
+from crfm_core.segmentor.sliding import slide, window_and_stride
 from crfm_core.settings import Evaluation
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def tile_batches(manifest: Path | str, root: Path | str, batch_size: int) -> Ite
 
 
 def batches_of_one_size(pairs: Iterable[tuple[T, np.ndarray]], batch_size: int) -> Iterator[tuple[list[T], np.ndarray]]:
-    """Images [H,W,3], and what goes with each, in batches of neighbours of one size: ([what goes with it], images [B,H,W,3])."""
+    """Pairs of (member, image [H,W,3]) in batches of neighbours of one size: ([member, ...], images [B,H,W,3])."""
     members, images = [], []
     for member, image in pairs:
         if images and (len(images) == batch_size or image.shape != images[-1].shape):
@@ -59,11 +60,11 @@ def batches_of_one_size(pairs: Iterable[tuple[T, np.ndarray]], batch_size: int) 
 
 
 def read_ahead(batches: Iterator[T]) -> Iterator[T]:
-    """The same batches, each read while the one before is worked on; never more than these two are held."""
+    """The same batches, each read while the one before is used; never more than these two are held."""
     with ThreadPoolExecutor(1, "reading") as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)
             yield batch
 
 
@@ -72,30 +73,51 @@ def as_input(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-# --------------------------------------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------------------------------------ predicting
 
 
 @torch.no_grad()
-def look(critic: Critic, images: Tensor, evaluation: Evaluation) -> Tensor:
-    """What the critic says of images [B,3,H,W] in [0,1], [B,K,H,W]: logits, or mean probabilities with test-time augmentation.
+def class_maps(critic: Critic, images: Tensor, evaluation: Evaluation) -> Tensor:
+    """The critic's maps [B,K,H,W] of images [B,3,H,W] in [0,1]: logits, or mean probabilities with test-time augmentation.
 
-    The most likely class of a pixel is the highest of its K numbers. Mode ``slide`` takes the images for whole tiles where the
-    evaluation gives no window. Raises ConfigError for windows that leave gaps.
+    The most likely class of a pixel is the highest of its K numbers. Where the evaluation gives no window, mode ``slide`` takes the side of
+    the images. Raises ConfigError for windows that leave gaps.
     """
     answer = critic
     if evaluation.mode == "slide":
-        window, stride = window_of(evaluation, max(images.shape[-2:]))
+        window, stride = window_and_stride(evaluation, max(images.shape[-2:]))
         answer = partial(slide, critic, window=window, stride=stride)
-    if views_of(evaluation.scales, evaluation.flip) == [(1.0, False)]:
+    if evaluation.scales == [1.0] and not evaluation.flip:
         return answer(images)
-    return augmented(answer, images, evaluation.scales, evaluation.flip)
+    return _mean_over_views(answer, images, evaluation.scales, evaluation.flip)
+
+
+def _mean_over_views(answer: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
+    """Mean class probabilities [B,K,H,W] over views of images [B,3,H,W], as mmsegmentation's ``SegTTAModel`` merges them.
+
+    A view is resized bilinearly, and with ``flip`` also mirrored left to right; its logits, from ``answer``, are brought back to the
+    image's orientation and, bilinearly, to its size before they become probabilities.
+    """
+    height, width = images.shape[-2:]
+    views = list(product(scales, (False, True) if flip else (False,)))
+    total = 0
+    for scale, mirrored in views:
+        # sides are rounded as mmcv's rescaling does
+        view = _resized(images, tuple(max(1, int(side * scale + 0.5)) for side in (height, width)))
+        logits = answer(view.flip(-1)).flip(-1) if mirrored else answer(view)
+        total = total + _resized(logits, (height, width)).softmax(dim=1)
+    return total / len(views)
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def predict(critic: Critic, images: np.ndarray, batch_size: int = 16, evaluation: Evaluation | None = None) -> np.ndarray:
-    """Most likely class per pixel: images uint8 [N,H,W,3] -> labels uint8 [N,H,W]; looked at as ``evaluation`` says, None: whole."""
+    """Most likely class per pixel: images uint8 [N,H,W,3] -> labels uint8 [N,H,W], predicted as ``evaluation`` says (None: whole)."""
     evaluation, device = evaluation or Evaluation(), critic.mean.device
     batches = (as_input(images[start : start + batch_size], device) for start in range(0, len(images), batch_size))
-    return np.concatenate([look(critic, batch, evaluation).argmax(dim=1).to(torch.uint8).cpu().numpy() for batch in batches])
+    return np.concatenate([class_maps(critic, batch, evaluation).argmax(dim=1).to(torch.uint8).cpu().numpy() for batch in batches])
 
 
 # --------------------------------------------------------------------------------------------------------------- scoring
@@ -126,7 +148,7 @@ def evaluate(
 
     Returns :meth:`ConfusionMatrix.scores` with ``classes``, the number of ``tiles``, ``confusion`` (the matrix as lists, rows are
     labels) and ``evaluation`` (the settings). ``batch_size`` is that of ``evaluation`` unless given; it changes nothing but rounding.
-    What no pixel is labelled as is said on the log: its recall is undefined, and so are its IoU and F1 where it is not predicted either.
+    Classes that no pixel is labelled as are logged: their recall is undefined, and so are IoU and F1 where they are not predicted either.
 
     Raises DataError naming the row whose label holds an id outside the classes, and WeightsError for a checkpoint that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""What a segmentor predicts, as rasters in their place: labels of a manifest's tiles, and of whole scenes of any size."""
+"""Predictions as rasters in their place on the ground: labels of a manifest's tiles, and of whole scenes of any size."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ from crfm_core.data.windows import window_offsets
 from crfm_core.files import exclusive, hash_of, inside, require_disk, sha256_of
 from crfm_core.manifest import paths_of, read_manifest, relocate, write_manifest
 from crfm_core.segmentor.critic import Critic, load_critic
-from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, look, predict, read_ahead
-from crfm_core.segmentor.sliding import Canvas, window_of
+from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, class_maps, predict, read_ahead
+from crfm_core.segmentor.sliding import Canvas, window_and_stride
 from crfm_core.settings import Dataset, Evaluation, Tiling
 
+#: Values per band that become 0 and 255.
 Limits = tuple[Sequence[float], Sequence[float]]
 
 # ----------------------------------------------------------------------------------------------------------------- tiles
@@ -57,13 +58,13 @@ def predict_tiles(
     """Predict the labels of a manifest's tiles into the folder beside ``out`` that has its name, and write the manifest ``out`` last.
 
     A label is a raster of class ids like those of tiling: a GeoTIFF in the tile's place, or a PNG where the tile is one; what a tile
-    shows beyond its scene is 255. A stopped run goes on: what is there is kept if it reads without fault and was made by the same
-    weights, in the same way and of the same tile (its tags say so); anything else in the folder is removed.
+    shows beyond its scene is 255. A stopped run continues: a file is kept if it reads without error and was made by the same weights, in
+    the same way and of the same tile (its tags say so); anything else in the folder is removed.
 
-    Returns: the manifest: the tiles' rows with the predictions as ``label``, their ``classes``, ``pixels`` and ``digest``, the images where
-        they are, and ``predicted_by``, the first digits of the checkpoint's hash.
-    Raises: DataError for a tile that cannot be read, WeightsError for a checkpoint that cannot, or is not for ``classes`` where they are
-        given, ResourceError when the disk is full.
+    Returns: the manifest: the tiles' rows with the predictions as ``label``, their ``classes``, ``pixels`` and ``digest``, the unchanged
+        paths of images, and ``predicted_by``, the first digits of the checkpoint's hash.
+    Raises: DataError for a tile that cannot be read, WeightsError for a checkpoint that cannot, or is for other classes than ``classes``,
+        ResourceError when the disk is full.
     """
     evaluation, out = evaluation or Evaluation(), Path(out)
     table, folder = read_manifest(manifest), Path(out).with_suffix("")
@@ -74,8 +75,8 @@ def predict_tiles(
     with exclusive(folder):
         paths = [inside(folder, f"{tile_id}{image.suffix}") for tile_id, image in zip(table.tile_id, images, strict=True)]
         _remove_others(folder, paths)
-        missing = [row for row, path in enumerate(paths) if not _finished(path, made_by[row])]
-        print(f"{len(table)} tiles, {len(table) - len(missing)} of them already there", flush=True)
+        missing = [row for row, path in enumerate(paths) if not is_whole(path, made_by[row])]
+        print(f"{len(table)} tiles, {len(table) - len(missing)} of them predicted already", flush=True)
         if missing:
             critic = load_critic(checkpoint, device, classes)
             batches = read_ahead(batches_of_one_size(((row, read_rgb(images[row])) for row in missing), evaluation.batch_size))
@@ -89,17 +90,17 @@ def predict_tiles(
 
 
 def _remove_others(folder: Path, paths: list[Path]) -> None:
-    """Remove what is not this manifest's: predictions of tiles that are gone, and fragments that a killed run left."""
+    """Remove files that are not this manifest's: predictions of tiles that are gone, and fragments that a killed run left."""
     wanted = {path.name for path in paths} | {".lock"}
     for path in folder.iterdir():
         if path.name not in wanted:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _finished(path: Path, made_by: str) -> bool:
-    """Whether an earlier try left this prediction whole: made by the same weights of the same tile, and readable to its last pixel."""
+def is_whole(path: Path, made_by: str | None = None) -> bool:
+    """Whether an earlier try left this prediction readable to its last pixel, and made by what its tag ``made_by`` must say."""
     try:
-        return read_tags(path).get("made_by") == made_by and read_label(path) is not None
+        return (made_by is None or read_tags(path).get("made_by") == made_by) and read_label(path) is not None
     except DataError:
         return False
 
@@ -170,13 +171,13 @@ def predict_raster(
 ) -> None:
     """Write the class ids that a critic predicts for an image of any size, as a GeoTIFF in its place (.tif) or a PNG (.png).
 
-    The image is read as tiling reads it (bands, scale, ground distance), through overlapping windows, as :func:`label_rows` says. A
-    GeoTIFF is written as it comes, so that a scene may be larger than memory; a PNG is held whole, one byte per pixel.
+    The image is read as tiling reads it (bands, scale, ground distance), in overlapping windows (:func:`label_rows`). A GeoTIFF is written
+    row by row, so that a scene may be larger than memory; a PNG is held whole, one byte per pixel.
 
     Args:
         image: any raster GDAL reads; it needs no label.
         limits: the values per band that become 0 and 255, where ``tiling`` has a scale.
-        palette: one colour per class, as the colour table of ``out``; 255, where the image has no picture, is transparent.
+        palette: one colour per class, as the colour table of ``out``; 255, where the image has no data, is transparent.
         tags: text entries of a GeoTIFF.
         strip: rows written at once; they change nothing.
 
@@ -205,13 +206,13 @@ def predict_raster(
 def label_rows(
     critic: Critic, picture: rasterio.DatasetReader, tiling: Tiling, evaluation: Evaluation, limits: Limits | None = None
 ) -> Iterator[np.ndarray]:
-    """The class ids that a critic predicts for an open image, from its top to its bottom: uint8 [rows, W], 255 where it has no picture.
+    """The class ids that a critic predicts for an open image, from its top to its bottom: uint8 [rows, W], 255 where it has no data.
 
-    Windows have the evaluation's side, or that of the tiles. Each is looked at by itself, in all the views of test-time augmentation
-    where there are any, and what :func:`look` says of it is averaged with what it says of the windows that overlap it. At any time one
-    row of windows is held: memory grows with the width of the image, not with its height. Windows without any picture are passed over.
+    Windows have the evaluation's side, or that of the tiles. Each is predicted by itself, with test-time augmentation where there is any,
+    and its maps (:func:`class_maps`) are averaged with those of the windows that overlap it. At any time one row of windows is held:
+    memory grows with the width of the image, not with its height. Windows without any data are left out.
     """
-    window, stride = window_of(evaluation, tiling.size)
+    window, stride = window_and_stride(evaluation, tiling.size)
     each = evaluation.model_copy(update={"mode": "whole"})
     height, width = min(window, picture.height), min(window, picture.width)
     tops, lefts = window_offsets(picture.height, height, stride), window_offsets(picture.width, width, stride)
@@ -219,26 +220,26 @@ def label_rows(
     canvas = Canvas((len(critic.classes),), height, picture.width, device)
     with tqdm(total=len(tops) * len(lefts), desc="windows", unit="window", disable=None) as progress:
         for top, following in zip(tops, [*tops[1:], picture.height], strict=True):
-            hidden = _hidden(picture, Window(0, top, picture.width, height), tiling)
-            seen = [left for left in lefts if not hidden[:, left : left + width].all()]
-            for start in range(0, len(seen), evaluation.batch_size):
-                places = seen[start : start + evaluation.batch_size]
-                images = np.stack([rgb_of(picture, Window(left, top, width, height), tiling.bands, limits) for left in places])
-                for left, answer in zip(places, look(critic, as_input(images, device), each), strict=True):
-                    canvas.add(0, left, answer)
+            nodata = _nodata(picture, Window(0, top, picture.width, height), tiling)
+            filled = [left for left in lefts if not nodata[:, left : left + width].all()]
+            for start in range(0, len(filled), evaluation.batch_size):
+                batch = filled[start : start + evaluation.batch_size]
+                images = np.stack([rgb_of(picture, Window(left, top, width, height), tiling.bands, limits) for left in batch])
+                for left, maps in zip(batch, class_maps(critic, as_input(images, device), each), strict=True):
+                    canvas.add(0, left, maps)
             labels = canvas.take(following - top).argmax(dim=0).to(torch.uint8).cpu().numpy()
-            labels[hidden[: len(labels)]] = IGNORE
+            labels[nodata[: len(labels)]] = IGNORE
             yield labels
             progress.update(len(lefts))
 
 
-def _hidden(picture: rasterio.DatasetReader, window: Window, tiling: Tiling) -> np.ndarray:
-    """Where a window has no picture, bool [h,w]."""
+def _nodata(picture: rasterio.DatasetReader, window: Window, tiling: Tiling) -> np.ndarray:
+    """Where a window has no data, bool [h,w]."""
     if not has_holes(picture):
         return np.zeros((window.height, window.width), bool)
     try:
         return invalid_of(picture, window, tiling.bands)
-    except GDAL_FAULTS as error:  # a fault in reading, where what is being written is not to blame
+    except GDAL_FAULTS as error:  # an error of the image that is read, not of the file that is written meanwhile
         raise DataError(f"{name_of(picture)}: not a readable raster ({error.__cause__ or error}); is it complete, and an image?") from error
 
 

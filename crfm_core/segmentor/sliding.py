@@ -1,4 +1,4 @@
-"""Images larger than what a segmentor was trained on: overlapping windows, whose answers are averaged where they overlap."""
+"""Images larger than what a network was trained on: overlapping windows, whose values are averaged where they overlap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crfm_core.data.windows import window_offsets
 from crfm_core.settings import Evaluation
 
 
-def window_of(evaluation: Evaluation, tile_size: int) -> tuple[int, int]:
+def window_and_stride(evaluation: Evaluation, tile_size: int) -> tuple[int, int]:
     """Side of a window and distance between windows in pixels. ConfigError when the distance would leave gaps."""
     window = evaluation.window or tile_size
     stride = evaluation.stride or max(1, 2 * window // 3)
@@ -22,7 +22,7 @@ def window_of(evaluation: Evaluation, tile_size: int) -> tuple[int, int]:
 
 
 class Canvas:
-    """The weighted mean of what overlapping windows say: [..., H, W] with ``leading`` dimensions before the last two."""
+    """The weighted mean of overlapping windows' values: [..., H, W] with ``leading`` dimensions before the last two."""
 
     def __init__(self, leading: tuple[int, ...], height: int, width: int, device: torch.device | str) -> None:
         self.total = torch.zeros(*leading, height, width, device=device)
@@ -49,10 +49,10 @@ class Canvas:
 
 
 def slide(answer: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int) -> Tensor:
-    """Logits [B,K,H,W] of images [B,3,H,W] seen through windows, averaged by count as mmsegmentation's ``slide_inference`` does.
+    """Logits [B,K,H,W] of images [B,3,H,W] from overlapping windows, averaged by count as mmsegmentation's ``slide_inference`` does.
 
     ``answer`` gives the logits [B,K,h,w] of a window of all images [B,3,h,w]. A window is an image of its own: a critic that pads to a
-    multiple of 32 pads each. Where an image is smaller than a window it is looked at as it is.
+    multiple of 32 pads each. An image smaller than a window is one window.
     """
     height, width = images.shape[-2:]
     canvas = None

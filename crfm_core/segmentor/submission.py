@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from crfm_core import ConfigError, DataError
+from crfm_core import ConfigError
 from crfm_core.data.grid import open_scene
-from crfm_core.data.rasters import encode_raster, read_label
+from crfm_core.data.rasters import encode_raster
 from crfm_core.data.scaling import scene_limits
 from crfm_core.data.sources import SceneSource
 from crfm_core.files import atomic_path, hash_of, require_disk, sha256_of, work_folder, write_bytes
 from crfm_core.segmentor.critic import Critic, load_critic
-from crfm_core.segmentor.prediction import label_rows
+from crfm_core.segmentor.prediction import is_whole, label_rows
 from crfm_core.settings import Dataset, Evaluation
 
 
@@ -49,7 +49,7 @@ def zip_predictions(
     how = evaluation.result_keys()
     content = [[path.name, path.stat().st_size] for path in images]
     with work_folder(work, hash_of(sha256_of(checkpoint), how, dataset.tile.model_dump(mode="json"), ids.tolist(), content)) as folder:
-        missing = [path for path in images if not _finished(folder / path.name)]
+        missing = [path for path in images if not is_whole(folder / path.name)]
         if missing:
             critic = load_critic(checkpoint, device, dataset.classes)
             for path in tqdm(missing, desc="images", unit="image", disable=None):
@@ -57,14 +57,6 @@ def zip_predictions(
         with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink
             for path in images:
                 archive.writestr(_entry(path.name), (folder / path.name).read_bytes())
-
-
-def _finished(path: Path) -> bool:
-    """Whether an earlier try left this prediction whole."""
-    try:
-        return read_label(path) is not None
-    except DataError:
-        return False
 
 
 def _labels(critic: Critic, image: Path, dataset: Dataset, evaluation: Evaluation) -> np.ndarray:

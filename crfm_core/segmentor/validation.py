@@ -10,98 +10,114 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from crfm_core import DataError
+from crfm_core import DataError, WeightsError
 from crfm_core.distributed import ProcessGroup
 from crfm_core.files import atomic_path
 from crfm_core.metrics.confusion import ConfusionMatrix
 from crfm_core.segmentor.critic import Critic
-from crfm_core.segmentor.draws import Tiles
+from crfm_core.segmentor.dataset import Tiles
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size
-from crfm_core.segmentor.libraries import lean_imports
-from crfm_core.segmentor.openmmlab import Preparation, read_checkpoint
-
-with lean_imports():
-    from mmengine.hooks import Hook
-    from mmengine.runner import Runner
-
-#: Iteration and mIoU in percent of each look, in order.
-History = list[list[float]]
+from crfm_core.segmentor.mmseg.running import History, history_of
+from crfm_core.segmentor.mmseg.weights import read_checkpoint
+from crfm_core.segmentor.preparation import Preparation
 
 
 def best_of(history: History) -> int:
     """The iteration with the highest mIoU, the earliest of equals."""
-    return int(max(history, key=lambda look: (look[1], -look[0]))[0])
+    return int(max(history, key=lambda entry: (entry[1], -entry[0]))[0])
 
 
-def best_path(folder: Path | str, iteration: int) -> Path:
-    """Where a work folder holds the weights of an iteration that was the best when it was looked at."""
-    return Path(folder) / f"best_{iteration}.pth"
+def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest readable training checkpoint of a work folder and the iterations done by then.
+
+    Damaged ones are skipped, and those whose best weights until then are gone or damaged.
+    """
+    for iteration, path in sorted(_checkpoints(folder).items(), reverse=True):
+        try:
+            if history := history_of(read_checkpoint(path)):
+                read_checkpoint(_best_path(folder, best_of(history)))
+        except WeightsError as error:
+            print(f"{error}; continuing from an older one", flush=True)
+        else:
+            print(f"continuing after iteration {iteration}", flush=True)
+            return path, iteration
+    return None
 
 
-class Validation(Hook):
-    """Measures the mIoU on validation tiles every so many iterations and at the end, and keeps the best weights in the work folder.
+class Validation:
+    """Measures the mIoU on validation tiles every so often and at the end, and keeps the best weights in the work folder.
 
-    What was measured is part of the training checkpoints, so a training that continues knows what the one that it continues knew.
-    Each process looks at its part of the tiles.
+    Each process measures its part of the tiles. What was measured is part of the training checkpoints, so a training that continues
+    knows what the one that it continues knew.
+
+    Args:
+        tiles: of the validation split.
+        folder: the training's work folder.
+        every: iterations between two validations.
+        iterations: of the whole training.
+        batch_size: tiles that this process predicts together.
+        preparation: how the network sees images when it is not trained.
     """
 
-    def __init__(self, tiles: Tiles, folder: Path, every: int, iterations: int, batch_size: int, images: Preparation, group: ProcessGroup):
+    def __init__(
+        self, tiles: Tiles, folder: Path, every: int, iterations: int, batch_size: int, preparation: Preparation, group: ProcessGroup
+    ):
         self.tiles, self.folder = tiles, folder
         self.every, self.iterations = every, iterations
         self.batch_size = batch_size
-        self.images, self.group = images, group
+        self.preparation, self.group = preparation, group
 
-    @staticmethod
-    def history(runner: Runner) -> History:
-        """What was measured so far."""
-        return runner.message_hub.runtime_info.get("validation", [])
-
-    def best_weights(self, history: History) -> dict[str, torch.Tensor]:
-        """The kept weights that ``history`` says are best."""
-        return read_checkpoint(self._path(best_of(history)))["state_dict"]
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None) -> None:
-        number = batch_idx + 1
+    def __call__(self, number: int, network: torch.nn.Module, history: History) -> History:
+        """Measure the network after iteration ``number`` if it is time; returns the history with what was measured."""
         if number % self.every and number != self.iterations:
-            return
-        network = runner.network
-        history = [*self.history(runner), [number, self.measure(network)]]
-        runner.message_hub.update_info("validation", history)
+            return history
+        history = [*history, [number, self.measure(network)]]
         if self.group.is_main:
             print(f"iteration {number}/{self.iterations}  mIoU {history[-1][1]:.2f} % on the validation tiles", flush=True)
             if best_of(history) == number:
-                with atomic_path(self._path(number)) as aside:
-                    torch.save({"state_dict": network.state_dict()}, aside)
-            self._tidy(history)
+                with atomic_path(_best_path(self.folder, number)) as temporary:
+                    torch.save({"state_dict": network.state_dict()}, temporary)
+            self._remove_unneeded(history)
+        return history
+
+    def best_weights(self, history: History) -> dict[str, torch.Tensor]:
+        """The kept weights that ``history`` says are best."""
+        return read_checkpoint(_best_path(self.folder, best_of(history)))["state_dict"]
 
     @torch.no_grad()
     def measure(self, network: torch.nn.Module) -> float:
-        """mIoU in percent of the network as it is now, seen as :func:`crfm_core.segmentor.critic.load_critic` would show it."""
+        """mIoU in percent of the network as it is now, by the critic that :func:`crfm_core.segmentor.critic.load_critic` would give."""
         classes = [str(index) for index in range(self.tiles.num_classes)]
-        critic = Critic(copy.deepcopy(network), classes, self.images).to(self.group.device)  # a copy, for a critic freezes its network
-        counted = ConfusionMatrix(self.tiles.num_classes)
+        critic = Critic(copy.deepcopy(network), classes, self.preparation).to(self.group.device)  # a copy, for a critic freezes its network
+        confusion = ConfusionMatrix(self.tiles.num_classes)
         for images, labels in self._batches():
-            counted.update(critic(as_input(images, self.group.device)).argmax(dim=1), labels)
-        counted.matrix = self.group.sum(counted.matrix)
-        score = counted.scores()["mIoU"]
+            confusion.update(critic(as_input(images, self.group.device)).argmax(dim=1), labels)
+        confusion.matrix = self.group.sum(confusion.matrix)
+        score = confusion.scores()["mIoU"]
         if score is None:
             raise DataError("val: the tiles of this split have no labelled pixel, so nothing can be chosen by them; name another split")
         return score
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """This process's tiles in batches of one size of tile."""
+        """Images [B,H,W,3] and labels [B,H,W] of this process's tiles, in batches of one size of tile."""
         own = (self.tiles.pixels(row) for row in range(self.group.rank, len(self.tiles), self.group.size))
         for labels, images in batches_of_one_size(((label, image) for image, label in own), self.batch_size):
             yield images, np.stack(labels)
 
-    def _tidy(self, history: History) -> None:
+    def _remove_unneeded(self, history: History) -> None:
         """Remove weights that are best neither now nor for any training checkpoint that a stopped run may continue from."""
-        starts = [int(match[1]) for path in self.folder.glob("iter_*.pth") if (match := re.fullmatch(r"iter_(\d+)\.pth", path.name))]
-        before = [[look for look in history if look[0] <= start] for start in starts]
-        needed = {best_of(looks) for looks in [history, *before] if looks}
+        until = [[entry for entry in history if entry[0] <= start] for start in _checkpoints(self.folder)]
+        needed = {_best_path(self.folder, best_of(entries)) for entries in [history, *until] if entries}
         for path in self.folder.glob("best_*.pth"):
-            if path not in map(self._path, needed):
+            if path not in needed:
                 path.unlink()
 
-    def _path(self, iteration: int) -> Path:
-        return best_path(self.folder, iteration)
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """The training checkpoints of a work folder by their iterations."""
+    return {int(match[1]): path for path in folder.glob("iter_*.pth") if (match := re.fullmatch(r"iter_(\d+)\.pth", path.name))}
+
+
+def _best_path(folder: Path, iteration: int) -> Path:
+    """The file of weights that were the best when they were measured."""
+    return folder / f"best_{iteration}.pth"

@@ -12,7 +12,7 @@ import pytest
 from crfm_core.data.rasters import write_raster
 from crfm_core.files import sha256_of
 from crfm_core.manifest import write_manifest
-from crfm_core.segmentor import architectures, openmmlab
+from crfm_core.segmentor.mmseg import architectures
 
 CLASSES = ["soil", "water", "wood"]
 PALETTE = [(150, 110, 70), (30, 60, 120), (40, 120, 40)]
@@ -48,7 +48,7 @@ def write_tiles(
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let segformer_tiny drop out, so that randomness inside the network is part of what a test claims."""
     monkeypatch.setitem(
-        openmmlab.ARCHITECTURES, "segformer_tiny", lambda k: architectures._segformer(k, 16, [1, 1, 1, 1], [1, 2, 4, 8], 32, drop=0.2)
+        architectures.ARCHITECTURES, "segformer_tiny", lambda k: architectures._segformer(k, 16, [1, 1, 1, 1], [1, 2, 4, 8], 32, drop=0.2)
     )
 
 

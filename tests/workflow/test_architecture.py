@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,37 @@ def imported_rooms(module: Path) -> set[str]:
 def test_a_module_imports_only_from_rooms_before_its_own(module):
     allowed = ROOMS[: ROOMS.index(room_of(module)) + 1]
     assert imported_rooms(module) <= set(allowed)
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a module or package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_two_modules_import_each_other_not_even_inside_functions_or_by_way_of_others():
+    names = {module_name(path): path for path in MODULES}
+    imports: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {member if member in names else node.module for member in members}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        imports[name] = (found & names.keys()) - {name}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_only_one_place_knows_the_libraries_of_mmsegmentation():
+    own = PACKAGE / "segmentor" / "mmseg"
+    known = re.compile(r"^\s*(from|import) (mmengine|mmcv|mmseg)\b", re.MULTILINE)
+    users = [path for path in MODULES if known.search(path.read_text(encoding="utf-8"))]
+    assert users and [path for path in users if not path.is_relative_to(own)] == []
 
 
 def test_every_room_is_there_and_every_module_is_in_one():

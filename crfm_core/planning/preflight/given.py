@@ -38,7 +38,7 @@ def segmentor_faults(settings: Settings, name: str) -> list[str]:
         if isinstance(given, str) and not Path(given).is_file():
             faults.append(f"segmentors.{name}.{key}: there is no file {given} (seen from {Path.cwd()}); give {what}")
     if segmentor.config and not faults:
-        from crfm_core.segmentor.configuration import read_config
+        from crfm_core.segmentor.mmseg.configuration import read_config
 
         try:
             read_config(segmentor.config)

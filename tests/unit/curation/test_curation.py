@@ -21,9 +21,9 @@ from crfm_core.curation.mixing import mix
 from crfm_core.data.rasters import describe, read_label, read_rgb, write_raster
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor.critic import Critic
-from crfm_core.segmentor.draws import WeightedDraws
+from crfm_core.segmentor.dataset import WeightedDraws
 from crfm_core.segmentor.evaluation import agreement, as_input
-from crfm_core.segmentor.openmmlab import build_model
+from crfm_core.segmentor.mmseg.networks import build_model
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ from crfm_core.data.rasters import read_label, read_rgb, write_raster
 from crfm_core.files import write_json
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.metrics.generation import cmmd, diversity, frechet_distance, kernel_distance
-from crfm_core.segmentor.critic import Critic, Preparation, as_critic, load_critic
+from crfm_core.segmentor.critic import Critic, as_critic, load_critic
 from crfm_core.segmentor.evaluation import as_input
-from crfm_core.segmentor.openmmlab import build_model
+from crfm_core.segmentor.mmseg.networks import build_model
+from crfm_core.segmentor.preparation import Preparation
 from crfm_core.settings import Generation, Judge
 from crfm_core.text.clip import load_clip
 

@@ -24,7 +24,7 @@ def _random(num_classes, absent=(), shape=(3, 40, 40), seed=0):
 
 @pytest.mark.parametrize("absent", [(), (2,), (0, 4)])
 def test_scores_equal_those_of_mmsegmentation(absent):
-    from crfm_core.segmentor.openmmlab import load_mmseg
+    from crfm_core.segmentor.mmseg.networks import load_mmseg
 
     load_mmseg()
     from mmseg.evaluation import IoUMetric
@@ -57,7 +57,7 @@ def _drawn(rng):
 
 
 def test_counts_and_rounded_scores_are_those_of_mmsegmentations_metric_in_many_random_splits():
-    from crfm_core.segmentor.openmmlab import load_mmseg
+    from crfm_core.segmentor.mmseg.networks import load_mmseg
 
     load_mmseg()
     from mmseg.evaluation import IoUMetric

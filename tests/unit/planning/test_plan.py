@@ -438,7 +438,7 @@ def test_the_counted_work_of_the_segmentors_is_theirs(architecture):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from crfm_core.segmentor.openmmlab import build_model
+    from crfm_core.segmentor.mmseg.networks import build_model
 
     network = build_model(architecture, 17).to("meta").train()
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:

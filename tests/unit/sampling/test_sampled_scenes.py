@@ -7,7 +7,8 @@ import pytest
 import rasterio
 import torch
 from rasterio.transform import Affine
-from segmentor_tiles import CLASSES, PALETTE
+from segmentor_tiles import CLASSES
+from segmentors import train_on
 from tiny_models import TinyCritic, tiny_pipeline, tiny_vae
 from tiny_world import training_job
 
@@ -18,7 +19,6 @@ from crfm_core.generator.training import train_generator
 from crfm_core.sampling import scenes as scenes_module
 from crfm_core.sampling.sampler import OpenedSampler, SamplerSpec
 from crfm_core.sampling.scenes import sample_scene, synthesise_scene
-from crfm_core.segmentor.training import train_segmentor
 from crfm_core.settings import Captions, Control, Sampler, Segmentor
 
 STEPS = 4
@@ -115,7 +115,7 @@ def test_a_scene_is_drawn_from_raster_to_raster(world, tmp_path):
     generator, critic = tmp_path / "generator", tmp_path / "checkpoint.pth"
     train_generator(training_job(world, tmp_path, Control(steps=1, batch_size=2, learning_rate=1e-3, caption_dropout=0.1), out=generator))
     segmentor = Segmentor(architecture="segformer_tiny", iterations=2, batch_size=2, learning_rate=2e-3)
-    train_segmentor(world.tiles, world.root, critic, tmp_path / "work", segmentor, CLASSES, PALETTE, iterations=2, seed=0)
+    train_on(world.tiles, critic, segmentor, root=world.root)
     mask = np.random.default_rng(1).integers(0, 3, (5, 7)).repeat(10, 0).repeat(10, 1).astype(np.uint8)
     mask[:3, :3] = 255
     grid = Grid(70, 50, "EPSG:32631", Affine(0.5, 0, 500000, 0, -0.5, 5400000))

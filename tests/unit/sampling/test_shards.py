@@ -22,7 +22,8 @@ import torch
 from paths import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from segmentor_tiles import CLASSES, PALETTE
+from segmentor_tiles import CLASSES
+from segmentors import train_on
 from tiny_world import World, training_job
 
 from crfm_core import DataError, ResourceError, WeightsError
@@ -35,7 +36,6 @@ from crfm_core.sampling.gathering import gather_shards
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.sampler import SamplerSpec
 from crfm_core.sampling.shards import batches_of, synthesise_shard
-from crfm_core.segmentor.training import train_segmentor
 from crfm_core.settings import Control, Sampler, Segmentor
 
 COPIES = 2
@@ -84,7 +84,7 @@ def studio(world) -> Studio:
     train_generator(training_job(world, work / "generator", control, out=generator))
     segmentor = Segmentor(architecture="segformer_tiny", iterations=4, batch_size=2, learning_rate=2e-3)
     critic = world.root / "segmentors" / "checkpoint.pth"
-    train_segmentor(world.tiles, world.root, critic, work / "critic", segmentor, CLASSES, PALETTE, iterations=4, seed=0)
+    train_on(world.tiles, critic, segmentor, work / "critic", root=world.root)
     return Studio(world, generator, critic)
 
 
@@ -377,7 +377,7 @@ def test_images_made_otherwise_are_made_again(whole, monkeypatch, tmp_path):
     other_critic = tmp_path / "critic.pth"
     segmentor = Segmentor(architecture="segformer_tiny", iterations=4, batch_size=2, learning_rate=2e-3)
     w = whole.world
-    train_segmentor(w.tiles, w.root, other_critic, tmp_path / "work", segmentor, CLASSES, PALETTE, iterations=2, seed=1)
+    train_on(w.tiles, other_critic, segmentor, root=w.root, iterations=2, seed=1)
     other_generator = tmp_path / "generator"
     control = Control(steps=1, batch_size=2, learning_rate=1e-3)
     train_generator(training_job(w, tmp_path, control, out=other_generator))

@@ -31,10 +31,11 @@ from tiny_transformers import dpt, processor_of, segformer, upernet
 from torch import nn
 
 from crfm_core import WeightsError
-from crfm_core.segmentor import architectures, openmmlab
-from crfm_core.segmentor.configuration import parse_config
 from crfm_core.segmentor.critic import as_critic, check_classes, load_critic
-from crfm_core.segmentor.training import newest_checkpoint
+from crfm_core.segmentor.mmseg import architectures, networks
+from crfm_core.segmentor.mmseg.configuration import parse_config
+from crfm_core.segmentor.mmseg.weights import load_backbone, read_checkpoint
+from crfm_core.segmentor.validation import newest_checkpoint
 
 CLASSES = ["soil", "water", "wood"]
 MEAN, STD = [10.0, 120.0, 90.0], [40.0, 58.0, 70.0]
@@ -43,7 +44,7 @@ PREPROCESSOR = {"type": "SegDataPreProcessor", "mean": MEAN, "std": STD, "bgr_to
 
 def model(**changes) -> dict:
     """The configuration of a small SegFormer with an auxiliary head, as a user of mmsegmentation writes it."""
-    network = openmmlab.ARCHITECTURES["segformer_tiny"](len(CLASSES))
+    network = architectures.ARCHITECTURES["segformer_tiny"](len(CLASSES))
     head = {"in_channels": 64, "in_index": 2, "channels": 8, "num_convs": 1, "concat_input": False}
     network["auxiliary_head"] = architectures._head("FCNHead", len(CLASSES), 0.4, **head)
     return {
@@ -65,7 +66,7 @@ def text_of(**names) -> str:
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return openmmlab.build_network(Config(model())).eval()
+    return networks.build_network(model()).eval()
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def trained(tmp_path_factory) -> Path:
     """A checkpoint as ``train_segmentor`` writes it."""
     path = tmp_path_factory.mktemp("trained") / "checkpoint.pth"
     torch.manual_seed(0)
-    weights = openmmlab.build_model("segformer_tiny", len(CLASSES)).state_dict()
+    weights = networks.build_model("segformer_tiny", len(CLASSES)).state_dict()
     torch.save({"state_dict": weights, "meta": {"segmentor": {"architecture": "segformer_tiny"}, "classes": CLASSES}}, path)
     return path
 
@@ -137,8 +138,8 @@ def test_missing_damaged_and_foreign_checkpoints_are_refused(trained, tmp_path):
     for meta, message in (
         ({**content["meta"], "classes": CLASSES[:2]}, "do not fit its own architecture"),
         ({**content["meta"], "segmentor": {"architecture": "vgg"}}, "no segmentor of this workflow"),
-        ({"epoch": 1}, "neither a segmentor of this workflow nor a checkpoint of mmsegmentation"),
-        (None, "neither a segmentor of this workflow nor a checkpoint of mmsegmentation"),
+        ({"epoch": 1}, "no critic can be read from it .*give one of: .*mmsegmentation"),
+        (None, "no critic can be read from it .*give one of: .*mmsegmentation"),
     ):
         torch.save({**content, "meta": meta}, tmp_path / "unfit.pth")
         with pytest.raises(WeightsError, match=rf"unfit\.pth: .*{message}"):
@@ -189,7 +190,7 @@ def _tarred(content, path):
 def test_a_program_in_a_checkpoint_never_runs_whatever_its_format_and_whoever_reads_it(tmp_path, write, place):
     path, mark = tmp_path / "bomb.pth", tmp_path / "ran"
     write(place(Program(os.system, f"touch {mark}")), path)
-    for read in (load_critic, lambda path: openmmlab.load_backbone(openmmlab.build_model("unet_tiny", 3), path)):
+    for read in (load_critic, lambda path: load_backbone(networks.build_model("unet_tiny", 3), path)):
         with pytest.raises(WeightsError, match=r"bomb\.pth: (holds more than weights \(posix\.system\)|is damaged)"):
             read(path)
     assert not mark.exists()
@@ -210,7 +211,7 @@ def test_a_training_goes_on_past_a_checkpoint_that_holds_a_program(tmp_path, cap
 
 def predicted(config: dict, weights: dict, loaded: np.ndarray) -> torch.Tensor:
     """Logits as mmsegmentation predicts them for pictures as its pipeline loads them, uint8 [B,H,W,3]."""
-    network = openmmlab.build_network(Config(config)).eval()
+    network = networks.build_network(config).eval()
     network.load_state_dict(weights)
     samples = [SegDataSample(metainfo={"ori_shape": one.shape[:2], "img_shape": one.shape[:2]}) for one in loaded]
     data = {"inputs": [torch.from_numpy(one.copy()).permute(2, 0, 1) for one in loaded], "data_samples": samples}
@@ -284,7 +285,7 @@ class _Pictures(torch.utils.data.Dataset):
 
 
 def test_a_checkpoint_that_mmengine_trained_and_wrote_is_read_also_from_before_numpy_2(tmp_path):
-    openmmlab.load_mmseg()
+    networks.load_mmseg()
     runner = Runner.from_cfg(
         Config({
             "model": model(data_preprocessor={**PREPROCESSOR, "size_divisor": None, "size": (32, 32)}),
@@ -306,7 +307,7 @@ def test_a_checkpoint_that_mmengine_trained_and_wrote_is_read_also_from_before_n
     runner.train()
     path = tmp_path / "work" / "iter_2.pth"
     rgb = pictures(32, 32)
-    expected = predicted(model(), openmmlab.read_checkpoint(path)["state_dict"], rgb[..., ::-1])
+    expected = predicted(model(), read_checkpoint(path)["state_dict"], rgb[..., ::-1])
     critic = load_critic(path, classes=CLASSES)
     torch.testing.assert_close(critic(as_images(rgb)), expected, rtol=1e-4, atol=1e-4)
 
@@ -412,7 +413,7 @@ def test_one_map_for_two_classes_is_refused(tmp_path):
         "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": True},
     }
     del config["auxiliary_head"]
-    weights = openmmlab.build_network(Config(config)).state_dict()
+    weights = networks.build_network(config).state_dict()
     meta = {"cfg": text_of(model=config), "dataset_meta": {"classes": ("background", "building")}}
     torch.save({"state_dict": weights, "meta": meta}, tmp_path / "binary.pth")
     with pytest.raises(WeightsError, match="gives 1 maps for 2 classes"):

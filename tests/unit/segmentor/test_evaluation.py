@@ -11,42 +11,18 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from segmentor_tiles import CLASSES, write_tiles
+from segmentors import network_of, pictures, write_checkpoint
 from torch import nn
 
 from crfm_core import ConfigError, DataError
 from crfm_core.data.rasters import read_label, write_raster
 from crfm_core.manifest import read_manifest
-from crfm_core.segmentor import openmmlab
 from crfm_core.segmentor.critic import Critic, as_critic, load_critic
-from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, evaluate, look, predict, read_ahead, tile_batches
-from crfm_core.segmentor.sliding import window_of
+from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, class_maps, evaluate, predict, read_ahead, tile_batches
+from crfm_core.segmentor.mmseg.networks import describe_architecture
+from crfm_core.segmentor.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from crfm_core.segmentor.sliding import window_and_stride
 from crfm_core.settings import Evaluation
-
-
-def network_of(seed: int, **changes) -> nn.Module:
-    """A small SegFormer whose random weights tell classes apart."""
-    torch.manual_seed(seed)
-    network = openmmlab.build_network(ConfigDict(openmmlab.model_config("segformer_tiny", len(CLASSES)) | changes))
-    nn.init.normal_(network.decode_head.conv_seg.weight)
-    network.eval()
-    with torch.no_grad():  # none is the most likely everywhere
-        logits = Critic(network, CLASSES)(as_input(pictures(64, 64)))
-        network.requires_grad_(True).decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
-    return network
-
-
-def write_checkpoint(path: Path, seed: int = 0) -> Path:
-    """A checkpoint as ``train_segmentor`` writes it, of random weights."""
-    weights = network_of(seed).state_dict()
-    torch.save({"state_dict": weights, "meta": {"segmentor": {"architecture": "segformer_tiny"}, "classes": CLASSES}}, path)
-    return path
-
-
-def pictures(height: int, width: int, count: int = 2) -> np.ndarray:
-    """Smooth noise, so that what is resized keeps its look."""
-    coarse = torch.rand(count, 3, height // 8 + 2, width // 8 + 2, generator=torch.Generator().manual_seed(height + width))
-    smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-    return (255 * smooth.clamp(0, 1)).permute(0, 2, 3, 1).byte().numpy()
 
 
 def sample(height: int, width: int, size: tuple[int, int] | None = None, mirrored: bool = False):
@@ -71,7 +47,7 @@ def tiles(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("evaluation") / "checkpoint.pth")
+    return write_checkpoint(tmp_path_factory.mktemp("evaluation") / "checkpoint.pth", network_of(0).state_dict())
 
 
 # --------------------------------------------------------------------------------------------------- mmsegmentation's inference
@@ -79,13 +55,13 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 56), (33, 95)])
 def test_a_whole_image_gives_the_logits_that_mmsegmentation_gives(height, width):
-    padded = openmmlab.model_config("segformer_tiny", 1)["data_preprocessor"] | {"test_cfg": {"size_divisor": 32}}
+    padded = describe_architecture("segformer_tiny", 1)["data_preprocessor"] | {"test_cfg": {"size_divisor": 32}}
     network = network_of(0, data_preprocessor=padded)
     images = pictures(height, width)
     data = {"inputs": [torch.from_numpy(one).permute(2, 0, 1) for one in images], "data_samples": [sample(height, width) for _ in images]}
     with torch.no_grad():
         expected = torch.stack([answer.seg_logits.data for answer in network.test_step(data)])
-    ours = look(Critic(network, CLASSES), as_input(images), Evaluation())
+    ours = class_maps(Critic(network, CLASSES), as_input(images), Evaluation())
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     assert ours.argmax(1).unique().numel() > 1
 
@@ -103,14 +79,14 @@ def test_a_whole_image_gives_the_logits_that_mmsegmentation_gives(height, width)
 def test_windows_give_the_logits_of_mmsegmentations_slide_inference(network, height, width, window, stride, divisor):
     images = as_input(pictures(height, width))
     network.test_cfg = ConfigDict(mode="slide", crop_size=(window, window), stride=(stride, stride))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (openmmlab.MEAN, openmmlab.STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
         expected = network.slide_inference((images - mean) / std, [{"img_shape": images.shape[2:]}])
-    critic = Critic(network, CLASSES, openmmlab.Preparation(divisor=divisor))
-    ours = look(critic, images, Evaluation(mode="slide", window=window, stride=stride))
+    critic = Critic(network, CLASSES, Preparation(divisor=divisor))
+    ours = class_maps(critic, images, Evaluation(mode="slide", window=window, stride=stride))
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     if min(height, width) > window:
-        assert not torch.allclose(ours, look(critic, images, Evaluation()), atol=1e-2)
+        assert not torch.allclose(ours, class_maps(critic, images, Evaluation()), atol=1e-2)
 
 
 @pytest.mark.parametrize(("scales", "flip"), [([1.0], True), ([0.5, 1.0, 1.75], False), ([0.75, 1.25], True)])
@@ -131,13 +107,13 @@ def test_views_are_merged_as_mmsegmentations_test_time_augmentation_merges_them(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a dimension that it adds
         merged = SegTTAModel(network).test_step({"inputs": views, "data_samples": samples})
-    critic = Critic(network, CLASSES, openmmlab.Preparation())
+    critic = Critic(network, CLASSES, Preparation())
     how = Evaluation(mode=mode, window=window, stride=stride, scales=scales, flip=flip)
-    probabilities = look(critic, images, how)
+    probabilities = class_maps(critic, images, how)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, height, width))
     assert torch.equal(probabilities.argmax(1), merged[0].pred_sem_seg.data)
     single = how.model_copy(update={"scales": [1.0], "flip": False})
-    assert (probabilities.argmax(1) != look(critic, images, single).argmax(1)).any()
+    assert (probabilities.argmax(1) != class_maps(critic, images, single).argmax(1)).any()
 
 
 # ------------------------------------------------------------------------------------------------------------- invariants
@@ -162,10 +138,10 @@ def test_the_prediction_of_a_mirrored_image_is_the_mirrored_prediction(network, 
 
 
 def test_windows_have_the_tiles_side_and_overlap_by_a_third_unless_told_otherwise():
-    assert window_of(Evaluation(), 512) == (512, 341)
-    assert window_of(Evaluation(window=96, stride=96), 512) == (96, 96)
+    assert window_and_stride(Evaluation(), 512) == (512, 341)
+    assert window_and_stride(Evaluation(window=96, stride=96), 512) == (96, 96)
     with pytest.raises(ConfigError, match=r"evaluation\.stride: 600 with windows of 512 pixels leaves gaps; allowed: 1\.\.\.512"):
-        window_of(Evaluation(stride=600), 512)
+        window_and_stride(Evaluation(stride=600), 512)
 
 
 def test_batches_hold_neighbours_of_one_size_in_order_and_a_fault_in_reading_ahead_is_raised():
@@ -219,8 +195,8 @@ def test_scores_say_how_they_came_about_and_are_written_as_json(tiles, checkpoin
 def test_a_batch_of_another_size_changes_rounding_and_nothing_else(tiles, checkpoint):
     critic, images = load_critic(checkpoint), next(tile_batches(tiles, tiles.parent, 7))[1]
     for how in (Evaluation(), Evaluation(mode="slide", window=24, flip=True)):
-        together = look(critic, as_input(images), how)
-        alone = torch.cat([look(critic, as_input(image[None]), how) for image in images])
+        together = class_maps(critic, as_input(images), how)
+        alone = torch.cat([class_maps(critic, as_input(image[None]), how) for image in images])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
         one, other = (np.array(evaluate(checkpoint, tiles, tiles.parent, batch_size=n, evaluation=how)["confusion"]) for n in (1, 5))
         assert np.abs(one - other).sum() <= 0.001 * one.sum()

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from rasterio.transform import Affine
 from segmentor_tiles import CLASSES, PALETTE, write_tiles
-from test_evaluation import pictures, write_checkpoint
+from segmentors import network_of, pictures, write_checkpoint
 from torch import nn
 
 from crfm_core import ConfigError, DataError, WeightsError
@@ -27,7 +27,8 @@ from crfm_core.data.tiling import read_mask, tile_scene
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor import prediction
 from crfm_core.segmentor.critic import as_critic, load_critic
-from crfm_core.segmentor.evaluation import as_input, look, predict
+from crfm_core.segmentor.evaluation import as_input, class_maps, predict
+from crfm_core.segmentor.mmseg.networks import build_model
 from crfm_core.segmentor.prediction import in_strips, predict_raster, predict_scene, predict_tiles
 from crfm_core.segmentor.submission import zip_predictions
 from crfm_core.settings import Dataset, Evaluation, Tiling
@@ -38,7 +39,7 @@ CRS, TRANSFORM = "EPSG:32631", Affine(0.3, 0, 500_000, 0, -0.3, 5_000_000)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("predictions") / "checkpoint.pth")
+    return write_checkpoint(tmp_path_factory.mktemp("predictions") / "checkpoint.pth", network_of(0).state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def by_hand(critic, image: np.ndarray, window: int, stride: int, evaluation: Eva
     for top in {min(start, max(0, height - window)) for start in range(0, height, stride)}:
         for left in {min(start, max(0, width - window)) for start in range(0, width, stride)}:
             part = np.ascontiguousarray(image[None, top : top + window, left : left + window])
-            answer = look(critic, as_input(part), evaluation)[0].numpy()
+            answer = class_maps(critic, as_input(part), evaluation)[0].numpy()
             total[:, top : top + window, left : left + window] += answer
             count[top : top + window, left : left + window] += 1
     return (total / count).argmax(0).astype(np.uint8)
@@ -143,7 +144,7 @@ def test_a_stopped_prediction_goes_on_with_the_rest_and_keeps_nothing_of_another
     assert again(how=Evaluation(batch_size=4)) == []
     assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == whole
     assert len(again(how=Evaluation(flip=True))) == 6
-    assert len(again(write_checkpoint(tmp_path / "other.pth", seed=5), Evaluation(flip=True))) == 6
+    assert len(again(write_checkpoint(tmp_path / "other.pth", network_of(5).state_dict()), Evaluation(flip=True))) == 6
     assert {path.name: path.read_bytes() for path in folder.glob("*.png")} != whole
     with pytest.raises(WeightsError, match="its classes are not the dataset's"):
         predict_tiles(checkpoint, manifest, tmp_path, tmp_path / "x.parquet", classes=["soil", "lake", "wood"])
@@ -208,7 +209,7 @@ def test_where_a_scene_has_no_picture_nothing_is_predicted_and_windows_of_it_are
     bands[:, 60:70, 20:30] = 0
     image = write(tmp_path / "a.tif", bands, nodata=0)
     looked = []
-    monkeypatch.setattr(prediction, "look", lambda critic, images, how: looked.append(len(images)) or look(critic, images, how))
+    monkeypatch.setattr(prediction, "class_maps", lambda critic, images, how: looked.append(len(images)) or class_maps(critic, images, how))
     predict_raster(critic, image, tmp_path / "out.tif", Tiling(size=10), Evaluation(stride=10), palette=PALETTE)
     hidden = (bands == 0).all(0)
     assert np.array_equal(read_label(tmp_path / "out.tif") == 255, hidden)
@@ -319,15 +320,12 @@ def official(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory):
     """A checkpoint of LoveDA's classes in an order of names, and the critic it is."""
-    from crfm_core.segmentor import openmmlab
 
     def store(names: list[str]) -> Path:
         torch.manual_seed(1)
-        network = openmmlab.build_model("segformer_tiny", 7)
+        network = build_model("segformer_tiny", 7)
         nn.init.normal_(network.decode_head.conv_seg.weight)
-        path = tmp_path_factory.mktemp("seven") / "checkpoint.pth"
-        torch.save({"state_dict": network.state_dict(), "meta": {"segmentor": {"architecture": "segformer_tiny"}, "classes": names}}, path)
-        return path
+        return write_checkpoint(tmp_path_factory.mktemp("seven") / "checkpoint.pth", network.state_dict(), names)
 
     return store
 

@@ -9,22 +9,22 @@ import pandas as pd
 import pytest
 import torch
 from segmentor_tiles import CLASSES, PALETTE, interrupted, with_dropout, write_tiles
+from segmentors import train_on
 
 from crfm_core import ConfigError, DataError, ResourceError, WeightsError
 from crfm_core.data.rasters import read_rgb
 from crfm_core.files import write_bytes
-from crfm_core.segmentor import draws, openmmlab, running, training
+from crfm_core.segmentor import dataset, training
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.segmentor.evaluation import evaluate, predict
+from crfm_core.segmentor.mmseg import networks, running, weights
 from crfm_core.settings import Segmentor
 
 SMALL = Segmentor(architecture="segformer_tiny", iterations=6, batch_size=4, learning_rate=3e-3, warmup=2, checkpoint_every=2)
 
 
 def _train(folder, name, manifest, segmentor=SMALL, iterations=6, seed=0):
-    out = folder / f"{name}.pth"
-    training.train_segmentor(manifest, folder, out, folder / f".{name}", segmentor, CLASSES, PALETTE, iterations, seed)
-    return out
+    return train_on(manifest, folder / f"{name}.pth", segmentor, iterations=iterations, seed=seed)
 
 
 def in_this_process(loader):
@@ -60,15 +60,13 @@ def test_a_segmentor_learns_and_its_scores_are_of_the_whole_split(tiles, checkpo
 
 def test_tiles_that_memory_does_not_hold_are_read_from_copies_on_the_machines_own_disk(tiles, tmp_path, monkeypatch):
     expected = _weights(_train(tiles.parent, "in-memory", tiles))
-    monkeypatch.setattr(draws, "CACHE_BYTES", 0)
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 0)
     read = []
-    monkeypatch.setattr(draws, "read_rgb", lambda path: read.append(path) or read_rgb(path))
-    monkeypatch.setattr(training.torch.utils.data, "DataLoader", in_this_process(training.torch.utils.data.DataLoader))
+    monkeypatch.setattr(dataset, "read_rgb", lambda path: read.append(path) or read_rgb(path))
+    monkeypatch.setattr(training, "DataLoader", in_this_process(training.DataLoader))
 
     def train(name):
-        out = tmp_path / f"{name}.pth"
-        training.train_segmentor(tiles, tiles.parent, out, tmp_path / name, SMALL, CLASSES, PALETTE, 6, 0, scratch=tmp_path / "scratch")
-        return _weights(out)
+        return _weights(train_on(tiles, tmp_path / f"{name}.pth", SMALL, scratch=tmp_path / "scratch"))
 
     with pytest.raises(ResourceError, match=r"scratch: .*scratch cannot hold copies of tiles \(No such file"):
         train("nowhere")
@@ -82,7 +80,7 @@ def test_tiles_that_memory_does_not_hold_are_read_from_copies_on_the_machines_ow
             raise ResourceError(f"{path}: could not be written whole")
         return write_bytes(path, content)
 
-    monkeypatch.setattr(draws, "write_bytes", full)
+    monkeypatch.setattr(dataset, "write_bytes", full)
     assert _same(expected, train("full"))
     assert not read[-1].is_relative_to(tmp_path / "scratch") and read[24].is_relative_to(tmp_path / "scratch")
 
@@ -91,7 +89,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tiles, monkey
     folder = tiles.parent
     with_dropout(monkeypatch)
     undisturbed = _weights(_train(folder, "undisturbed", tiles))
-    with interrupted(monkeypatch, running.Watch, 5):
+    with interrupted(monkeypatch, running.TrainingHook, 5):
         _train(folder, "stopped", tiles)
     assert not (folder / "stopped.pth").exists()
     newest = folder / ".stopped" / "iter_4.pth"
@@ -114,12 +112,12 @@ def test_a_diverging_run_stops_and_names_the_iteration(tiles):
 
 def test_a_label_outside_the_classes_is_refused_with_its_file(tiles):
     with pytest.raises(DataError, match=r"label.*\.png: class id 2"):
-        training.train_segmentor(tiles, tiles.parent, tiles.parent / "x.pth", tiles.parent / ".x", SMALL, CLASSES[:2], PALETTE[:2], 3, 0)
+        train_on(tiles, tiles.parent / "x.pth", SMALL, classes=CLASSES[:2], palette=PALETTE[:2], iterations=3)
 
 
 def test_draws_follow_the_weights_exactly_and_depend_on_nothing_but_seed_and_place():
     def first(count, start=0, seed=0):
-        drawn = iter(draws.WeightedDraws(np.array([3.0, 1.0, 0.0, 1.5]), seed, start))
+        drawn = iter(dataset.WeightedDraws(np.array([3.0, 1.0, 0.0, 1.5]), seed, start))
         return [next(drawn) for _ in range(count)]
 
     rounds = np.bincount([draw.row for draw in first(600)], minlength=4)
@@ -127,7 +125,7 @@ def test_draws_follow_the_weights_exactly_and_depend_on_nothing_but_seed_and_pla
     assert rounds[2] == 0
     assert first(40)[13:] == first(27, start=13)
     assert first(40) != first(40, seed=1)
-    equal = iter(draws.WeightedDraws(np.ones(7), 0))
+    equal = iter(dataset.WeightedDraws(np.ones(7), 0))
     assert sorted(next(equal).row for _ in range(7)) == list(range(7))
 
 
@@ -135,7 +133,7 @@ def test_augmentation_moves_image_and_label_together():
     label = np.arange(64, dtype=np.uint8).reshape(8, 8)
     image = np.repeat(label[..., None], 3, axis=2)
     for seed in range(20):
-        lit, moved = draws.augment(image, label, np.random.default_rng(seed))
+        lit, moved = dataset.augment(image, label, np.random.default_rng(seed))
         brightness = lit[..., 0].ravel()[np.argsort(moved.ravel())]
         assert (np.diff(brightness) >= 0).all()
 
@@ -147,14 +145,14 @@ def test_a_prediction_does_not_depend_on_its_batch(tiles, checkpoint):
 
 
 def test_pretrained_backbones_are_loaded_and_those_of_another_architecture_refused(checkpoint, tmp_path):
-    network = openmmlab.build_model("segformer_tiny", 7)
-    openmmlab.load_backbone(network, checkpoint)
+    network = networks.build_model("segformer_tiny", 7)
+    weights.load_backbone(network, checkpoint)
     stored = {name.removeprefix("backbone."): tensor for name, tensor in _weights(checkpoint).items() if name.startswith("backbone.")}
     assert _same(network.backbone.state_dict(), stored)
     torch.save(stored, tmp_path / "bare.pth")
-    openmmlab.load_backbone(network, tmp_path / "bare.pth")
+    weights.load_backbone(network, tmp_path / "bare.pth")
     with pytest.raises(WeightsError, match="does not fit the backbone UNet"):
-        openmmlab.load_backbone(openmmlab.build_model("unet_tiny", 7), checkpoint)
+        weights.load_backbone(networks.build_model("unet_tiny", 7), checkpoint)
 
 
 def test_mixed_precision_computes_otherwise_but_keeps_whole_weights_and_about_the_result(tiles):
@@ -184,11 +182,11 @@ def _table(pixels, weights):
     ],
 )
 def test_class_weights_follow_from_the_pixels_drawn_and_weigh_them_one_on_average(pixels, weights, asked, ratios):
-    found = np.array(draws.class_weights(_table(pixels, weights), asked, len(pixels[0])))
+    found = np.array(dataset.class_weights(_table(pixels, weights), asked, len(pixels[0])))
     assert found / found.sum() == pytest.approx(np.array(ratios) / sum(ratios))
     shown = np.array(weights) @ np.array(pixels)
     assert found @ shown / shown.sum() == pytest.approx(1)
-    assert draws.class_weights(_table(pixels, weights), None, len(pixels[0])) is None
+    assert dataset.class_weights(_table(pixels, weights), None, len(pixels[0])) is None
 
 
 @pytest.mark.parametrize(
@@ -202,11 +200,11 @@ def test_class_weights_follow_from_the_pixels_drawn_and_weigh_them_one_on_averag
 )
 def test_class_weights_that_make_no_sense_are_refused(pixels, asked, error, message):
     with pytest.raises(error, match=message):
-        draws.class_weights(_table(pixels, [1.0]), asked, 3)
+        dataset.class_weights(_table(pixels, [1.0]), asked, 3)
 
 
 def test_the_weighted_loss_counts_each_pixel_by_its_class_and_ignored_ones_not_at_all():
-    openmmlab.load_mmseg()
+    networks.load_mmseg()
     from mmseg.registry import MODELS
 
     weights = torch.tensor([0.5, 1.0, 3.0])
@@ -233,10 +231,10 @@ def test_weights_of_one_change_nothing_and_a_class_that_weighs_nothing_is_not_le
 def test_a_training_that_continues_runs_nothing_that_its_checkpoint_holds(tiles, monkeypatch):
     """mmengine would run the configuration in a checkpoint's meta as Python, to compare it with its own."""
     folder = tiles.parent
-    with interrupted(monkeypatch, running.Watch, 5):
+    with interrupted(monkeypatch, running.TrainingHook, 5):
         _train(folder, "tampered", tiles)
     newest, mark = folder / ".tampered" / "iter_4.pth", folder / "ran"
-    stored = openmmlab.read_checkpoint(newest)
+    stored = weights.read_checkpoint(newest)
     stored["meta"]["config"] = f"import os\nos.system('touch {mark}')\n"
     torch.save(stored, newest)
     _train(folder, "tampered", tiles)

@@ -20,7 +20,7 @@ from segmentor_tiles import CLASSES, PALETTE, write_tiles
 from crfm_core import ConfigError
 from crfm_core.distributed import ProcessGroup, launch
 from crfm_core.files import exclusive
-from crfm_core.segmentor.draws import WeightedDraws
+from crfm_core.segmentor.dataset import WeightedDraws
 from crfm_core.segmentor.training import SegmentorTraining, train_segmentor
 from crfm_core.settings import Segmentor
 
@@ -42,9 +42,10 @@ RECORDER = """
 import os
 if "RANK" in os.environ:
     import json, pathlib, torch
-    from crfm_core.segmentor import draws, running
+    from crfm_core.segmentor import dataset
+    from crfm_core.segmentor.mmseg import running
     out = pathlib.Path(os.environ["RECORDS"]) / os.environ["RANK"]
-    train, take, seen = running.TrainingRunner.train, draws.Tiles.__getitem__, []
+    train, take, seen = running.TrainingRunner.train, dataset.Tiles.__getitem__, []
 
     def recorded(self):
         model = train(self)
@@ -56,7 +57,7 @@ if "RANK" in os.environ:
         seen.append([draw.number, draw.row])
         return take(self, draw)
 
-    running.TrainingRunner.train, draws.Tiles.__getitem__ = recorded, noted
+    running.TrainingRunner.train, dataset.Tiles.__getitem__ = recorded, noted
 """
 
 
@@ -133,9 +134,8 @@ def test_what_goes_wrong_in_the_processes_is_raised_here(folder):
 def test_settings_that_need_other_processes_are_refused(folder):
     with pytest.raises(ConfigError, match=r"processes: 2, but 1 was started; use crfm_core\.distributed\.launch"):
         job(folder, "alone", 2).run()
-    narrow = {name: getattr(job(folder, "narrow", 2, batch_size=2), name) for name in SegmentorTraining.model_fields}
     with pytest.raises(ConfigError, match="batch_size: 2 is too few for batch normalisation; allowed: 4 or more"):
-        train_segmentor(**narrow)
+        train_segmentor(job(folder, "narrow", 2, batch_size=2))
 
 
 @pytest.mark.slow

@@ -7,13 +7,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from segmentor_tiles import CLASSES, PALETTE, interrupted, with_dropout, write_tiles
+from segmentor_tiles import interrupted, with_dropout, write_tiles
+from segmentors import train_on
 
 from crfm_core import DataError
 from crfm_core.data.rasters import write_raster
 from crfm_core.manifest import read_manifest, write_manifest
-from crfm_core.segmentor import running, training
 from crfm_core.segmentor.evaluation import evaluate
+from crfm_core.segmentor.mmseg.running import TrainingHook
 from crfm_core.segmentor.validation import Validation, best_of
 from crfm_core.settings import Segmentor
 
@@ -37,8 +38,7 @@ def train(tiles, tmp_path):
     def _train(name, val=None, iterations=8, **settings):
         out = tmp_path / name / "checkpoint.pth"
         segmentor = SMALL.model_copy(update=settings)
-        training.train_segmentor(tiles, tiles.parent, out, tmp_path / f".{name}", segmentor, CLASSES, PALETTE, iterations, 0, val=val)
-        return out
+        return train_on(tiles, out, segmentor, tmp_path / f".{name}", iterations=iterations, val=val)
 
     return _train
 
@@ -97,7 +97,7 @@ def test_a_stopped_training_ends_with_the_choice_and_the_weights_of_an_undisturb
     with_dropout(monkeypatch)
     settings = {"class_weights": "median_frequency", "validate_every": 1}
     undisturbed = train("undisturbed", val, **settings)
-    with interrupted(monkeypatch, running.Watch, 6):
+    with interrupted(monkeypatch, TrainingHook, 6):
         train("stopped", val, **settings)
     work = tmp_path / ".stopped"
     for path in work.glob(damaged) if damaged else ():
@@ -113,7 +113,7 @@ def test_a_stopped_training_ends_with_the_choice_and_the_weights_of_an_undisturb
 def test_a_training_that_goes_back_finds_the_best_weights_of_then(train, val, tmp_path, monkeypatch):
     """Weights that were best after the checkpoint that it goes back to are forgotten, those before are still there."""
     seen = _scripted(monkeypatch, [30.0, 20.0, 20.0, 40.0])  # iterations 1...4; a checkpoint after 2 and after 4
-    with interrupted(monkeypatch, Validation, 4):  # the look is done, the checkpoint not yet written
+    with interrupted(monkeypatch, TrainingHook, 4):  # the look is done, the checkpoint not yet written
         train("back", val, iterations=5, validate_every=1)
     assert {path.name for path in (tmp_path / ".back").glob("*.pth")} == {"iter_2.pth", "best_1.pth", "best_4.pth"}
     _scripted(monkeypatch, [20.0, 20.0, 20.0])

@@ -1,9 +1,15 @@
-"""mmengine and mmsegmentation imported as this package needs them: without compiled operators and without what they look for in vain."""
+"""mmengine and mmsegmentation imported as this package needs them: lean, and with or without mmcv's compiled operators.
+
+mmsegmentation is built on mmcv. The full mmcv holds operators that must be compiled for each version of torch and CUDA; mmcv-lite is the
+same package without them, installs everywhere, and is all that the architectures known by name need. This module is the one place that
+makes it do: while mmsegmentation is imported, a stand-in takes the place of the compiled module ``mmcv._ext``. A network from a
+configuration file or checkpoint that calls an operator is refused with its name. With the full mmcv installed in its place
+(``pip uninstall mmcv-lite; pip install mmcv``, built for the torch that is there) nothing stands in, and such networks work.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import sys
 import types
@@ -11,7 +17,7 @@ from collections.abc import Iterator
 
 from crfm_core import ConfigError
 
-#: What mmengine imports where it is there, for optimisers that nothing here uses: more than half of its time.
+#: What mmengine imports where it is installed, for optimisers that nothing here uses: more than half of its time.
 NOT_NEEDED = ("bitsandbytes", "transformers", "torch.distributed.optim")
 
 #: mmcv's compiled operators, which mmcv-lite does not have.
@@ -32,7 +38,7 @@ class _NoOperators(types.ModuleType):
 
 
 @contextlib.contextmanager
-def stood_in(**modules: types.ModuleType | None) -> Iterator[None]:
+def replaced_modules(**modules: types.ModuleType | None) -> Iterator[None]:
     """Other modules under these names for imports inside the block, None for one that cannot be found; afterwards all is as before."""
     before = {name: sys.modules[name] for name in modules if name in sys.modules}
     sys.modules.update(modules)
@@ -45,28 +51,18 @@ def stood_in(**modules: types.ModuleType | None) -> Iterator[None]:
 
 
 def lean_imports() -> contextlib.AbstractContextManager[None]:
-    """For a block of imports from mmengine: what it takes along only because it is installed is not found there.
+    """For a block of imports from mmengine: what it imports only because it is installed is not found there.
 
     >>> with lean_imports():
     ...     from mmengine.runner import Runner
     """
-    return stood_in(**dict.fromkeys(NOT_NEEDED))
+    return replaced_modules(**dict.fromkeys(NOT_NEEDED))
 
 
 def mmseg_imports() -> contextlib.AbstractContextManager[None]:
-    """For a block of imports from mmsegmentation.
+    """For a block of imports from mmcv and mmsegmentation: lean, and with a stand-in for compiled operators that are not installed.
 
-    mmcv-lite has no compiled operators, yet mmsegmentation imports them. A stand-in is there while it does and gone
-    afterwards, because mmengine looks the module up again when a Runner is built. With the full mmcv nothing is stood in.
+    The stand-in is gone afterwards, because mmengine looks the module up again when a Runner is built.
     """
     missing = importlib.util.find_spec(OPERATORS) is None
-    return stood_in(**dict.fromkeys(NOT_NEEDED), **({OPERATORS: _NoOperators(OPERATORS)} if missing else {}))
-
-
-@functools.cache
-def load_mmseg() -> None:
-    """Import mmsegmentation and register its models, and those parts that :mod:`crfm_core.segmentor.parts` adds; once."""
-    with mmseg_imports():
-        import mmseg.models  # noqa: F401
-
-    import crfm_core.segmentor.parts  # noqa: F401
+    return replaced_modules(**dict.fromkeys(NOT_NEEDED), **({OPERATORS: _NoOperators(OPERATORS)} if missing else {}))

@@ -1,6 +1,6 @@
 """Parts of networks that mmsegmentation as it is installed lacks: ConvNeXt, and cross-entropy with class weights and ignored pixels.
 
-:func:`crfm_core.segmentor.libraries.load_mmseg` imports this module, which registers them; nothing else needs to.
+Importing this module imports mmsegmentation and registers all its parts and these (:func:`crfm_core.segmentor.mmseg.networks.load_mmseg`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from crfm_core.segmentor.libraries import mmseg_imports
+from crfm_core.segmentor.mmseg.libraries import mmseg_imports
 
 with mmseg_imports():
+    from mmcv.cnn.bricks import DropPath
+    from mmengine.model import BaseModule
     from mmseg.models.losses import CrossEntropyLoss
     from mmseg.registry import MODELS
 
-#: Blocks and channels of the four stages (Liu et al., CVPR 2022).
-SIZES = {
+#: Blocks and channels of the four stages of each published size (Liu et al., CVPR 2022).
+CONVNEXT_SIZES = {
     "tiny": ([3, 3, 9, 3], [96, 192, 384, 768]),
     "small": ([3, 3, 27, 3], [96, 192, 384, 768]),
     "base": ([3, 3, 27, 3], [128, 256, 512, 1024]),
@@ -61,7 +61,7 @@ class ConvNeXt(BaseModule):
     use them and the same names of weights, so that checkpoints and pretrained files made there fit.
 
     Args:
-        arch: a name in :data:`SIZES`, or {"depths": [...], "channels": [...]}.
+        arch: a name in :data:`CONVNEXT_SIZES`, or {"depths": [...], "channels": [...]}.
         in_channels: of the images.
         drop_path_rate: share of samples that skip the last block; it grows to it from 0.
         layer_scale_init_value: of each block's scale per channel; 0: none.
@@ -83,9 +83,9 @@ class ConvNeXt(BaseModule):
         super().__init__(init_cfg or {"type": "TruncNormal", "layer": ["Conv2d", "Linear"], "std": 0.02, "bias": 0.0})
         if gap_before_final_norm:
             raise ValueError("gap_before_final_norm must be False: a segmentor needs maps")
-        if isinstance(arch, str) and arch not in SIZES:
-            raise ValueError(f"arch: {arch!r} is not known; allowed: {', '.join(SIZES)}, or depths and channels")
-        depths, channels = SIZES[arch] if isinstance(arch, str) else (arch["depths"], arch["channels"])
+        if isinstance(arch, str) and arch not in CONVNEXT_SIZES:
+            raise ValueError(f"arch: {arch!r} is unknown; allowed: {', '.join(CONVNEXT_SIZES)}, or depths and channels")
+        depths, channels = CONVNEXT_SIZES[arch] if isinstance(arch, str) else (arch["depths"], arch["channels"])
         self.out_indices = list(out_indices)
         self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
         drops = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())

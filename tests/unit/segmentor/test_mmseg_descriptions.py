@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from segmentor_tiles import CLASSES, PALETTE, write_tiles
+from segmentor_tiles import CLASSES, write_tiles
+from segmentors import train_on
 
 from crfm_core import ConfigError, WeightsError
-from crfm_core.segmentor import openmmlab, training
-from crfm_core.segmentor.configuration import read_config
+from crfm_core.segmentor import training
 from crfm_core.segmentor.critic import load_critic
-from crfm_core.segmentor.descriptions import build_described, model_of_file, weigh_classes
 from crfm_core.segmentor.evaluation import evaluate
+from crfm_core.segmentor.mmseg.configuration import read_config
+from crfm_core.segmentor.mmseg.descriptions import describe_file, weigh_classes
+from crfm_core.segmentor.mmseg.networks import build_described
+from crfm_core.segmentor.mmseg.weights import read_checkpoint
 from crfm_core.settings import Segmentor
 
 BASE = """
@@ -157,7 +160,7 @@ def test_what_is_more_than_data_is_refused_unrun_and_faults_are_named(write, tmp
 
 
 def test_a_described_network_gets_the_datasets_classes_and_no_weights_from_elsewhere(write):
-    model = model_of_file(write(base=BASE), 5)
+    model = describe_file(write(base=BASE), 5)
     assert [model[head]["num_classes"] for head in ("decode_head", "auxiliary_head")] == [5, 5]
     assert model["decode_head"]["norm_cfg"]["type"] == "BN"
     assert "pretrained" not in model and "init_cfg" not in model["backbone"]
@@ -176,13 +179,13 @@ def test_a_described_network_gets_the_datasets_classes_and_no_weights_from_elsew
 )
 def test_images_reach_the_network_as_its_file_describes_them(write, change, mean, turned):
     path = write(base=BASE, child=f"_base_ = 'base.py'\nmodel = dict(data_preprocessor=dict({change}))")
-    images = model_of_file(path, 3)["data_preprocessor"]
+    images = describe_file(path, 3)["data_preprocessor"]
     assert images["mean"] == pytest.approx(mean) and images["bgr_to_rgb"] is turned
 
 
 def test_a_file_without_a_preprocessor_gets_that_of_imagenet_for_rgb(write):
     text = BASE.replace("    data_preprocessor=data_preprocessor,\n", "").replace("data_preprocessor = ", "unused = ")
-    images = model_of_file(write(base=text), 3)["data_preprocessor"]
+    images = describe_file(write(base=text), 3)["data_preprocessor"]
     assert images["mean"] == pytest.approx([123.675, 116.28, 103.53]) and images["bgr_to_rgb"] is False
 
 
@@ -208,21 +211,21 @@ def test_networks_that_cannot_be_trained_here_are_refused(write, changes, messag
         assert old in text
         text = text.replace(old, new)
     with pytest.raises(ConfigError, match=rf"base\.py: .*{message}"):
-        model_of_file(write(base=text), 3)
+        describe_file(write(base=text), 3)
 
 
 def test_class_weights_are_given_to_losses_that_take_them(write):
     own = BASE.replace("use_sigmoid=False", "class_weight=[1.0, 2.0, 1.0]")
-    model = model_of_file(write(base=own), 3)
+    model = describe_file(write(base=own), 3)
     kept = {"type": "WeightedCrossEntropyLoss", "avg_non_ignore": True, "class_weight": [1.0, 2.0, 1.0], "loss_weight": 1.0}
     assert model["decode_head"]["loss_decode"] == kept
-    model = model_of_file(write(base=BASE), 3)
+    model = describe_file(write(base=BASE), 3)
     weigh_classes(model, [0.5, 1.0, 1.5])
     assert model["decode_head"]["loss_decode"]["type"] == "WeightedCrossEntropyLoss"
     assert (
         model["decode_head"]["loss_decode"]["class_weight"] == model["auxiliary_head"]["loss_decode"][0]["class_weight"] == [0.5, 1.0, 1.5]
     )
-    model = model_of_file(write(base=BASE.replace("type='LovaszLoss', per_image=True", "type='DiceLoss'")), 3)
+    model = describe_file(write(base=BASE.replace("type='LovaszLoss', per_image=True", "type='DiceLoss'")), 3)
     with pytest.raises(ConfigError, match=r"class_weights: model\.auxiliary_head\.loss_decode\.0 is a DiceLoss, which takes none"):
         weigh_classes(model, [0.5, 1.0, 1.5])
 
@@ -236,10 +239,8 @@ def tiles(tmp_path_factory):
 
 
 def train(tiles, config, iterations=3, **settings):
-    out = tiles.parent / "out.pth"
     segmentor = Segmentor(config=str(config), iterations=iterations, batch_size=4, learning_rate=6e-3, **settings)
-    training.train_segmentor(tiles, tiles.parent, out, tiles.parent / "work", segmentor, CLASSES, PALETTE, iterations, 0)
-    return out
+    return train_on(tiles, tiles.parent / "out.pth", segmentor)
 
 
 def test_a_network_from_a_file_learns_and_is_read_again_without_the_file(tiles, write):
@@ -303,7 +304,7 @@ def test_a_stored_description_is_not_trusted(tiles, write):
 
 def test_the_seed_of_the_weights_is_the_trainings_whether_the_file_is_tried_out_or_not(tiles, write, monkeypatch):
     path = write(base=BASE)
-    tried = openmmlab.read_checkpoint(train(tiles, path))["state_dict"]
+    tried = read_checkpoint(train(tiles, path))["state_dict"]
     monkeypatch.setattr(training, "try_out", lambda *arguments: None)
-    untried = openmmlab.read_checkpoint(train(tiles, path))["state_dict"]
+    untried = read_checkpoint(train(tiles, path))["state_dict"]
     assert all(torch.equal(tensor, untried[name]) for name, tensor in tried.items())

@@ -11,34 +11,39 @@ from pathlib import Path
 from torch import Tensor
 
 from crfm_core import WeightsError
-from crfm_core.segmentor.configuration import parse_config
-from crfm_core.segmentor.critic import Critic
-from crfm_core.segmentor.descriptions import DROPPED, ONLY_TRAINING, build_described, checked, described_network, preparation_of
-from crfm_core.segmentor.openmmlab import load_weights
+from crfm_core.segmentor.critic.base import Critic
+from crfm_core.segmentor.mmseg.configuration import parse_config
+from crfm_core.segmentor.mmseg.descriptions import ONLY_TRAINING, read_description
+from crfm_core.segmentor.mmseg.networks import build_described
+from crfm_core.segmentor.mmseg.weights import load_weights
+
+READS = "a checkpoint of mmsegmentation (.pth with the configuration in its meta)"
 
 
-def mmseg_critic(path: Path | str, weights: dict[str, Tensor], meta: dict, text: str) -> Critic:
-    """The critic of a checkpoint as mmengine's Runner writes it, or mmcv's before (mmsegmentation 0.x).
+def recognises(path: Path, meta: dict) -> bool:
+    """Whether a checkpoint's meta holds the source of a configuration, as mmengine's Runner writes it, or mmcv's before."""
+    return isinstance(meta.get("cfg") or meta.get("config"), str)
+
+
+def critic_of(path: Path, weights: dict[str, Tensor], meta: dict) -> Critic:
+    """The critic of a checkpoint of mmsegmentation 1.x or 0.x.
 
     Args:
-        path: the checkpoint, for messages.
         weights: its state dict, whole but for auxiliary heads, which are not built.
-        meta: its meta; ``dataset_meta`` or ``CLASSES`` name the classes, without them they are numbered.
-        text: the configuration's source.
+        meta: its meta; ``cfg`` or ``config`` is the configuration, ``dataset_meta`` or ``CLASSES`` name the classes, without them they
+            are numbered.
 
     Images are prepared as mmsegmentation does for prediction: ``data_preprocessor`` with its ``test_cfg``, or ``img_norm_cfg``. The
-    whole image is looked at, also where the configuration asks for sliding windows.
+    whole image is predicted at once, also where the configuration asks for sliding windows.
 
     Raises WeightsError when the configuration is no plain description of a network that this mmsegmentation has, or the weights do
     not fit it.
     """
     try:
-        config = parse_config(text)
-        model = described_network(config)
-        preparation = preparation_of(config)
-        model = checked({key: value for key, value in model.items() if key != "data_preprocessor"}, "model", DROPPED | ONLY_TRAINING)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        config = parse_config(meta.get("cfg") or meta["config"])
+    except ValueError as error:
         raise WeightsError(f"{path}: its configuration {error}; nothing of it was run, give another checkpoint") from None
+    model, preparation = read_description(config, path, WeightsError, dropped=ONLY_TRAINING)
     network = build_described(model, path, WeightsError)
     load_weights(network, {name: weight for name, weight in weights.items() if not name.startswith("auxiliary_head.")}, path)
     classes = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or map(str, range(network.out_channels))

@@ -1,4 +1,4 @@
-"""What a segmentor is trained on: which tiles are drawn, how each is augmented, how much each class counts."""
+"""What a segmentor is trained on: which tiles are drawn, how each is augmented, and the weights of the classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from mmengine.structures import BaseDataElement, PixelData
 
 from crfm_core import ConfigError, DataError, ResourceError
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import seed_of, write_bytes
+from crfm_core.manifest import paths_of
 
 #: Tiles are kept in memory when all of them together are smaller than this.
 CACHE_BYTES = 2 << 30
@@ -30,35 +30,36 @@ class Draw:
 
 
 class WeightedDraws(torch.utils.data.Sampler):
-    """An endless sequence of draws that depends on the seed and the weights only; ``start`` skips what was seen already.
+    """An endless sequence of draws that depends on the seed and the weights only; ``start`` skips what was drawn already.
 
     In rounds of N = ceil(Σw / min w): each row comes up floor or ceil of N·w/Σw times per round (systematic sampling), in random
     order. With equal weights a round is a shuffled epoch. Where several processes share batches of ``batch_size``, each gets the draws
-    at its ``places`` in them.
+    at its ``positions`` in them.
     """
 
-    def __init__(self, weights: np.ndarray, seed: int, start: int = 0, batch_size: int = 1, places: range = range(1)):
+    def __init__(self, weights: np.ndarray, seed: int, start: int = 0, batch_size: int = 1, positions: range = range(1)):
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
             raise DataError("weights in the manifest must be finite, not negative, and not all zero; build the mix again")
         self.edges = np.cumsum(weights / weights.sum())
         self.round = math.ceil(round(weights.sum() / weights[weights > 0].min(), 6))
         self.seed = seed
         self.start = start
-        self.batch_size, self.places = batch_size, places
+        self.batch_size, self.positions = batch_size, positions
 
     def __len__(self) -> int:
         return self.round  # mmengine asks for the length of an epoch when it builds schedules
 
     def __iter__(self) -> Iterator[Draw]:
         for number in itertools.count(self.start):
-            turn, place = divmod(number, self.round)
-            if place == 0 or number == self.start:
-                order = self._order(turn)
-            if number % self.batch_size in self.places:
-                yield Draw(number, int(order[place]))
+            rounds, position = divmod(number, self.round)
+            if position == 0 or number == self.start:
+                order = self._order(rounds)
+            if number % self.batch_size in self.positions:
+                yield Draw(number, int(order[position]))
 
-    def _order(self, turn: int) -> np.ndarray:
-        rng = np.random.default_rng(seed_of("draws", self.seed, turn))
+    def _order(self, rounds: int) -> np.ndarray:
+        """The rows [N] that are drawn after so many whole rounds, in their order."""
+        rng = np.random.default_rng(seed_of("draws", self.seed, rounds))
         points = (np.arange(self.round) + rng.random()) / self.round
         # A point on the far side of the last edge by rounding belongs to the last row that has any weight.
         rows = np.minimum(np.searchsorted(self.edges, points, side="right"), np.searchsorted(self.edges, self.edges[-1]))
@@ -66,15 +67,22 @@ class WeightedDraws(torch.utils.data.Sampler):
 
 
 class Tiles(torch.utils.data.Dataset):
-    """Tiles of a manifest, augmented by their draw: {"inputs": uint8-valued float [3,H,W], "data_samples": its label}.
+    """Tiles of a manifest, augmented by their draw: {"image": float [3,H,W] in 0...255, "label": int64 [H,W]}.
 
-    Tiles that memory does not hold are copied to the folder ``near``, if there is one, when they are first drawn, and read there from then
-    on; when its disk is full the others are read where they are.
+    Args:
+        manifest, table: the manifest's file and its rows.
+        root: folder that all images lie in.
+        copies: folder on a near disk. Tiles that memory does not hold are copied there when they are first drawn, and read there from then
+            on; when its disk is full the others are read where they are.
+
+    Raises DataError for a tile that cannot be read or does not fit the classes.
     """
 
-    def __init__(self, table: pd.DataFrame, images: list[Path], labels: list[Path], num_classes: int, seed: int, near: Path | None = None):
-        self.images, self.labels = images, labels
-        self.near = near
+    def __init__(
+        self, manifest: Path | str, table: pd.DataFrame, root: Path | str, num_classes: int, seed: int, copies: Path | None = None
+    ):
+        self.images, self.labels = (paths_of(manifest, table, column, root) for column in ("image", "label"))
+        self.copies = copies
         self.num_classes = num_classes
         self.seed = seed
         self.cached = 4 * int((table.width * table.height).sum()) <= CACHE_BYTES
@@ -86,15 +94,14 @@ class Tiles(torch.utils.data.Dataset):
     def __getitem__(self, draw: Draw) -> dict:
         image, label = self.pixels(draw.row)
         image, label = augment(image, label, np.random.default_rng(seed_of("augment", self.seed, draw.number)))
-        sample = BaseDataElement(gt_sem_seg=PixelData(data=torch.from_numpy(label).long()[None]))
-        return {"inputs": torch.from_numpy(image).permute(2, 0, 1), "data_samples": sample}
+        return {"image": torch.from_numpy(image).permute(2, 0, 1), "label": torch.from_numpy(label).long()}
 
     def pixels(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 [H,W,3] and label uint8 [H,W] as they are. Raises DataError when they do not fit each other or the classes."""
         return self.cache[row] if self.cached else self._read(row)
 
     def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image, label = read_rgb(self._nearest(self.images[row])), read_label(self._nearest(self.labels[row]))
+        image, label = read_rgb(self._copy_of(self.images[row])), read_label(self._copy_of(self.labels[row]))
         if image.shape[:2] != label.shape:
             raise DataError(f"{self.labels[row]}: size {label.shape} differs from that of its image {image.shape[:2]}")
         highest = int(label[label != 255].max(initial=0))
@@ -102,19 +109,19 @@ class Tiles(torch.utils.data.Dataset):
             raise DataError(f"{self.labels[row]}: class id {highest}; the dataset has the ids 0...{self.num_classes - 1} (255 = ignored)")
         return image, label
 
-    def _nearest(self, path: Path) -> Path:
-        if self.cached or self.near is None:
+    def _copy_of(self, path: Path) -> Path:
+        if self.cached or self.copies is None:
             return path
-        copy = self.near / f"{seed_of(str(path)):x}{path.suffix}"
+        copy = self.copies / f"{seed_of(str(path)):x}{path.suffix}"
         if not copy.exists():
             try:
                 write_bytes(copy, path.read_bytes())
             except ResourceError as error:
-                print(f"{error}; the tiles that are not there yet are read from where they are", flush=True)
-                self.near = None
+                print(f"{error}; the tiles that were not copied yet are read from where they are", flush=True)
+                self.copies = None
                 return path
             except FileNotFoundError:
-                return path  # whoever reads it says what is missing
+                return path  # reading it names what is missing
         return copy
 
 
@@ -133,13 +140,8 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> t
     return np.clip(lit, 0, 255), np.ascontiguousarray(label)
 
 
-def collate(samples: list[dict]) -> dict:
-    """Lists, as mmsegmentation's preprocessor wants them: it pads and stacks."""
-    return {name: [sample[name] for sample in samples] for name in samples[0]}
-
-
-def class_weights(table: pd.DataFrame, asked: str | list[float] | None, num_classes: int) -> list[float] | None:
-    """Weights of the classes in the loss, [K], or None where none are asked for.
+def class_weights(table: pd.DataFrame, setting: str | list[float] | None, num_classes: int) -> list[float] | None:
+    """Weights of the classes in the loss, [K], or None for the setting None.
 
     Frequencies are those of a manifest's column ``pixels``, each row counted as often as its ``weight`` has it drawn. "median_frequency"
     is the median of the frequencies divided by the class's own (Eigen and Fergus, ICCV 2015, without its restriction to images that
@@ -149,7 +151,7 @@ def class_weights(table: pd.DataFrame, asked: str | list[float] | None, num_clas
 
     Raises DataError when the manifest counts other classes or no pixel, ConfigError when all that it shows weigh 0.
     """
-    if asked is None:
+    if setting is None:
         return None
     if any(len(row) != num_classes for row in table.pixels):
         raise DataError(f"class_weights: the column `pixels` of the manifest does not count {num_classes} classes; build the mix again")
@@ -157,12 +159,12 @@ def class_weights(table: pd.DataFrame, asked: str | list[float] | None, num_clas
     if not counts.sum():
         raise DataError("class_weights: no tile that is trained on has a labelled pixel")
     frequency = counts / counts.sum()
-    if asked == "median_frequency":
+    if setting == "median_frequency":
         weights = np.divide(np.median(frequency[frequency > 0]), frequency, out=np.zeros(num_classes), where=frequency > 0)
-    elif len(asked) == num_classes:
-        weights = np.array(asked, dtype=float)
+    elif len(setting) == num_classes:
+        weights = np.array(setting, dtype=float)
     else:
-        raise ConfigError(f"class_weights: {len(asked)} numbers for {num_classes} classes; give one per class")
+        raise ConfigError(f"class_weights: {len(setting)} numbers for {num_classes} classes; give one per class")
     if not (mean := float(weights @ frequency)):
         raise ConfigError("class_weights: are 0 for every class that the tiles show; give one of them a weight")
     return (weights / mean).tolist()

@@ -4,26 +4,110 @@ from __future__ import annotations
 
 import contextlib
 import math
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch.utils.data import DataLoader
 
 from crfm_core import ConfigError, __version__
 from crfm_core.distributed import ProcessGroup
 from crfm_core.files import atomic_path, seed_of
-from crfm_core.segmentor.libraries import lean_imports
-from crfm_core.segmentor.openmmlab import load_backbone, read_checkpoint
+from crfm_core.segmentor.mmseg.libraries import lean_imports
+from crfm_core.segmentor.mmseg.weights import load_backbone, read_checkpoint
+from crfm_core.settings import Segmentor
 
 with lean_imports():
+    import mmengine
     from mmengine.hooks import Hook
     from mmengine.model import MMDistributedDataParallel
     from mmengine.optim import OptimWrapper
     from mmengine.runner import IterBasedTrainLoop, Runner
+    from mmengine.structures import BaseDataElement, PixelData
 
-if TYPE_CHECKING:
-    from crfm_core.settings import Segmentor
+#: Iteration and mIoU in percent of each validation, in order.
+History = list[list[float]]
+
+
+class Validator(Protocol):
+    """What :class:`TrainingHook` calls after an iteration: it returns the history with its own entry, if it has one."""
+
+    def __call__(self, number: int, network: torch.nn.Module, history: History) -> History: ...
+
+
+def training_runner(
+    network: torch.nn.Module,
+    loader: DataLoader,
+    segmentor: Segmentor,
+    iterations: int,
+    seed: int,
+    folder: Path,
+    group: ProcessGroup,
+    validation: Validator | None,
+    checkpoint: Path | None,
+    backbone: Path | None,
+) -> TrainingRunner:
+    """The Runner that trains ``network`` with the optimiser and schedule of ``segmentor``, and keeps its checkpoints in ``folder``.
+
+    Args:
+        loader: batches of :func:`collate`, endless.
+        validation: called after each iteration.
+        checkpoint: a training checkpoint to continue from.
+        backbone: without one, pretrained weights that the backbone starts from.
+    """
+    runner = TrainingRunner(
+        model=network,
+        work_dir=str(folder),
+        train_dataloader=loader,
+        train_cfg={"type": TrainLoop, "max_iters": iterations},
+        optim_wrapper=_optimiser(segmentor, group.device.split(":")[0], backbone is not None),
+        param_scheduler=_schedule(segmentor, iterations),
+        default_hooks=_default_hooks(segmentor.checkpoint_every),
+        custom_hooks=[TrainingHook(seed, iterations, group, validation)],
+        randomness={"seed": seed},
+        log_level="ERROR",  # below it are warnings about what the library does itself
+        default_scope="mmseg",
+        experiment_name=uuid.uuid4().hex,  # mmengine keeps process-wide state by this name
+    )
+    # a network from a file may have parts that an iteration does not use
+    runner.start_from(group, checkpoint, backbone, find_unused=segmentor.config is not None)
+    return runner
+
+
+def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, list]:
+    """A batch as mmsegmentation's preprocessor takes it, which pads and stacks: lists of images [3,H,W] and of labels [H,W]."""
+    labels = [BaseDataElement(gt_sem_seg=PixelData(data=sample["label"][None])) for sample in samples]
+    return {"inputs": [sample["image"] for sample in samples], "data_samples": labels}
+
+
+def _optimiser(segmentor: Segmentor, device: str, pretrained: bool) -> dict[str, Any]:
+    """mmengine's description of the optimiser; ``device`` is "cpu" or "cuda"."""
+    wrapper = {"type": Autocast, "device": device} if segmentor.precision == "bf16" else {"type": OptimWrapper}
+    optimiser = {"type": segmentor.optimiser, "lr": segmentor.learning_rate, "weight_decay": segmentor.weight_decay}
+    if segmentor.optimiser == "SGD":
+        return {**wrapper, "optimizer": {**optimiser, "momentum": 0.9}}
+    optimiser["fused"] = True  # a fifth of an embedded network's iteration was the optimiser's
+    rules = {"norm": {"decay_mult": 0.0}}
+    if pretrained:  # a fresh head on a trained backbone, as in SegFormer's recipe
+        rules["head"] = {"lr_mult": 10.0}
+    return {**wrapper, "optimizer": optimiser, "paramwise_cfg": {"custom_keys": rules}}
+
+
+def _schedule(segmentor: Segmentor, iterations: int) -> list[dict[str, Any]]:
+    """mmengine's description of the learning rate: linear warm-up, then poly to zero."""
+    warmup = segmentor.warmup
+    poly = {"type": "PolyLR", "power": segmentor.poly_power, "eta_min": 0.0, "begin": warmup, "end": iterations, "by_epoch": False}
+    linear = {"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warmup, "by_epoch": False}
+    return [linear, poly] if warmup else [poly]
+
+
+def _default_hooks(checkpoint_every: int) -> dict[str, Any]:
+    """mmengine's hooks: only the one that writes checkpoints to resume from."""
+    checkpoint = {"type": "CheckpointHook", "interval": checkpoint_every, "by_epoch": False, "max_keep_ckpts": 2, "save_last": False}
+    # None switches a default hook off: their log histories cost time and would be pickled into the checkpoints.
+    return {"checkpoint": checkpoint, "runtime_info": None, "timer": None, "sampler_seed": None, "logger": None}
 
 
 class Autocast(OptimWrapper):
@@ -37,34 +121,6 @@ class Autocast(OptimWrapper):
     def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
         with super().optim_context(model), torch.autocast(self.device, torch.bfloat16):
             yield
-
-
-def optimisation(segmentor: Segmentor, device: str, pretrained: bool) -> dict[str, Any]:
-    """mmengine's description of the optimiser; ``device`` is "cpu" or "cuda"."""
-    wrapper = {"type": Autocast, "device": device} if segmentor.precision == "bf16" else {"type": OptimWrapper}
-    optimiser = {"type": segmentor.optimiser, "lr": segmentor.learning_rate, "weight_decay": segmentor.weight_decay}
-    if segmentor.optimiser == "SGD":
-        return {**wrapper, "optimizer": {**optimiser, "momentum": 0.9}}
-    optimiser["fused"] = True  # a fifth of an embedded network's iteration was the optimiser's
-    rules = {"norm": {"decay_mult": 0.0}}
-    if pretrained:  # a fresh head on a trained backbone, as in SegFormer's recipe
-        rules["head"] = {"lr_mult": 10.0}
-    return {**wrapper, "optimizer": optimiser, "paramwise_cfg": {"custom_keys": rules}}
-
-
-def schedule(segmentor: Segmentor, iterations: int) -> list[dict[str, Any]]:
-    """mmengine's description of the learning rate: linear warm-up, then poly to zero."""
-    warmup = segmentor.warmup
-    poly = {"type": "PolyLR", "power": segmentor.poly_power, "eta_min": 0.0, "begin": warmup, "end": iterations, "by_epoch": False}
-    linear = {"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warmup, "by_epoch": False}
-    return [linear, poly] if warmup else [poly]
-
-
-def hooks(checkpoint_every: int) -> dict[str, Any]:
-    """mmengine's hooks: only the one that writes checkpoints to resume from."""
-    checkpoint = {"type": "CheckpointHook", "interval": checkpoint_every, "by_epoch": False, "max_keep_ckpts": 2, "save_last": False}
-    # None switches a default hook off: their log histories cost time and would be pickled into the checkpoints.
-    return {"checkpoint": checkpoint, "runtime_info": None, "timer": None, "sampler_seed": None, "logger": None}
 
 
 class TrainLoop(IterBasedTrainLoop):
@@ -81,35 +137,37 @@ class TrainLoop(IterBasedTrainLoop):
         return self.runner.model
 
 
-class Watch(Hook):
-    """Seeds what is random in an iteration, stops a run whose loss is no number, and says how far it is."""
+class TrainingHook(Hook):
+    """Seeds what is random in an iteration; after it stops a run whose loss is not finite, logs progress, and validates."""
 
-    def __init__(self, seed: int, iterations: int, group: ProcessGroup, every: int = 50):
-        self.seed, self.iterations, self.every = seed, iterations, every
-        self.group = group
+    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validator | None = None, log_every: int = 50):
+        self.seed, self.iterations, self.log_every = seed, iterations, log_every
+        self.group, self.validation = group, validation
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+    def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: dict | None = None) -> None:
         own = () if self.group.is_main else (self.group.rank,)
         torch.manual_seed(seed_of("iteration", self.seed, batch_idx, *own))
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None) -> None:
+    def after_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None) -> None:
         loss, number = self.group.mean(outputs["loss"]), batch_idx + 1
         if not math.isfinite(loss):
             raise ConfigError(f"training diverged: loss is {loss} at iteration {number}; lower learning_rate or lengthen warmup")
-        if self.group.is_main and (number % self.every == 0 or number == self.iterations):
+        if self.group.is_main and (number % self.log_every == 0 or number == self.iterations):
             rate = runner.optim_wrapper.get_lr()["lr"][0]
             print(f"iteration {number}/{self.iterations}  loss {loss:.4f}  learning rate {rate:.2e}", flush=True)
+        if self.validation:
+            runner.history = self.validation(number, runner.network, runner.history)
 
 
 class TrainingRunner(Runner):
     """mmengine's Runner on a chosen device, with atomic checkpoints that are read without running code, and a quiet start."""
 
-    def start_from(self, group: ProcessGroup, checkpoint: Path | None, pretrained: Path | None, find_unused: bool) -> None:
+    def start_from(self, group: ProcessGroup, checkpoint: Path | None, backbone: Path | None, find_unused: bool) -> None:
         """Choose the device and what :meth:`train` starts from: a training checkpoint, or else pretrained backbone weights.
 
         ``find_unused``: with several processes, look for weights that an iteration does not use.
         """
-        self._start = (checkpoint, pretrained)
+        self._start = (checkpoint, backbone)
         self.model.to(group.device, memory_format=torch.channels_last)  # convolutions are a seventh faster so
         if group.size > 1:
             own = None
@@ -122,15 +180,24 @@ class TrainingRunner(Runner):
         """The network itself, without what spreads it over processes."""
         return self.model.module if isinstance(self.model, MMDistributedDataParallel) else self.model
 
+    @property
+    def history(self) -> History:
+        """What validation measured so far. It is part of the training checkpoints."""
+        return self.message_hub.runtime_info.get("validation", [])
+
+    @history.setter
+    def history(self, value: History) -> None:
+        self.message_hub.update_info("validation", value)
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         return model  # mmengine would move it to any GPU it sees
 
     def load_or_resume(self) -> None:
-        checkpoint, pretrained = self._start
+        checkpoint, backbone = self._start
         if checkpoint:
             self.resume(str(checkpoint), map_location="cpu")
-        elif pretrained:
-            load_backbone(self.network, pretrained)
+        elif backbone:
+            load_backbone(self.network, backbone)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         checkpoint = read_checkpoint(filename)
@@ -140,16 +207,20 @@ class TrainingRunner(Runner):
 
     def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
         if self.rank == 0:
-            with atomic_path(Path(out_dir) / filename) as aside:
-                super().save_checkpoint(str(aside.parent), aside.name, *args, **kwargs)
+            with atomic_path(Path(out_dir) / filename) as temporary:
+                super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
 
     def _log_env(self, env_cfg: dict) -> None:
         """Nothing: it would start compilers to ask for their versions."""
 
 
+def history_of(checkpoint: dict[str, Any]) -> History:
+    """What validation had measured when a training checkpoint was written."""
+    return checkpoint.get("message_hub", {}).get("runtime_info", {}).get("validation", [])
+
+
 def versions() -> dict[str, str]:
-    """What trained a segmentor."""
-    import mmengine
+    """Versions of the software that trains a segmentor."""
     import mmseg
 
     return {

@@ -18,13 +18,14 @@ import pytest
 import torch
 import yaml
 from paths import CONFIGS, ROOT
-from segmentor_tiles import CLASSES, PALETTE, write_tiles
+from segmentor_tiles import write_tiles
+from segmentors import train_on
 
 from crfm_core import ConfigError, DataError, WeightsError
 from crfm_core.files import sha256_of
-from crfm_core.segmentor import openmmlab
-from crfm_core.segmentor.training import train_segmentor
-from crfm_core.segmentor.weights import fetch_weights
+from crfm_core.segmentor.mmseg.networks import build_model
+from crfm_core.segmentor.mmseg.weights import read_checkpoint
+from crfm_core.segmentor.pretrained import fetch_weights
 from crfm_core.settings import Download, Segmentor
 
 
@@ -59,7 +60,7 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def backbone() -> dict[str, torch.Tensor]:
     torch.manual_seed(5)
-    return openmmlab.build_model("segformer_tiny", 3).backbone.state_dict()
+    return build_model("segformer_tiny", 3).backbone.state_dict()
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_weights_that_were_not_fetched_are_asked_for(server, tmp_path):
         architecture="segformer_tiny", iterations=2, batch_size=2, learning_rate=1e-3, pretrained=server.download(tmp_path)
     )  # fmt: skip
     with pytest.raises(ConfigError, match=rf"segmentor pretrained: fetch {server.url} first and pass the file as `pretrained`"):
-        train_segmentor("x.parquet", tmp_path, "out.pth", tmp_path / "work", segmentor, ["a", "b"], [(0, 0, 0), (1, 1, 1)], 2, 0)
+        train_on(tmp_path / "x.parquet", tmp_path / "out.pth", segmentor)
 
 
 def test_a_training_starts_from_the_file_it_is_given_or_that_its_settings_name(tmp_path, backbone):
@@ -110,8 +111,7 @@ def test_a_training_starts_from_the_file_it_is_given_or_that_its_settings_name(t
     hardly = {"architecture": "segformer_tiny", "iterations": 1, "batch_size": 2, "learning_rate": 1e-12}
 
     def started(segmentor: Segmentor, **given: Path) -> bool:
-        train_segmentor(tiles, tmp_path, tmp_path / "out.pth", tmp_path / "work", segmentor, CLASSES, PALETTE, 1, 0, **given)
-        weights = openmmlab.read_checkpoint(tmp_path / "out.pth")["state_dict"]
+        weights = read_checkpoint(train_on(tiles, tmp_path / "out.pth", segmentor, **given))["state_dict"]
         return all(torch.allclose(weights[f"backbone.{name}"], tensor) for name, tensor in backbone.items())
 
     assert started(Segmentor(**hardly), pretrained=tmp_path / "w.pth")

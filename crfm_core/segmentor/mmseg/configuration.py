@@ -13,22 +13,26 @@ from typing import Any
 
 from crfm_core import ConfigError
 
-#: What is taken from a configuration file: the network and how its images are prepared.
-NAMES = ("model", "data_preprocessor", "img_norm_cfg", "test_pipeline")
+#: Names whose values are taken from a configuration file: the network and how its images are prepared.
+TAKEN = ("model", "data_preprocessor", "img_norm_cfg", "test_pipeline")
 
-#: What may be computed: numbers from numbers. (A power could take for ever.)
+#: Operations that are computed, on numbers alone. (A power could take for ever.)
 ARITHMETIC = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
 }  # fmt: skip
 
-LARGEST = 1e100
+#: Results beyond this are refused.
+LARGEST_NUMBER = 1e100
 
-#: Files that may inherit from one another.
-DEPTH = 20
+#: How many files may inherit from one another.
+MAX_DEPTH = 20
+
+
+REMEDY = "write the values themselves, configurations are read and never run"
 
 
 class _Unreadable:
-    """What a name is bound to whose value is more than data. It matters only if something that is taken needs it."""
+    """The value of a name that is more than data. It is an error only if something that is taken needs it."""
 
     def __init__(self, reason: ValueError):
         self.reason = reason
@@ -49,7 +53,7 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
-    """Those of :data:`NAMES` that a configuration file of mmsegmentation binds, with all that it inherits, without running it.
+    """The values of :data:`TAKEN` in a configuration file of mmsegmentation, with all that it inherits, without running it.
 
     ``_base_`` names one file or several, relative to the one that names them, or below mmsegmentation's own configurations
     (``mmseg::_base_/models/...``). They are merged by mmengine's rules: dicts are merged key by key unless they hold
@@ -58,17 +62,15 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
     Raises ConfigError when a file is missing, is no Python, or computes what one of the names needs.
     """
-    return {name: value for name, value in _read(Path(path), ()).items() if name in NAMES and _known(value, path)}
-
-
-def _known(value: Any, path: Path | str) -> bool:
-    if isinstance(value, _Unreadable):
-        raise ConfigError(f"{path}: {value.reason}; write the values themselves, configurations are read and never run")
-    return True
+    taken = {name: value for name, value in _read(Path(path), ()).items() if name in TAKEN}
+    for value in taken.values():
+        if isinstance(value, _Unreadable):
+            raise ConfigError(f"{path}: {value.reason}; {REMEDY}")
+    return taken
 
 
 def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
-    if path in inheriting or len(inheriting) > DEPTH:
+    if path in inheriting or len(inheriting) > MAX_DEPTH:
         raise ConfigError(f"{path}: inherits from itself ({' -> '.join(map(str, (*inheriting, path)))}); take one of these _base_ out")
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,22 +79,21 @@ def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
         by = f", which {inheriting[-1]} inherits from" if inheriting else ""
         raise ConfigError(f"{path}: {reason}{by}; give a configuration file of mmsegmentation") from None
 
-    def inherit(given: Any) -> dict[str, Any]:
-        names = given if isinstance(given, list | tuple) else [given]
-        found: dict[str, Any] = {}
-        for name in names:
+    def inherit(bases: Any) -> dict[str, Any]:
+        inherited: dict[str, Any] = {}
+        for name in bases if isinstance(bases, list | tuple) else [bases]:
             if not isinstance(name, str):
                 raise ValueError(f"inherits from {name!r}, which is no path")
-            more = _read(_base_path(name, path), (*inheriting, path))
-            if twice := sorted(found.keys() & more.keys()):
+            base = _read(_base_path(name, path), (*inheriting, path))
+            if twice := sorted(inherited.keys() & base.keys()):
                 raise ValueError(f"inherits {twice[0]} from two files; two bases may not bind the same name")
-            found |= more
-        return found
+            inherited |= base
+        return inherited
 
     try:
         return _parse(text, inherit)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}; write the values themselves, configurations are read and never run") from None
+        raise ConfigError(f"{path}: {error}; {REMEDY}") from None
 
 
 def _base_path(name: str, path: Path) -> Path:
@@ -106,9 +107,9 @@ def _base_path(name: str, path: Path) -> Path:
 
 
 def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Names and values, with _Unreadable for what is computed; ValueError for statements that could change what is bound.
+    """Names and values, with _Unreadable for what is computed; ValueError for statements that could change a value otherwise.
 
-    ``inherit`` gives what ``_base_`` names; without it the name is like any other.
+    ``inherit`` reads what ``_base_`` names; without it the name is like any other.
     """
     try:
         statements = ast.parse(text).body
@@ -123,13 +124,13 @@ def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) ->
                 case ast.Assign() if _target(statement):
                     pass
                 case ast.Expr(value=ast.Constant()):
-                    pass  # a text that says something
+                    pass  # a docstring
                 case ast.Import(names=imported) | ast.ImportFrom(names=imported) if all(one.name != "*" for one in imported) and inherit:
                     unknown = {one.asname or one.name.split(".")[0]: _Unreadable(_no_value(statement)) for one in imported}
                     own, names = own | unknown, names | unknown
                 case _:
                     raise _no_value(statement)
-        return merge(own, base)
+        return _merge(own, base)
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"cannot be parsed ({type(error).__name__})") from None
 
@@ -156,10 +157,10 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
             numbers = [_value(left, names), _value(right, names)]
             if all(type(number) in (int, float) for number in numbers):
                 with contextlib.suppress(ArithmeticError):
-                    if abs(number := ARITHMETIC[type(sign)](*numbers)) < LARGEST:
+                    if abs(number := ARITHMETIC[type(sign)](*numbers)) < LARGEST_NUMBER:
                         return number
-        case ast.Call(func=ast.Name(id="sum"), args=[ast.List() | ast.Name() as given], keywords=[]):
-            if isinstance(items := _value(given, names), list) and all(type(item) in (int, float) for item in items):
+        case ast.Call(func=ast.Name(id="sum"), args=[ast.List() | ast.Name() as argument], keywords=[]):
+            if isinstance(items := _value(argument, names), list) and all(type(item) in (int, float) for item in items):
                 return sum(items)
         case ast.Name(id=name) if name in names:
             return _readable(names[name])
@@ -176,8 +177,8 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
         case ast.Dict(keys=keys, values=values) if None not in keys:
             return {_key(key, names): _value(value, names) for key, value in zip(keys, values, strict=True)}
         # mmengine writes dict({...}) where a key is no identifier
-        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()] as given, keywords=pairs) if all(pair.arg for pair in pairs):
-            return {**(_value(given[0], names) if given else {}), **{pair.arg: _value(pair.value, names) for pair in pairs}}
+        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()] as arguments, keywords=pairs) if all(pair.arg for pair in pairs):
+            return {**(_value(arguments[0], names) if arguments else {}), **{pair.arg: _value(pair.value, names) for pair in pairs}}
     raise _no_value(node)
 
 
@@ -205,8 +206,8 @@ def _no_value(node: ast.AST) -> ValueError:
     return ValueError(f"holds more than values (line {node.lineno}: {ast.unparse(node)[:80]})")
 
 
-def merge(child: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """What a configuration makes of the one it inherits from. Raises ValueError when a dict is to be merged into something else."""
+def _merge(child: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """A configuration merged into the one that it inherits from. Raises ValueError when a dict is to be merged into something else."""
     result = dict(base)
     for key, value in child.items():
         if isinstance(value, dict) and key in base:
@@ -214,6 +215,6 @@ def merge(child: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
             replaces = value.get("_delete_", False)
             if not replaces and not isinstance(_readable(base[key]), dict):
                 raise ValueError(f"has a dict as {key}, which is none in its _base_; add _delete_=True to put it in its place")
-            value = own if replaces else merge(own, base[key])
+            value = own if replaces else _merge(own, base[key])
         result[key] = value
     return result

@@ -6,17 +6,28 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from crfm_core import WeightsError
-from crfm_core.segmentor.critic import Critic, as_critic
-from crfm_core.segmentor.openmmlab import DIVISOR
+from crfm_core.segmentor.critic.base import Critic
+from crfm_core.segmentor.critic.torch_module import as_critic
+from crfm_core.segmentor.preparation import DIVISOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
     from transformers.image_processing_utils import BaseImageProcessor
 
 
-def transformers_critic(folder: Path | str) -> Critic:
-    """The critic of a folder as ``save_pretrained`` of a model and of its image processor write it.
+READS = "a folder of a transformers model for semantic segmentation (save_pretrained of model and image processor)"
+
+
+def recognises(path: Path, meta: dict) -> bool:
+    """Whether it is a folder: what it lacks is named when it is read."""
+    return path.is_dir()
+
+
+def critic_of(folder: Path, weights: dict[str, Tensor], meta: dict) -> Critic:
+    """The critic of a folder as ``save_pretrained`` of a model and of its image processor write it (``weights`` and ``meta`` are empty).
 
     The processor says how values are scaled and normalised and in which order channels come. Images are not resized, as it may ask
     for, but padded to a multiple of 32, or of the patches where those do not divide 32, so that feature maps lie where the pixels do.
@@ -24,19 +35,18 @@ def transformers_critic(folder: Path | str) -> Critic:
     Raises WeightsError when files are missing or damaged, weights are not in safetensors, tensors are missing, or the model does not
     give a map of logits per class.
     """
-    folder = Path(folder)
-    described = _read_json(folder / "config.json")
-    # Slow to import, and it must not be asked before the folder's own description is known to be harmless.
+    description = _read_json(folder / "config.json")
+    # Slow to import, and it must read nothing before the folder's own description is known to be harmless.
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
     known = set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values())
-    architecture = next(iter(described.get("architectures") or []), None)
+    architecture = next(iter(description.get("architectures") or []), None)
     if architecture not in known:
         raise WeightsError(
             f"{folder}: {architecture} gives no map of logits per class, which a critic must; models that do: {', '.join(sorted(known))}"
         )
-    if described.get("backbone") and not described.get("backbone_config") or "timm" in json.dumps(described.get("backbone_config")):
+    if description.get("backbone") and not description.get("backbone_config") or "timm" in json.dumps(description.get("backbone_config")):
         raise WeightsError(f"{folder}: its backbone is described elsewhere (a hub or timm); give a model with a backbone_config of its own")
     _read_json(folder / "preprocessor_config.json")
     if not any(folder.glob("*.safetensors")):
@@ -65,14 +75,14 @@ def _preparation(processor: BaseImageProcessor, config: PreTrainedConfig) -> dic
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     patch = getattr(getattr(config, "backbone_config", None) or config, "patch_size", None)
     return {
-        "mean": [value / scale for value in _listed(mean)],
-        "std": [value / scale for value in _listed(std)],
+        "mean": [value / scale for value in _as_list(mean)],
+        "std": [value / scale for value in _as_list(std)],
         "bgr": bool(getattr(processor, "do_flip_channel_order", False)),
         "divisor": patch if isinstance(patch, int) and DIVISOR % patch else DIVISOR,
     }
 
 
-def _listed(value: float | list[float]) -> list[float]:
+def _as_list(value: float | list[float]) -> list[float]:
     return [value] if isinstance(value, int | float) else list(value)
 
 

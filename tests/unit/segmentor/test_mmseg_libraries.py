@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from crfm_core.segmentor.libraries import stood_in
+from crfm_core.segmentor.mmseg.libraries import replaced_modules
 
 
 def python(program: str) -> None:
@@ -21,7 +21,7 @@ def test_slow_packages_that_nothing_uses_are_not_imported_along_and_can_be_after
     python(f"""
         import sys
         import crfm_core.segmentor.{module}
-        from crfm_core.segmentor.openmmlab import build_model
+        from crfm_core.segmentor.mmseg.networks import build_model
         build_model("unet_tiny", 3)
         assert not {{"transformers", "bitsandbytes", "torch.distributed.optim", "mmcv._ext"}} & set(sys.modules)
         from transformers import SegformerConfig
@@ -45,7 +45,7 @@ def test_packages_that_were_there_before_stay_as_they_are():
 
 def test_what_stands_in_is_gone_after_an_import_that_fails():
     def attempt():
-        with stood_in(wave=None):
+        with replaced_modules(wave=None):
             import wave  # noqa: F401
 
     before = sys.modules.pop("wave", None)

@@ -1,0 +1,69 @@
+"""A critic: a segmentor as a frozen, differentiable function from images to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crfm_core.segmentor.preparation import OWN, Preparation
+
+
+class Critic(nn.Module):
+    """images float [B,3,H,W] in [0,1] -> logits [B,K,H,W]; weights frozen, in eval mode, differentiable in the images.
+
+    Args:
+        network: what turns prepared images into logits; taken as it is and frozen in place.
+        classes: names of the K classes in the order of their ids.
+        preparation: what the network was trained with; the default is that of segmentors trained by this workflow.
+        answer: (network, prepared images [B,3,h,w]) -> logits [B,K,h',w'], enlarged bilinearly to [h,w] if they are smaller; the
+            default is mmsegmentation's ``encode_decode`` of the whole image.
+
+    The network computes in the type of its weights, whatever that of the images, which is also that of the logits.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        preparation: Preparation = OWN,
+        answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.classes = list(classes)
+        self.preparation = preparation
+        self.answer = answer or _encode_decode
+        self.register_buffer("mean", torch.tensor(preparation.mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(preparation.std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Critic:
+        """Stay in eval mode, also when a module that holds the critic is set to train."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits at the size of the images. Raises ValueError when the network does not give one map per class."""
+        height, width = images.shape[-2:]
+        how = self.preparation
+        inputs = ((images.flip(1) if how.bgr else images) - self.mean) / self.std
+        bottom, right = (padded - side for padded, side in zip(how.padded_size(height, width), (height, width), strict=True))
+        inputs = F.pad(inputs, (0, right, 0, bottom), value=how.pad_value)
+        dtype = next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), images.dtype)
+        logits = self.answer(self.network, inputs.to(dtype))
+        if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(self.classes):
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(f"critic: the network gave {found}; it must give logits [B, {len(self.classes)}, h, w], one map per class")
+        if logits.shape[-2:] != inputs.shape[-2:]:
+            logits = F.interpolate(logits, inputs.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width].to(images.dtype)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The same as calling the critic."""
+        return self(images)
+
+
+def _encode_decode(network: nn.Module, inputs: Tensor) -> Tensor:
+    return network.encode_decode(inputs, [{"img_shape": inputs.shape[2:]}])
