@@ -22,7 +22,7 @@ from segmentor_tiles import write_tiles
 from snakemake.cli import parse_args, parse_config
 from tiny_models import tiny_pipeline, tiny_transformer
 
-from crfm_core.segmentor.openmmlab import build_model
+from crfm_core.segmentor.mmseg.networks import build_model
 from crfm_core.settings import load_settings
 
 DOCS = ROOT / "docs"
