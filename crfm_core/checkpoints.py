@@ -1,4 +1,4 @@
-"""Model folders and weights: whether they are whole, and where they are, before anything is loaded from them."""
+"""Model folders and files of weights: complete and readable, before anything is loaded from them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LARGEST_HEADER = 100_000_000  # bytes, the format's own bound
 
 
 def check_base_model(folder: Path | str) -> Path:
-    """Return ``folder`` if it is a whole diffusers folder of an SD3 pipeline, by names and lengths; nothing is hashed.
+    """Return ``folder`` if it is a complete diffusers folder of an SD3 pipeline, by names and lengths; nothing is hashed.
 
-    Raises WeightsError naming what is missing, not readable, cut off or of another architecture.
+    Raises WeightsError naming what is missing, unreadable, truncated or of another architecture.
     """
     folder = Path(folder)
     paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.exists()]
     names = {path.relative_to(folder).as_posix() for path in paths}
-    if lacking := lacking_parts(names):
+    if lacking := missing_parts(names):
         raise WeightsError(
             f"base_model.path: {folder} lacks {', '.join(lacking)}; it must be a diffusers folder of Stable Diffusion 3.5 with weights "
             "in safetensors (others can run code), as `hf download OWNER/NAME --local-dir ...` makes it and `kind: hub` fetches it"
@@ -56,7 +56,7 @@ def check_base_model(folder: Path | str) -> Path:
 
 
 def transformer_weights(folder: Path | str) -> int:
-    """How many weights the transformer of a whole base model has, by the headers of its files."""
+    """Number of weights of the transformer of a base model, by the headers of its files."""
     count = 0
     for path in Path(folder, "transformer").glob("*.safetensors"):
         if ".fp16" not in path.name:
@@ -80,8 +80,8 @@ def base_folder(path: Path | str) -> Path:
         raise WeightsError(f"{error}; delete {path} to have {where['repo']} fetched again") from None
 
 
-def lacking_parts(names: set[str]) -> list[str]:
-    """What a pipeline needs and ``names`` (files and folders, relative to it) do not hold."""
+def missing_parts(names: set[str]) -> list[str]:
+    """Parts of a pipeline that are not among ``names`` (files and folders, relative to it)."""
 
     def weights(part: str) -> bool:
         return any(name.startswith(f"{part}/") and name.endswith(".safetensors") and ".fp16" not in name for name in names)
@@ -104,7 +104,7 @@ def _read_config(path: Path) -> dict:
 
 
 def _check_length(path: Path) -> None:
-    """Compare a safetensors file's length with what its header (8 bytes: length of the JSON that follows) says of its tensors."""
+    """Compare a safetensors file's length with that of its tensors by its header (8 bytes: length of the JSON that follows)."""
     found = path.stat().st_size
     with path.open("rb") as file:
         needed = 8 + int.from_bytes(file.read(8), "little")
@@ -121,8 +121,8 @@ def _check_length(path: Path) -> None:
 
 
 def write_tensors(path: Path | str, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose bytes follow from its content: the library itself writes metadata in an order of chance, and what
-    is made of a file by its hash would be made anew when the file is."""
+    """Write a safetensors file whose bytes follow from its content. The library itself writes metadata in random order, which would change
+    the file's hash, and with it everything that depends on the hash."""
     from safetensors.torch import save_file  # with torch, and most of this module does without
 
     save_file(tensors, path, metadata=metadata)
@@ -135,9 +135,9 @@ def write_tensors(path: Path | str, tensors: dict[str, Any], metadata: dict[str,
 
 
 def read_torch_file(path: Path | str, name: str, remedy: str, mmap: bool = False) -> Any:
-    """What a file of ``torch.save`` holds, on the CPU: tensors, plain values and what ``torch.serialization.safe_globals`` allows.
+    """The content of a file of ``torch.save``, on the CPU: tensors, plain values and what ``torch.serialization.safe_globals`` allows.
 
-    Nothing in the file is run. Raises WeightsError, which begins with ``name`` and ends with ``remedy``, when the file is missing, damaged
+    No code in the file is run. Raises WeightsError, which begins with ``name`` and ends with ``remedy``, when the file is missing, damaged
     or holds anything else.
     """
     import torch  # slow, and most of this module does without
@@ -153,7 +153,7 @@ def read_torch_file(path: Path | str, name: str, remedy: str, mmap: bool = False
 
 
 def read_state_dict(path: Path | str, name: str, remedy: str, mmap: bool = False) -> dict[str, Any]:
-    """Tensors by name from a file of ``torch.save``; raises as :func:`read_torch_file` does, also when it holds anything beside them."""
+    """Tensors by name from a file of ``torch.save``; errors as of :func:`read_torch_file`, also when it holds anything else."""
     import torch
 
     found = read_torch_file(path, name, remedy, mmap)

@@ -1,8 +1,8 @@
-"""Where models run: threads, the device asked for, and which of the machine's GPUs are a job's own.
+"""Where models run: threads, the torch device, and which of the machine's GPUs a job uses.
 
-Jobs that run side by side on one machine are told how many GPUs they may have but not which. :func:`lease` settles it among them by
-file locks, which the kernel drops when their holder dies, however it dies. The locks lie in a folder of the user's in the machine's
-temporary folder, or in the one that CRFM_LEASES names; only jobs that use the same folder see each other.
+Jobs that run side by side on one machine know how many GPUs they may use but not which. :func:`lease` assigns them by file locks, which
+the kernel releases when their holder dies, however it dies. The locks lie in a folder of the user's in the machine's temporary folder,
+or in the one that CRFM_LEASES names; only jobs that use the same folder see each other.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from crfm_core.files import require_writable
 if TYPE_CHECKING:
     import torch
 
-#: Seconds between two looks at GPUs that are taken.
+#: Seconds between two looks at GPUs that are in use.
 PATIENCE = 0.25
 
 
 def use_threads(count: int) -> None:
-    """Give the numerical libraries ``count`` threads; call it before the first computation."""
+    """Let torch use ``count`` threads; call it before the first computation."""
     import torch
 
     torch.set_num_threads(count)
@@ -43,16 +43,16 @@ def visible_gpus() -> dict[str, str]:
 
     They are those of CUDA_VISIBLE_DEVICES as far as CUDA reads it (up to the first entry, like -1, that names no device), or all
     that ``nvidia-smi -L`` lists, a partitioned GPU by its parts. Where there is an nvidia-smi, indices are named by the UUID behind
-    them, so that a job that was given "0" and one that was given nothing know the same card as one; indices count in PCI order,
-    unless CUDA_DEVICE_ORDER says otherwise: then they keep their own names. Inside a SLURM job the names hold its id, because there
+    them, so that a job with "0" and one without the variable give the same card the same name; indices count in PCI order, unless
+    CUDA_DEVICE_ORDER says otherwise: then they are the names. Inside a SLURM job the names hold its id, because there
     every job may call its GPU 0.
     """
     cards = _listed()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
         entries = [part for card in cards for part in card[1:] or card]
     else:
-        entries = list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, (entry.strip() for entry in given.split(","))))
+        entries = list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, (entry.strip() for entry in variable.split(","))))
     job = os.environ.get("SLURM_JOB_ID")
     gpus: dict[str, str] = {}
     for entry in entries:
@@ -73,11 +73,11 @@ def require_gpus(count: int) -> None:
 
 @contextlib.contextmanager
 def lease(count: int) -> Iterator[list[str]]:
-    """Give this process ``count`` GPUs that no other lease holds; wait until there are so many, and take all of them or none.
+    """Give this process ``count`` GPUs that no other lease holds; wait until that many are free, and take all of them or none.
 
     Inside the block CUDA_VISIBLE_DEVICES names them, for this process and those it starts. Enter it before torch first uses CUDA,
-    which reads the variable once, and never inside another lease. Programs that are started in the block do not hold the lease;
-    forked children do until it ends, or, should this process be killed, until they die too, as they may still use the GPUs.
+    which reads the variable once, and never inside another lease. Programs started in the block do not hold the lease; forked children
+    do until it ends, or, if this process is killed, until they die too, as they may still use the GPUs.
 
     Yields: the GPUs' entries of CUDA_VISIBLE_DEVICES, [] for ``count`` 0, which changes nothing.
     Raises: ResourceError when there are fewer than ``count`` GPUs at all, or the folder of the locks is not this user's.
@@ -89,12 +89,12 @@ def lease(count: int) -> Iterator[list[str]]:
     gpus, folder = visible_gpus(), _lease_folder()
     held = _take(gpus, count, folder)
     if not held:
-        print(f"waiting for {count} of GPU {', '.join(gpus.values())}: other jobs hold too many of them", flush=True)
+        print(f"Waiting for {count} of the GPUs {', '.join(gpus.values())}, which other jobs use", flush=True)
     while not held:
         time.sleep(PATIENCE)
         held = _take(gpus, count, folder)
     try:
-        # CUDA counts the fastest GPU first unless told otherwise; indices must mean the same to every job.
+        # By default CUDA counts the fastest GPU first; indices must mean the same to every job.
         order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         with _environment(CUDA_VISIBLE_DEVICES=",".join(held), CUDA_DEVICE_ORDER=order):
             yield list(held)
@@ -105,7 +105,7 @@ def lease(count: int) -> Iterator[list[str]]:
 
 
 def gpu_names() -> list[str]:
-    """What this machine's GPUs are called, as nvidia-smi says it; nothing where there is none, or no driver."""
+    """Names of this machine's GPUs by nvidia-smi; none where there is no GPU or no driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -114,8 +114,8 @@ def gpu_names() -> list[str]:
 
 
 def gpu_memory() -> list[int]:
-    """Bytes of memory of each GPU that this process may use, as nvidia-smi says it; those that it does not tell are left out, as are
-    parts of a divided GPU."""
+    """Bytes of memory of each GPU that this process may use, by nvidia-smi; without those it does not know, and without parts of a
+    partitioned GPU."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
@@ -127,15 +127,15 @@ def gpu_memory() -> list[int]:
 
 
 def require_leases() -> None:
-    """Raise ResourceError unless the locks of GPUs can be kept; nothing is made."""
-    folder = _lease_place()
+    """Raise ResourceError unless the folder of the GPU locks can be used; nothing is created."""
+    folder = _lease_path()
     require_writable(folder, "set CRFM_LEASES to a folder of yours")
     if folder.exists():
         _check_own(folder)
 
 
 def _listed() -> list[list[str]]:
-    """UUIDs of what ``nvidia-smi -L`` lists, in PCI order: for each GPU its own, then those of the parts it is divided into."""
+    """UUIDs that ``nvidia-smi -L`` lists, in PCI order: for each GPU its own, then those of its partitions."""
     cards: list[list[str]] = []
     if shutil.which("nvidia-smi"):
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -157,8 +157,8 @@ def _uuid_of(entry: str, cards: list[list[str]]) -> str:
 
 
 def _lease_folder() -> Path:
-    """The folder of the locks, made if missing. Raises ResourceError when it cannot be, or is another user's."""
-    folder = _lease_place()
+    """The folder of the locks, created if missing. Raises ResourceError when it cannot be created or is another user's."""
+    folder = _lease_path()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -167,7 +167,7 @@ def _lease_folder() -> Path:
     return folder
 
 
-def _lease_place() -> Path:
+def _lease_path() -> Path:
     return Path(os.environ.get("CRFM_LEASES") or Path(tempfile.gettempdir()) / f"crfm-leases-{os.geteuid()}")
 
 
@@ -178,7 +178,7 @@ def _check_own(folder: Path) -> None:
 
 
 def _take(gpus: dict[str, str], count: int, folder: Path) -> dict[str, IO]:
-    """The open locks of ``count`` free GPUs by their entries, or none. One process takes at a time, so that no two wait for each other."""
+    """Open locks of ``count`` free GPUs by their entries, or none. One process does this at a time, so that no two wait for each other."""
     taken: dict[str, IO] = {}
     with (folder / "taking.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
@@ -199,7 +199,7 @@ def _take(gpus: dict[str, str], count: int, folder: Path) -> dict[str, IO]:
 
 @contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Environment variables for as long as the block lasts."""
+    """Set environment variables inside the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -213,7 +213,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def resolve(device: str) -> str:
-    """The torch device for the configured one. Raises ResourceError when cuda is asked for and torch cannot use it."""
+    """The torch device for the configured one. Raises ResourceError for cuda when torch cannot use it."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

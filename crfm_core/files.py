@@ -17,11 +17,11 @@ from typing import IO
 
 from crfm_core import CrfmError, DataError, ResourceError
 
-#: What libraries say that do not raise an OSError with its number when the disk is full: safetensors, torch's writer of checkpoints.
+#: Messages of libraries that do not raise an OSError with a number when the disk is full: safetensors, torch's writer of checkpoints.
 FULL = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|iostream error|unexpected pos")
 
 
-def disk_is_full(error: BaseException) -> bool:
+def is_full_disk(error: BaseException) -> bool:
     """Whether an error says that a disk, or a user's share of it, is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
@@ -29,26 +29,26 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def full_disk_behind(error: BaseException | None) -> BaseException | None:
-    """The fault of a full disk that ``error`` is or came of; None where there is none.
+    """The error of a full disk that ``error`` is or was caused by; None where there is none.
 
-    Whoever opens a model takes it for damage of the model when what a library says while loading finds no room in the log.
+    A library that cannot write to the log while it loads a model would otherwise be taken to say that the model is damaged.
     """
-    if not isinstance(error, CrfmError) and disk_is_full(error):
+    if not isinstance(error, CrfmError) and is_full_disk(error):
         return error
-    while error and not (isinstance(error, OSError) and disk_is_full(error)):
+    while error and not (isinstance(error, OSError) and is_full_disk(error)):
         error = error.__context__
     return error
 
 
 @contextlib.contextmanager
-def _disk_faults_named(target: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk says while ``target`` is written into a ResourceError that names it."""
+def _disk_errors_named(target: Path) -> Iterator[None]:
+    """Turn the errors of a full or read-only disk while ``target`` is written into a ResourceError that names it."""
     try:
         yield
     except ResourceError:
         raise
     except Exception as error:
-        if disk_is_full(error):
+        if is_full_disk(error):
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise ResourceError(f"{target}: could not be written whole ({reason}); free some space on its disk") from None
         if isinstance(error, OSError) and (
@@ -62,32 +62,31 @@ def _disk_faults_named(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``target`` (same suffix) that is renamed onto it when the block succeeds.
+    """Yield a temporary path beside ``target`` (same suffix) that is renamed to it when the block succeeds.
 
-    The block may create a file or a folder there. If it raises, whatever it left is removed and ``target`` is untouched; what a
-    killed process left is removed by the next one that writes ``target``. Raises ResourceError when the disk is full or may not
-    be written.
+    The block may create a file or a folder there. If it raises, what it wrote is removed and ``target`` is untouched; what a killed
+    process left is removed by the next one that writes ``target``. Raises ResourceError when the disk is full or read-only.
     """
     target = Path(target)
-    with _disk_faults_named(target):
+    with _disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _aside(target) as holder:
-            aside = holder / target.name
-            yield aside
-            if aside.is_dir() and target.is_dir():
+        with _temporary_folder(target) as holder:
+            temporary = holder / target.name
+            yield temporary
+            if temporary.is_dir() and target.is_dir():
                 shutil.rmtree(target)
-            elif aside.is_file():
-                with aside.open("rb") as handle:
+            elif temporary.is_file():
+                with temporary.open("rb") as handle:
                     os.fsync(handle.fileno())
-            os.replace(aside, target)
+            os.replace(temporary, target)
 
 
 @contextlib.contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target`` for this writer alone.
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` for this process alone.
 
-    It has a fixed name, so that what a killed writer left in it is found without a search; while another process holds that one
-    (two jobs may write one file of a shared store), it has a name of its own.
+    It has a fixed name, so that what a killed process left in it is found without a search; while another process holds that one
+    (two jobs may write one file of a shared store), it has a random name.
     """
     holder = target.with_name(f".{target.name}.writing")
     handle = _held(holder)
@@ -105,7 +104,7 @@ def _aside(target: Path) -> Iterator[Path]:
 
 
 def _held(folder: Path) -> IO | None:
-    """The open lock of ``folder``, which is made; None while another process holds it."""
+    """Create ``folder`` and lock it: the open lock, or None while another process holds it."""
     while True:
         try:
             folder.mkdir(exist_ok=True)
@@ -113,42 +112,42 @@ def _held(folder: Path) -> IO | None:
         except FileNotFoundError:
             if not folder.parent.is_dir():
                 raise
-            continue  # the one that held it has just removed it
+            continue  # its holder has just removed it
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.close()
             return None
-        if _still_there(folder / ".lock", handle):
+        if _is_same_file(folder / ".lock", handle):
             return handle
         handle.close()
 
 
 def write_bytes(target: Path | str, content: bytes) -> None:
-    """Write a file aside and rename it, without waiting for the disk: for many files whose manifest, written last, says they are whole."""
+    """Write a temporary file and rename it, without waiting for the disk: for many files whose manifest is written last."""
     target = Path(target)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with _disk_faults_named(target):
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with _disk_errors_named(target):
         try:
             try:
-                aside.write_bytes(content)
+                temporary.write_bytes(content)
             except FileNotFoundError:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                aside.write_bytes(content)
-            os.replace(aside, target)
+                temporary.write_bytes(content)
+            os.replace(temporary, target)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
 def write_text(target: Path | str, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with atomic_path(target) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(target: Path | str, value: object) -> None:
-    """Write JSON atomically, keys in the order given, floats in full."""
+    """Write JSON atomically, keys in their order, floats in full precision."""
     write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -182,7 +181,7 @@ def hash_of(*parts: object) -> str:
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from any values, so that a sample's noise depends on what it is and not on where or when it is drawn."""
+    """A 63-bit seed from any values, so that a sample's noise depends on its identity and not on where or when it is drawn."""
     return int(hash_of(*parts)[:16], 16) >> 1
 
 
@@ -199,9 +198,9 @@ def inside(root: Path | str, relative: str) -> Path:
 
 @contextlib.contextmanager
 def exclusive(folder: Path | str) -> Iterator[Path]:
-    """Hold ``folder`` (made if missing) for one process; wait while another one lives that holds it.
+    """Lock ``folder`` (created if missing) for this process; wait while another process holds it.
 
-    The kernel drops the lock when its holder dies, however it dies, so a killed run never blocks the next.
+    The kernel releases the lock when its holder dies, however it dies, so a killed run never blocks the next.
     """
     folder = Path(folder)
     while True:
@@ -210,16 +209,16 @@ def exclusive(folder: Path | str) -> Iterator[Path]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{folder} is held by a job of an earlier run that is still alive; waiting for it to end", flush=True)
+                print(f"Waiting for {folder}, which a job of an earlier run still holds", flush=True)
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            if not _still_there(folder / ".lock", handle):
-                continue  # the other one finished and removed the folder, and this lock with it
+            if not _is_same_file(folder / ".lock", handle):
+                continue  # the other process removed the folder when it finished, and this lock with it
             yield folder
             return
 
 
-def _still_there(path: Path, handle: IO) -> bool:
-    """Whether ``path`` still names the open file."""
+def _is_same_file(path: Path, handle: IO) -> bool:
+    """Whether ``path`` is still the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
     except FileNotFoundError:
@@ -236,9 +235,9 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def work_folder(folder: Path | str, fingerprint: str) -> Iterator[Path]:
-    """Hold a folder of resumable state that belongs to ``fingerprint``; state of any other fingerprint is discarded first.
+    """Lock a folder of resumable state that belongs to ``fingerprint``; state of any other fingerprint is discarded first.
 
-    The folder is removed when the block succeeds and kept when it is interrupted, so that the next try continues from it.
+    The folder is removed when the block succeeds and kept when it is interrupted, so that the next attempt continues from it.
     """
     with exclusive(folder) as held:
         mark = held / "fingerprint"
@@ -251,8 +250,8 @@ def work_folder(folder: Path | str, fingerprint: str) -> Iterator[Path]:
         shutil.rmtree(held)
 
 
-def nearest(folder: Path | str) -> Path:
-    """``folder``, or where it does not exist yet the last of its parents that does."""
+def existing_parent(folder: Path | str) -> Path:
+    """``folder``, or its nearest parent that exists."""
     place = Path(folder).resolve()
     while not place.exists():
         place = place.parent
@@ -260,16 +259,16 @@ def nearest(folder: Path | str) -> Path:
 
 
 def require_writable(folder: Path | str, remedy: str) -> None:
-    """Raise ResourceError unless files can be written in ``folder``, or it can be made; nothing is left there. ``remedy`` is what helps."""
+    """Raise ResourceError with ``remedy`` unless ``folder`` can be written to, or created; nothing is left there."""
     try:
-        with tempfile.TemporaryFile(dir=nearest(folder)):
+        with tempfile.TemporaryFile(dir=existing_parent(folder)):
             pass
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from None
 
 
 def require_disk(folder: Path | str, needed_bytes: int, remedy: str = "set `results` to another disk") -> None:
-    """Raise ResourceError unless the file system of ``folder`` has ``needed_bytes`` free; ``remedy`` is what helps beside freeing space."""
-    free = shutil.disk_usage(nearest(folder)).free
+    """Raise ResourceError unless the file system of ``folder`` has ``needed_bytes`` free; ``remedy`` is what else helps."""
+    free = shutil.disk_usage(existing_parent(folder)).free
     if free < needed_bytes:
         raise ResourceError(f"{folder}: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; free some space or {remedy}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from crfm_core import CrfmError, DataError, ResourceError, WeightsError
-from crfm_core.checkpoints import COMPONENTS, check_base_model, lacking_parts
+from crfm_core.checkpoints import COMPONENTS, check_base_model, missing_parts
 from crfm_core.files import exclusive, hash_of, read_json, require_disk, sha256_of, write_json
 from crfm_core.settings import HubBase
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
-RECORD = "fetched.json"
+FETCH_RECORD = "fetched.json"
 GATED = "stabilityai/stable-diffusion-3"  #: what repositories begin with whose licence must be accepted on their page
-SMALL = 10_000_000  # bytes; files up to it are fetched several at a time, as what they take is mostly the answering
+SMALL_FILE = 10_000_000  # bytes; files up to it are fetched several at a time, as what they take is mostly the answering
 WORKERS = 8
 
 
@@ -78,10 +78,10 @@ class _Request:
 def read_record(folder: Path) -> dict:
     """What the record of a fetched folder says; nothing where there is none, or one that a power cut left damaged: then every file is
     compared with what the hub lists."""
-    if not (folder / RECORD).is_file():
+    if not (folder / FETCH_RECORD).is_file():
         return {}
     try:
-        return read_json(folder / RECORD)
+        return read_json(folder / FETCH_RECORD)
     except DataError as error:
         print(f"{error}; going on without it", flush=True)
         return {}
@@ -95,7 +95,7 @@ def fetch_base_model(hub: HubBase, command: str = "fetch_base_model") -> Path:
     """
 
     def check(names: set[str]) -> None:
-        if lacking := lacking_parts({*names, *(name.split("/")[0] for name in names)}):
+        if lacking := missing_parts({*names, *(name.split("/")[0] for name in names)}):
             raise WeightsError(f"base_model.repo: {hub.repo} lacks {', '.join(lacking)}; give one that holds an SD3 pipeline of diffusers")
 
     instead = "use a folder of the model as it is with `kind: folder`"
@@ -247,14 +247,16 @@ def _fetch(request: _Request, access: _Access) -> None:
 
     ours |= dict.fromkeys(files)
     asked = {"repo": request.repo, "asked": request.revision}
-    write_json(folder / RECORD, asked | {"revision": None, "begun": commit, "files": ours})  # ours, and not whole before the last line
+    write_json(
+        folder / FETCH_RECORD, asked | {"revision": None, "begun": commit, "files": ours}
+    )  # ours, and not whole before the last line
 
     def fetch_one(number: int, name: str) -> None:
         print(f"{name}, {files[name].size} bytes ({number} of {len(missing)})", flush=True)
         _fetch_file(request, name, files[name], commit, parts[name], access)
 
     numbered = list(enumerate(sorted(missing, key=lambda name: files[name].size), 1))
-    few = [(number, name) for number, name in numbered if files[name].size > SMALL]
+    few = [(number, name) for number, name in numbered if files[name].size > SMALL_FILE]
     with ThreadPoolExecutor(WORKERS) as pool:
         jobs = [pool.submit(fetch_one, number, name) for number, name in numbered[: len(numbered) - len(few)]]
         try:
@@ -269,7 +271,7 @@ def _fetch(request: _Request, access: _Access) -> None:
         (folder / stale).unlink(missing_ok=True)
     shutil.rmtree(partial)
     record = {n: {"size": f.size, "sha256": f.lfs.sha256 if f.lfs else sha256_of(folder / n)} for n, f in sorted(files.items())}
-    write_json(folder / RECORD, asked | {"revision": commit, "files": record})
+    write_json(folder / FETCH_RECORD, asked | {"revision": commit, "files": record})
 
 
 def _listing(request: _Request, revision: str, access: _Access) -> tuple[str, dict[str, RepoFile]]:
@@ -290,7 +292,7 @@ def _listing(request: _Request, revision: str, access: _Access) -> tuple[str, di
         raise ValueError(repr(error)) from None
     files = {file.path: file for file in tree if isinstance(file, RepoFile) and request.needed(file.path)}
     for name in files:
-        if fault := name_fault(name) or ("is one of ours" if name.split("/")[0] in (RECORD, ".partial", ".lock") else ""):
+        if fault := name_fault(name) or ("is one of ours" if name.split("/")[0] in (FETCH_RECORD, ".partial", ".lock") else ""):
             raise request.fault(f"{request.key}.repo: {request.repo} lists a file {name!r}, whose name {fault}; nothing of it is fetched")
     if request.check:
         request.check(set(files))
@@ -392,7 +394,7 @@ def _refusal(request: _Request, access: _Access, error: HfHubHTTPError, again: s
         fixed = request.record().get("begun") or request.record().get("revision")
         message = f"{request.key}.revision: {repo} has no revision {request.revision}; take one of {page}/commits/main"
         return message + (
-            f", or delete {request.folder / RECORD}, which fixed it to {fixed}" if fixed not in (None, request.revision) else ""
+            f", or delete {request.folder / FETCH_RECORD}, which fixed it to {fixed}" if fixed not in (None, request.revision) else ""
         )
     if status == 403 and access.token and re.search(r"token|permission|scope", reason, re.IGNORECASE):
         return (

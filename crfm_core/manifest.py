@@ -1,4 +1,4 @@
-"""The one table that stages hand to each other: a parquet file with one row per tile, written last and atomically."""
+"""The table that one stage hands to the next: a parquet file with one row per tile, written last and atomically."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
     repeated = table.loc[table.tile_id.duplicated(), "tile_id"].unique()
     if len(repeated):
         raise DataError(f"{path}: tile_id repeated: {', '.join(map(str, repeated[:5]))}")
-    with atomic_path(path) as aside:
-        table.to_parquet(aside, index=False)
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
     return table
 
 
 def read_manifest(path: Path | str, without: str | None = None) -> pd.DataFrame:
-    """Read a manifest, but for the column ``without``; DataError when it is missing, damaged, empty or lacks columns, or when a row of it
-    cannot be."""
+    """Read a manifest, except for the column ``without``. DataError when it is missing, damaged or empty, lacks columns or has a broken
+    row."""
     path = Path(path)
     try:
         table = pd.read_parquet(path, columns=without and [name for name in read_schema(path).names if name != without])
@@ -56,12 +56,12 @@ def read_manifest(path: Path | str, without: str | None = None) -> pd.DataFrame:
 
 
 def broken_row(manifest: Path | str, row: object, fault: str) -> DataError:
-    """What to raise of a row that no stage can have written so."""
+    """The error for a row that no stage writes."""
     return DataError(f"{manifest}: row {row}: {fault}; delete {manifest} and run the workflow again")
 
 
 def _check_rows(manifest: Path, table: pd.DataFrame) -> None:
-    """Raise DataError naming the first row whose names are none, or whose classes are not among those that it counts pixels of."""
+    """Raise DataError for the first row whose image or label is no path, or whose classes are not among those it counts pixels of."""
     for column in ("image", "label"):
         for tile_id, value in zip(table.tile_id, table[column], strict=True):
             if not isinstance(value, str) or not value:
@@ -71,15 +71,15 @@ def _check_rows(manifest: Path, table: pd.DataFrame) -> None:
             raise broken_row(manifest, tile_id, f"its classes are {classes}, and it counts the pixels of 0...{len(pixels) - 1}")
 
 
-def is_there(path: Path, listed: dict[Path, set[str]]) -> bool:
-    """Whether a file is there, by the list of its folder, which ``listed`` keeps: it takes less than asking for each of many files."""
+def exists_listed(path: Path, listed: dict[Path, set[str]]) -> bool:
+    """Whether a file exists, by the listing of its folder, which ``listed`` caches: faster than a look at each of many files."""
     if path.parent not in listed:
         listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
     return path.name in listed[path.parent]
 
 
 def check_paths(manifest: Path | str, table: pd.DataFrame, root: Path | str, listed: dict[Path, set[str]] | None = None) -> None:
-    """Raise what :func:`paths_of` raises of either column: for stages that hand rows on without opening their files."""
+    """Check both columns as :func:`paths_of` does: for stages that pass rows on without opening their files."""
     for column in ("image", "label"):
         paths_of(manifest, table, column, root, listed)
 
@@ -90,8 +90,8 @@ def paths_of(
     """Absolute paths of ``column`` ("image" or "label") of a manifest's rows.
 
     Paths are relative to the manifest and may point to a neighbouring stage, but never outside ``root`` (the dataset's
-    results folder) and never to nothing: DataError names the offending row. ``listed`` collects what folders hold, for several manifests
-    whose files share folders.
+    results folder), and their files must exist: DataError names the offending row. ``listed`` caches the listings of folders, for several
+    manifests whose files share folders.
     """
     folder, root = Path(manifest).resolve().parent, Path(root).resolve()
     found, folders, listed = [], {}, {} if listed is None else listed
@@ -102,21 +102,21 @@ def paths_of(
             if "\0" in relative:
                 raise DataError(f"path {relative!r} holds a null character")
             head, name = os.path.split(relative)
-            if head not in folders:  # a manifest of many tiles has few folders, and resolving each path takes a while
+            if head not in folders:  # many tiles share few folders, and resolving a path is slow
                 folders[head] = inside(root, str((folder / head).resolve()))
             path = folders[head] / name
             found.append(inside(root, str(path.resolve())) if name in ("", "..") or path.is_symlink() else path)
-            if not is_there(path, listed):
+            if not exists_listed(path, listed):
                 raise DataError(f"its {column} {path} is not there")
         except DataError as error:
             raise broken_row(manifest, tile_id, str(error)) from None
     return found
 
 
-def spread(name: str) -> str:
-    """A file's place among its like, "5f/NAME": in one of 256 folders by the hash of its name.
+def in_subfolder(name: str) -> str:
+    """A file's path in one of 256 subfolders by the hash of its name, "5f/NAME".
 
-    Shared file systems are slow where one folder holds very many files. The place follows from the name alone, so that it stays the same
+    Shared file systems are slow where one folder holds very many files. The path follows from the name alone, so that it stays the same
     however many files there are and whoever writes them.
     """
     return f"{hash_of(name)[:2]}/{name}"
@@ -128,7 +128,7 @@ def relocate(relative: str, old_manifest: Path | str, new_manifest: Path | str) 
 
 
 def relocate_all(paths: Iterable[str], old_manifest: Path | str, new_manifest: Path | str) -> list[str]:
-    """Paths of one manifest, written as paths relative to another. Many share few folders, each of which is followed once."""
+    """Paths of one manifest, written as paths relative to another; each of their folders is resolved once."""
     old, new, folders, found = Path(old_manifest).parent, Path(new_manifest).parent, {}, []
     for path in paths:
         head, name = os.path.split(path)

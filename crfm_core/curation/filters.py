@@ -15,7 +15,7 @@ from crfm_core.curation.class_losses import pixel_losses
 from crfm_core.curation.selection import class_counts, print_counts
 from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.files import hash_of, inside, sha256_of
-from crfm_core.manifest import read_manifest, relocate, spread, write_manifest
+from crfm_core.manifest import in_subfolder, read_manifest, relocate, write_manifest
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import tile_batches
 from crfm_core.settings import MARGIN
@@ -62,7 +62,7 @@ def filter_manifest(
     for batch, images, labels in tile_batches(manifest, root, batch_size):
         filtered = filter_pixels(pixel_losses(critic, images, labels), labels, class_losses, margin)
         for row, before, after in zip(batch.to_dict("records"), labels, filtered, strict=True):
-            label = f"{out.stem}/labels/{spread(row['tile_id'] + Path(row['label']).suffix)}"
+            label = f"{out.stem}/labels/{in_subfolder(row['tile_id'] + Path(row['label']).suffix)}"
             write_raster(out.parent / label, after, row["crs"] or None, row["transform"] if len(row["transform"]) else None)
             pixels = np.bincount(after[after != IGNORE], minlength=num_classes)
             labelled = int((before != IGNORE).sum())

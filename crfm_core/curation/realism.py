@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from crfm_core.files import read_json
 from crfm_core.manifest import read_manifest
-from crfm_core.metrics.generation import cmmd, diversity, frechet_distance, kernel_distance, nearest
+from crfm_core.metrics.generation import cmmd, diversity, frechet_distance, kernel_distance, nearest_references
 from crfm_core.metrics.inception import Inception, why_no_inception
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import as_input, tile_batches
@@ -239,12 +239,12 @@ def class_residuals(images: np.ndarray, labels: np.ndarray) -> Tensor:
 def memorised_tiles(samples: TileFeatures, training: TileFeatures, device: torch.device | str = "cpu") -> dict:
     """Samples that are copies of a training tile, as it is or mirrored as training does.
 
-    By the ratio of :func:`nearest` over :func:`class_residuals`; ``memorised`` lists the ids of those below ``threshold``, the closest
-    first, ``neighbours`` the ten closest samples with their nearest training tile. With a single training tile there is no ratio, and
-    both are empty. 60,000 samples and 20,000 tiles take 1.5e13 operations (five minutes of two CPU cores) and 1.2 GB.
+    By the ratio of :func:`nearest_references` over :func:`class_residuals`; ``memorised`` lists the ids of those below ``threshold``,
+    the closest first, ``neighbours`` the ten closest samples with their nearest training tile. With a single training tile there is no
+    ratio, and both are empty. 60,000 samples and 20,000 tiles take 1.5e13 operations (five minutes of two CPU cores) and 1.2 GB.
     """
     mirrored = training.residuals.view(-1, 3, RESIDUAL_SIDE, RESIDUAL_SIDE).flip(3).flatten(1)
-    index, ratio = nearest(samples.residuals, [training.residuals, mirrored], device=device)
+    index, ratio = nearest_references(samples.residuals, [training.residuals, mirrored], device=device)
     order = [int(row) for row in np.argsort(ratio, kind="stable") if np.isfinite(ratio[row])]
     names, known = samples.table.tile_id.astype(str).tolist(), training.table.tile_id.astype(str).tolist()
     closest = order[:NEIGHBOURS_LISTED]

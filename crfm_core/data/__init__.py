@@ -1,1 +1,1 @@
-"""Sources, scenes, tiles and splits: from the user's rasters to manifests of tiles."""
+"""Sources, scenes, tiles and splits: from rasters to manifests of tiles."""

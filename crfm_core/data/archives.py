@@ -1,4 +1,4 @@
-"""Archives from elsewhere: checked member by member before anything is written, and unpacked whole or not at all."""
+"""Archives that are downloaded: checked member by member before anything is written, and unpacked completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from crfm_core import DataError, ResourceError
 from crfm_core.files import require_disk
 from crfm_core.hub import name_fault
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-RATIO, RATIO_FROM = 200, 1_000_000_000  #: more bytes than the second, and more than so many times the archive's, are a bomb
-BLOCK = 1 << 20
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+BOMB_RATIO, BOMB_FROM = (
+    200,
+    1_000_000_000,
+)  #: an archive that unpacks to more bytes than the second, and to more than the first times its own, is a bomb
+COPIED_BYTES = 1 << 20
 
-#: What the libraries raise for archives that are damaged, cut off, encrypted or compressed in a way they do not know. An OSError without
-#: a number, or from seeking before the file's beginning, is theirs too; any other is the disk's.
+#: What the libraries raise for archives that are damaged, truncated, encrypted or compressed in an unknown way. An OSError without a
+#: number, or from seeking before the file's beginning, is theirs too; any other is the disk's.
 DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error, RuntimeError, ValueError, OverflowError,
 )  # fmt: skip
@@ -37,11 +40,11 @@ DAMAGED = (
 
 @dataclass(frozen=True)
 class _Member:
-    """A file or folder of an archive, or what else it is."""
+    """A file or folder of an archive, or something else in it."""
 
     name: str
     size: int
-    kind: str  # file, folder, or the name of what it is and must not be
+    kind: str  # file, folder, or what is refused: a link, a device, ...
     open: Callable[[], IO[bytes]]
 
     @property
@@ -49,58 +52,58 @@ class _Member:
         return PurePosixPath(self.name).parts
 
     @property
-    def is_leaving(self) -> bool:
+    def is_of_macos(self) -> bool:
         """Whether it is one of the files that macOS adds to archives."""
         path = PurePosixPath(self.name)
         return path.is_relative_to("__MACOSX") or path.name == ".DS_Store"
 
 
 def stem_of(archive: Path) -> str:
-    """The archive's name without the suffix that says how it is packed."""
-    suffix = max((suffix for suffix in SUFFIXES if archive.name.lower().endswith(suffix)), key=len, default="")
+    """The archive's name without the suffixes of its format."""
+    suffix = max((suffix for suffix in ARCHIVE_SUFFIXES if archive.name.lower().endswith(suffix)), key=len, default="")
     return archive.name[: len(archive.name) - len(suffix)]
 
 
 def extract(archive: Path | str, folder: Path | str) -> Path:
-    """Unpack a zip or tar file (by its suffix: :data:`SUFFIXES`) to ``folder``, which must not be there yet, and return ``folder``.
+    """Unpack a zip or tar file (by its suffix: :data:`ARCHIVE_SUFFIXES`) to ``folder``, which must not exist yet, and return ``folder``.
 
     All members are checked before the first is written: files and folders only, names that stay below ``folder`` and do not collide
-    also where case does not count, no encryption, room on the disk, no bomb (:data:`RATIO`). Content is written aside and gets its
-    place by one renaming, so that ``folder`` is whole when it is there. Permissions, owners and times are not taken over, nor is what
-    macOS adds (``__MACOSX``, ``.DS_Store``). Where all lies below one folder of ``folder``'s own name, that one becomes ``folder``. One
-    process at a time may do this for the same ``folder``.
+    even where case does not count, no encryption, enough space on the disk, no bomb (:data:`BOMB_RATIO`). Content is written to a
+    temporary folder that is renamed at the end, so that ``folder`` is complete when it exists. Permissions, owners and times are not
+    kept, nor what macOS adds (``__MACOSX``, ``.DS_Store``). If everything lies below one folder of ``folder``'s own name, that one
+    becomes ``folder``. Only one process at a time may do this for the same ``folder``.
 
     Raises DataError naming archive and member, and ResourceError when the disk is full or cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.exists():
-        raise DataError(f"{folder}: is there already; delete it to have {archive} unpacked to it")
-    aside = folder.with_name(f".{folder.name}.unpacking")
+        raise DataError(f"{folder}: already exists; delete it to have {archive} unpacked to it")
+    temporary = folder.with_name(f".{folder.name}.unpacking")
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-        aside.mkdir(parents=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
+        temporary.mkdir(parents=True)
         with _members_of(archive) as members:
-            files = _checked(archive, members, aside)
+            files = _checked(archive, members, temporary)
             with tqdm(total=sum(file.size for file in files), desc=archive.name, unit="B", unit_scale=True, disable=None) as progress:
                 for file in files:
-                    _write(archive, file, aside, progress)
-        names = [entry.name for entry in aside.iterdir()]
-        (aside / folder.name if names == [folder.name] and (aside / folder.name).is_dir() else aside).rename(folder)
+                    _write(archive, file, temporary, progress)
+        names = [entry.name for entry in temporary.iterdir()]
+        (temporary / folder.name if names == [folder.name] and (temporary / folder.name).is_dir() else temporary).rename(folder)
     except (OSError, *DAMAGED) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise ResourceError(
                 f"{archive}: cannot be unpacked to {folder}: {error}; free some space there, or use another folder"
             ) from None
         reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
-        raise DataError(f"{archive}: is damaged, cut off or no such archive ({reason}); delete it and fetch it again") from None
+        raise DataError(f"{archive}: is damaged, truncated or no such archive ({reason}); delete it and fetch it again") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 @contextlib.contextmanager
 def _members_of(archive: Path) -> Iterator[Iterator[_Member]]:
-    """The members of an archive that is open as long as the block lasts."""
+    """The members of an archive that is open inside the block."""
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as file:
             yield (_zip_member(file, info) for info in file.infolist())
@@ -110,12 +113,12 @@ def _members_of(archive: Path) -> Iterator[Iterator[_Member]]:
 
 
 def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    mode = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
+    mode = stat.S_IFMT(info.external_attr >> 16)  # 0 for archives not made on Unix
     kinds = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link"}
     kind = "folder" if info.is_dir() and kinds.get(mode) == "file" else kinds.get(mode, "device or pipe")
     if info.flag_bits & 0x41:
         kind = "file behind a password"
-    # the name as stored may hold a NUL that the library cuts it at
+    # the stored name may hold a NUL, where the library cuts it
     name = info.orig_filename if name_fault(info.orig_filename) else info.filename
     return _Member(name, info.file_size, kind, lambda: file.open(info))
 
@@ -125,18 +128,18 @@ def _tar_members(file: tarfile.TarFile) -> Iterator[_Member]:
     for info in file:
         kind = "file" if info.isfile() else "folder" if info.isdir() else kinds.get(info.type, "device")
         yield _Member(info.name, info.size, kind, lambda info=info: file.extractfile(info))
-    # The library takes a damaged header for the end; the end is a block of zeros. What follows is read for its checksum.
+    # The library takes a damaged header for the end, but the end is a block of zeros. The rest is read to verify its checksum.
     file.fileobj.seek(file.offset)
     if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it ends without its end mark")
-    while file.fileobj.read(BLOCK):
+    while file.fileobj.read(COPIED_BYTES):
         pass
 
 
 def _checked(archive: Path, members: Iterator[_Member], folder: Path) -> list[_Member]:
-    """The files to write, after a look at every member."""
-    total, room = 0, max(RATIO * archive.stat().st_size, RATIO_FROM)
-    files, kinds = [], {}  # kinds: what each name is, folders of files too
+    """The files to write, after a check of every member."""
+    total, room = 0, max(BOMB_RATIO * archive.stat().st_size, BOMB_FROM)
+    files, kinds = [], {}  # kinds: "file" or "folder" by name, with the folders of files
     for member in members:
         if fault := name_fault(member.name):
             if member.kind == "folder" and not member.parts and not member.name.startswith("/"):
@@ -146,8 +149,8 @@ def _checked(archive: Path, members: Iterator[_Member], folder: Path) -> list[_M
             _refuse(archive, member, f"it is a {member.kind}")
         total += member.size
         if total > room:
-            raise DataError(f"{archive}: unpacks to more than {room / 1e9:.1f} GB, which no honest archive of its size does; delete it")
-        if member.is_leaving:
+            raise DataError(f"{archive}: unpacks to more than {room / 1e9:.1f} GB, which a sound archive of its size does not; delete it")
+        if member.is_of_macos:
             continue
         names = [unicodedata.normalize("NFC", name).casefold() for name in accumulate(member.parts, "{}/{}".format)]
         for name in names[:-1]:
@@ -170,13 +173,13 @@ def _refuse(archive: Path, member: _Member, why: str) -> None:
 
 
 def _write(archive: Path, file: _Member, folder: Path, progress: tqdm) -> None:
-    """Write a file as new, with the permissions that new files get."""
+    """Write a file with the permissions of new files."""
     path = folder.joinpath(*file.parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with file.open() as source, path.open("xb") as out:
-        while block := source.read(BLOCK):
+        while block := source.read(COPIED_BYTES):
             out.write(block)
             progress.update(len(block))
         found = out.tell()
     if found != file.size:
-        raise DataError(f"{archive}: member {file.name!r} has {found} bytes of {file.size}; the archive is cut off, fetch it again")
+        raise DataError(f"{archive}: member {file.name!r} has {found} bytes of {file.size}; the archive is truncated, fetch it again")

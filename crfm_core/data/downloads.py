@@ -8,11 +8,11 @@ from pathlib import Path
 from crfm_core import ResourceError
 from crfm_core.data.sources import open_source
 from crfm_core.files import exclusive, sha256_of, write_json
-from crfm_core.hub import RECORD, read_record
+from crfm_core.hub import FETCH_RECORD, read_record
 from crfm_core.settings import Dataset
 
 WORK = ".fetching"  #: folder of unfinished downloads, below the dataset's
-MANY = 1000  #: files that the note of a downloaded dataset lists; of more it names the record
+LISTED_FILES = 1000  #: files that the note of a downloaded dataset lists; of more it names the record
 
 
 def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: str = "fetch_dataset", *, submission: bool = False) -> None:
@@ -25,7 +25,7 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
     With ``submission`` it is the images that the dataset's own server scores, instead of the labelled scenes.
 
     The note holds ``source`` (kind), ``folder``, ``repo``, ``revision`` and ``files`` (of what was downloaded: sizes and checksums; of
-    more than :data:`MANY` those of the record), ``licence``. It is written last.
+    more than :data:`LISTED_FILES` those of the record), ``licence``. It is written last.
 
     Raises DataError (not there and not to be downloaded, no network, wrong content) and ResourceError (the disk).
     """
@@ -45,7 +45,7 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
             raise ResourceError(f"source.root: {error}; set it to a folder that can be written, or free some space there") from None
     record = read_record(folder)
     files = record.get("files", {})
-    if len(files) > MANY:
-        files = {RECORD: {"size": (folder / RECORD).stat().st_size, "sha256": sha256_of(folder / RECORD)}}
+    if len(files) > LISTED_FILES:
+        files = {FETCH_RECORD: {"size": (folder / FETCH_RECORD).stat().st_size, "sha256": sha256_of(folder / FETCH_RECORD)}}
     note = {"source": dataset.source.kind, "folder": str(folder), "repo": record.get("repo"), "revision": record.get("revision")}
     write_json(out, note | {"files": files, "licence": dataset.licence})

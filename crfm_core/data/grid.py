@@ -1,4 +1,4 @@
-"""The grid that tiles are cut on: a scene's own pixels, or those of a wanted ground distance."""
+"""The grid that tiles are cut on: a scene's own pixels, or pixels of a configured ground distance."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def metres_per_pixel(source: rasterio.DatasetReader) -> tuple[float, float]:
 
 
 def grid_of(source: rasterio.DatasetReader, ground_distance: float | None = None) -> Grid:
-    """The grid of an open raster, or one over the same ground of pixels that measure ``ground_distance`` metres, but for rounding."""
+    """The grid of an open raster, or one over the same ground with pixels of ``ground_distance`` metres, up to rounding."""
     crs = source.crs.to_wkt() if source.crs else ""
     own = Grid(source.width, source.height, crs, source.transform if crs else Affine.identity())
     if ground_distance is None:
@@ -85,13 +85,13 @@ def open_scene(
         colours = Resampling.average if shrinks else Resampling.bilinear
         # A label's nodata is one value among others here: it may be a class, which the label map knows.
         plain = {"nodata": None, "src_nodata": None}
-        with _on(reduced, grid, colours, reduced, add_alpha=masked) as near, _on(ids, grid, labels, picture, **plain) as flat:
+        with _resampled(reduced, grid, colours, reduced, add_alpha=masked) as near, _resampled(ids, grid, labels, picture, **plain) as flat:
             yield near, flat
 
 
 @contextlib.contextmanager
 def _reduced(path: Path | str, picture: rasterio.DatasetReader, grid: Grid) -> Iterator[rasterio.DatasetReader]:
-    """The image at the coarsest overview that is no coarser than ``grid``; itself where it has none that fine."""
+    """The image at its coarsest overview that is not coarser than ``grid``; without one, the image itself."""
     shrink = min(picture.width / grid.width, picture.height / grid.height)
     common = set.intersection(*(set(picture.overviews(band)) for band in picture.indexes))
     levels = [level for level, factor in enumerate(picture.overviews(1)) if factor in common and factor <= shrink * 1.001]
@@ -102,7 +102,7 @@ def _reduced(path: Path | str, picture: rasterio.DatasetReader, grid: Grid) -> I
         yield reduced
 
 
-def _on(source: rasterio.DatasetReader, grid: Grid, how: Resampling, placed: rasterio.DatasetReader, **options: Any) -> WarpedVRT:
+def _resampled(source: rasterio.DatasetReader, grid: Grid, how: Resampling, placed: rasterio.DatasetReader, **options: Any) -> WarpedVRT:
     """``source`` resampled to ``grid``; it lies where ``placed`` does, as a label without a georeference lies under its image."""
     if source.nodata is None and source.dtypes[0].startswith("float"):
         options = {"nodata": np.nan, "src_nodata": np.nan} | options

@@ -1,4 +1,4 @@
-"""From what label rasters hold, ids or colours, to training ids 0...K-1 and 255; remapped once, here, and nowhere after."""
+"""From the ids or colours of label rasters to training ids 0...K-1 and 255; labels are remapped only here."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from crfm_core import ConfigError, DataError
-from crfm_core.data.rasters import IGNORE, STRIP, alpha_band, is_palette, name_of, palette_of, read_bands
+from crfm_core.data.rasters import IGNORE, alpha_band, is_palette, name_of, palette_of, read_bands, strips_of
 
 UNKNOWN = -1
 
 
 class LabelMap:
-    """What a label raster holds, to training ids.
+    """From the values of a label raster to training ids.
 
     Args:
         label_map: raw ids 0...65535, or colours "#RRGGBB", to ids 0...K-1 or 255 (ignore); None: raw ids are training ids.
         num_classes: K; None: any id below 255.
 
-    A raw 255, and what a raster of ids declares as nodata, is ignored unless ``label_map`` names it; masked and transparent pixels and
-    NaN are ignored. ConfigError for a key or an id that cannot be.
+    A raw 255, and the nodata value of a raster of ids, is ignored unless ``label_map`` names it; masked and transparent pixels and NaN
+    are ignored. ConfigError for a key or an id out of range.
     """
 
     def __init__(self, label_map: Mapping[int | str, int] | None, num_classes: int | None = None) -> None:
@@ -46,8 +46,8 @@ class LabelMap:
     def ids_of(self, source: rasterio.DatasetReader, window: Window | None = None) -> np.ndarray:
         """Training ids of an open label raster, or a window of it, as uint8 [H,W].
 
-        Raises DataError for a raster of another kind than the map's, and for values that the map does not know: with each value,
-        in how many pixels of the raster it is, and where the first is.
+        Raises DataError for a raster of another kind than the map's, and for values that the map does not have: with each value, its
+        number of pixels in the raster and the first of them.
         """
         ids = self._mapped(source, window)
         if (ids < 0).any():
@@ -55,7 +55,7 @@ class LabelMap:
         return ids.astype(np.uint8)
 
     def ids_of_values(self, values: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray:
-        """Training ids of ids read from ``source``, as uint8 of the same shape; errors as of :meth:`ids_of`."""
+        """Training ids of raw ids from ``source``, as uint8 of the same shape; errors as of :meth:`ids_of`."""
         ids = self._lookup.take(_whole(values, source))
         if (ids < 0).any():
             raise DataError(self._unknown(source))
@@ -69,13 +69,13 @@ class LabelMap:
         return ids
 
     def _raw(self, source: rasterio.DatasetReader, window: Window | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Ids, or colours as 0xRRGGBB, as whole numbers [H,W]; and which of them are ignored whatever they are, None for none."""
+        """Ids, or colours as 0xRRGGBB, as integers [H,W]; and which of them are ignored whatever their value, None for none."""
         return (self._colours if self.by_colour else self._ids)(source, window)
 
     def _ids(self, source: rasterio.DatasetReader, window: Window | None) -> tuple[np.ndarray, np.ndarray | None]:
         require_ids(source)
         ids = read_bands(source, 1, window)
-        ignored = self.no_label(ids, source)
+        ignored = self.without_label(ids, source)
         if MaskFlags.per_dataset in source.mask_flag_enums[0]:
             masked = source.read_masks(1, window=window) == 0
             ignored = masked if ignored is None else ignored | masked
@@ -83,8 +83,8 @@ class LabelMap:
             ids = np.where(ignored, np.zeros_like(ids), ids)
         return _whole(ids, source, window), ignored
 
-    def no_label(self, ids: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray | None:
-        """Which ids read from ``source`` stand for no label: its nodata, unless the map names it, and NaN; None: none can."""
+    def without_label(self, ids: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray | None:
+        """Which raw ids from ``source`` mean no label: its nodata, unless the map names it, and NaN; None: none can."""
         nodata = (source.src_dataset if isinstance(source, WarpedVRT) else source).nodata
         missing = np.isnan(ids) if ids.dtype.kind == "f" else None
         if nodata is None or np.isnan(nodata) or nodata in self._named:
@@ -106,18 +106,17 @@ class LabelMap:
         return rgb[0] << 16 | rgb[1] << 8 | rgb[2], transparent
 
     def _unknown(self, source: rasterio.DatasetReader) -> str:
-        """What to say about values that the map does not know: counted over the whole raster, read in strips."""
+        """The message about values that the map does not have, counted over the whole raster, read in strips."""
         counts: dict[int, int] = {}
         first: dict[int, tuple[int, int]] = {}
-        for top in range(0, source.height, STRIP):
-            window = Window(0, top, source.width, min(STRIP, source.height - top))
+        for window in strips_of(source):
             raw, _ = self._raw(source, window)
             unknown = self._mapped(source, window) == UNKNOWN
             places = np.argwhere(unknown)
             values, starts, numbers = np.unique(raw[unknown], return_index=True, return_counts=True)
             for value, start, number in zip(values.tolist(), starts, numbers.tolist(), strict=True):
                 counts[value] = counts.get(value, 0) + number
-                first.setdefault(value, (int(places[start][0]) + top, int(places[start][1])))
+                first.setdefault(value, (int(places[start][0]) + window.row_off, int(places[start][1])))
         most = sorted(counts, key=lambda value: (-counts[value], value))
         name = (lambda value: f"colour #{value:06X}") if self.by_colour else (lambda value: f"id {value}")
         found = "; ".join(f"{name(v)} in {counts[v]} pixels, first at row {first[v][0]}, column {first[v][1]}" for v in most[:5])
@@ -129,7 +128,7 @@ class LabelMap:
 
 
 def require_ids(source: rasterio.DatasetReader) -> None:
-    """Raise DataError unless a label raster has the one band that ids are in."""
+    """Raise DataError unless a label raster has one band."""
     if source.count != 1:
         raise DataError(
             f"{name_of(source)}: {source.count} bands, expected one band of class ids; "
@@ -138,7 +137,7 @@ def require_ids(source: rasterio.DatasetReader) -> None:
 
 
 def _whole(ids: np.ndarray, source: rasterio.DatasetReader, window: Window | None = None) -> np.ndarray:
-    """Ids as they index a table; DataError, with the place of the first, for what is no whole number of 0...65535."""
+    """Ids as indices of a table; DataError, with the place of the first, for anything but whole numbers 0...65535."""
     if ids.dtype in (np.uint8, np.uint16):
         return ids
     if (wrong := ~((ids >= 0) & (ids <= 65535) & (ids == np.round(ids)))).any():
@@ -148,6 +147,6 @@ def _whole(ids: np.ndarray, source: rasterio.DatasetReader, window: Window | Non
             where = f", first at row {row:.0f}, column {column:.0f}"
         raise DataError(
             f"{name_of(source)}: {ids[wrong][0]} is no class id{where}; expected whole numbers 0...65535. Declare it as nodata "
-            "(gdal_edit.py -a_nodata) if it stands for no label, or write the labels anew"
+            "(gdal_edit.py -a_nodata) if it means no label, or write the labels again"
         )
     return ids.astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Tiles back to a scene: one raster, in the scene's place, of what a manifest's rows of that scene show."""
+"""Put the tiles of a scene together again: one raster in the scene's place."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from pathlib import Path
 
 import numpy as np
 from rasterio.transform import Affine
-from rasterio.windows import Window
 
 from crfm_core import DataError
-from crfm_core.data.rasters import IGNORE, STRIP, create_raster, read_label, read_rgb
+from crfm_core.data.rasters import IGNORE, create_raster, read_label, read_rgb, strips_of
 from crfm_core.manifest import paths_of, read_manifest
 
 
 def mosaic(manifest: Path | str, root: Path | str, scene: str, kind: str, out: Path | str) -> None:
     """Write ``out`` (.tif or .png), the scene that the tiles of ``manifest`` were cut from, with the scene's size, CRS and transform.
 
-    Where tiles overlap the later row counts, whose pixels are the same for tiles of one scene. What they pad beyond the scene is left
-    out; ground without a tile is black, or 255 for labels. Written in strips, so a scene may be larger than memory.
+    Where tiles overlap the later row is used; tiles of one scene have the same pixels there. Padding beyond the scene is left out;
+    ground without a tile is black, or 255 for labels. Written in strips, so a scene may be larger than memory.
 
     Args:
         manifest: of tiles, with the columns scene_width and scene_height that tiling writes.
@@ -25,7 +24,7 @@ def mosaic(manifest: Path | str, root: Path | str, scene: str, kind: str, out: P
         scene: the scene's name.
         kind: ``image`` or ``label``.
 
-    Raises DataError for a scene that the manifest does not have, and ResourceError when the disk does not take it all.
+    Raises DataError for a scene that the manifest does not have, and ResourceError when the disk is full.
     """
     out, table = Path(out), read_manifest(manifest)
     rows = table[table.scene == scene]
@@ -34,19 +33,14 @@ def mosaic(manifest: Path | str, root: Path | str, scene: str, kind: str, out: P
     first, paths = rows.iloc[0], paths_of(manifest, rows, kind, root)
     width, height = int(first.scene_width), int(first.scene_height)
     read, bands, fill = (read_rgb, 3, 0) if kind == "image" else (read_label, 1, IGNORE)
-    profile = {"driver": "PNG" if out.suffix == ".png" else "GTiff", "dtype": "uint8", "count": bands, "width": width, "height": height}
-    if profile["driver"] == "GTiff":
-        profile |= {"compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512, "bigtiff": "if_safer"}
-    if first.crs and profile["driver"] == "GTiff":
-        corner = Affine(*first["transform"]) @ Affine.translation(-int(first.col), -int(first.row))
-        profile |= {"crs": first.crs, "transform": corner}
-    with create_raster(out, **profile) as target:
-        for top in range(0, height, STRIP):
-            strip = np.full((min(STRIP, height - top), width, bands), fill, np.uint8)
+    corner = Affine(*first["transform"]) @ Affine.translation(-int(first.col), -int(first.row)) if first.crs else None
+    with create_raster(out, bands, width, height, first.crs, corner) as target:
+        for window in strips_of(target):
+            top, strip = window.row_off, np.full((window.height, width, bands), fill, np.uint8)
             for (row, col), path in zip(rows[["row", "col"]].itertuples(index=False), paths, strict=True):
                 if row < top + len(strip) and row + first.height > top:
                     _paste(strip, read(path), row - top, col)
-            target.write(np.moveaxis(strip, -1, 0), window=Window(0, top, width, len(strip)))
+            target.write(np.moveaxis(strip, -1, 0), window=window)
 
 
 def _paste(strip: np.ndarray, tile: np.ndarray, row: int, col: int) -> None:

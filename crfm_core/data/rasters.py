@@ -30,22 +30,22 @@ GDAL_FAULTS = (RasterioError, CRSError, CPLE_BaseError)
 STRIP = 1024  #: rows of a raster that are read or written at once where it may be larger than memory
 IGNORED = (64, 68, 74)  #: colour of ignored pixels in pictures; dark, as palettes are light or vivid
 
-#: Formats whose files hold their pixels, by the names of GDAL's drivers. GDAL tells formats by content, and some of the others only point
-#: to files elsewhere or to servers, which it then reads; of those VRT is read, in files that are named so.
+#: Formats whose files hold their pixels, by the names of GDAL's drivers. GDAL detects formats by content, and some of the others only
+#: point to other files or to servers, which it then reads; of those only VRT is allowed, in files with that suffix.
 FORMATS = (
     "GTiff", "PNG", "JPEG", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JPEGXL", "AVIF", "WEBP", "BMP", "GIF", "BIGGIF", "PNM",
     "HFA", "ENVI", "EHdr", "NITF", "PCIDSK", "AAIGrid", "RST", "SAGA", "PCRaster",
 )  # fmt: skip
 
-#: A broken-off JPEG or PNG is an error and not grey ground or noise; the cache stays small in every process (bytes).
+#: A truncated JPEG or PNG is an error and not grey ground or noise; the cache (bytes) stays small in every process.
 GDAL_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES", "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", "GDAL_CACHEMAX": 128 * 2**20}
 
 
 @contextlib.contextmanager
 def open_raster(path: Path | str, **options: Any) -> Iterator[rasterio.DatasetReader]:
-    """Open a raster of :data:`FORMATS`, or a VRT that is named so, with ``options`` of its driver.
+    """Open a raster of :data:`FORMATS`, or a ``.vrt``, with ``options`` of its driver.
 
-    Whatever goes wrong with it, also while it is read inside the block, is a DataError naming the file.
+    Any error, also while it is read inside the block, is a DataError naming the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,19 +63,34 @@ def open_raster(path: Path | str, **options: Any) -> Iterator[rasterio.DatasetRe
 
 
 @contextlib.contextmanager
-def create_raster(path: Path | str, **profile: Any) -> Iterator[rasterio.io.DatasetWriter]:
-    """A raster to write in parts, atomically. Whatever goes wrong with it, a full disk too, is a ResourceError naming ``path``."""
+def create_raster(
+    path: Path | str, bands: int, width: int, height: int, crs: Any = None, transform: Any = None, **options: Any
+) -> Iterator[rasterio.io.DatasetWriter]:
+    """A uint8 raster to write in parts, atomically: a PNG for .png, otherwise a GeoTIFF (tiled, deflate) with its georeference, if any.
+
+    Any error, a full disk too, is a ResourceError naming ``path``.
+    """
     path = Path(path)
-    with atomic_path(path) as aside, rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings():
+    profile = {"driver": "PNG", "dtype": "uint8", "count": bands, "width": width, "height": height} | options
+    if path.suffix != ".png":
+        profile |= {"driver": "GTiff", "compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512, "bigtiff": "if_safer"}
+        profile |= {"crs": crs, "transform": transform} if crs else {}
+    with atomic_path(path) as temporary, rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(aside, "w", **profile) as target:
+            with rasterio.open(temporary, "w", **profile) as target:
                 yield target
-            with rasterio.open(aside) as written:  # on a full disk GDAL may end a file early and say nothing
-                for top in range(0, written.height, STRIP):
-                    written.read(window=Window(0, top, written.width, min(STRIP, written.height - top)))
+            with rasterio.open(temporary) as written:  # on a full disk GDAL may end a file early without an error
+                for window in strips_of(written):
+                    written.read(window=window)
         except GDAL_FAULTS as error:
             raise ResourceError(f"{path}: could not be written whole ({error.__cause__ or error}); free some space on its disk") from None
+
+
+def strips_of(raster: rasterio.DatasetReader) -> Iterator[Window]:
+    """Windows of the raster's width and at most :data:`STRIP` rows, from its top to its bottom."""
+    for top in range(0, raster.height, STRIP):
+        yield Window(0, top, raster.width, min(STRIP, raster.height - top))
 
 
 def _unreadable(path: Path | str, error: Exception) -> DataError:
@@ -83,7 +98,7 @@ def _unreadable(path: Path | str, error: Exception) -> DataError:
 
 
 def read_bands(source: rasterio.DatasetReader, bands: int | Sequence[int], window: Window | None = None, **options: Any) -> np.ndarray:
-    """``source.read`` whose faults name this raster, where several are open."""
+    """``source.read`` with errors that name this raster, where several are open."""
     try:
         return source.read(bands, window=window, **options)
     except GDAL_FAULTS as error:
@@ -91,7 +106,7 @@ def read_bands(source: rasterio.DatasetReader, bands: int | Sequence[int], windo
 
 
 def name_of(source: rasterio.DatasetReader) -> str:
-    """The file that an open raster, or a resampled view of one, reads."""
+    """The file of an open raster, or of a resampled view of one."""
     return source.src_dataset.name if isinstance(source, WarpedVRT) else source.name
 
 
@@ -131,7 +146,7 @@ def read_label(path: Path | str, window: Window | None = None) -> np.ndarray:
 
 
 def bands_of(source: rasterio.DatasetReader, bands: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The bands to show, counted from 1: those given, or the first three, or the first of fewer. DataError when one is not there."""
+    """The bands to show, counted from 1: ``bands``, or the first three, or the first of fewer. DataError when one is missing."""
     chosen = tuple(bands) if bands else (1, 2, 3) if source.count >= 3 else (1,)
     if max(chosen) > source.count:
         raise DataError(f"{name_of(source)}: has {source.count} bands and no band {max(chosen)}; correct tile.bands")
@@ -186,18 +201,18 @@ def palette_of(source: rasterio.DatasetReader) -> np.ndarray:
 
 
 def alpha_band(source: rasterio.DatasetReader) -> int | None:
-    """The number of the band that says how opaque pixels are; GDAL itself heeds it beside one or three bands only."""
+    """The number of the band of opacity, if any; GDAL itself applies it beside one or three bands only."""
     return source.colorinterp.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in source.colorinterp else None
 
 
 def has_holes(source: rasterio.DatasetReader) -> bool:
-    """Whether :func:`invalid_of` may find pixels: by nodata, a mask, an alpha band, or numbers that can be NaN."""
+    """Whether :func:`invalid_of` can find pixels: by nodata, a mask, an alpha band, or numbers that can be NaN."""
     masked = any(MaskFlags.all_valid not in flags for flags in source.mask_flag_enums)
     return masked or alpha_band(source) is not None or source.dtypes[0].startswith("float")
 
 
 def invalid_of(source: rasterio.DatasetReader, window: Window | None = None, bands: Sequence[int] | None = None) -> np.ndarray:
-    """Where a raster has no picture: declared nodata, masked, transparent, or not a number in a shown band; bool [H,W]."""
+    """Pixels without a picture: nodata, masked, transparent, or NaN in a shown band; bool [H,W]."""
     invalid = source.dataset_mask(window=window) == 0
     if (alpha := alpha_band(source)) is not None:
         invalid |= read_bands(source, alpha, window) == 0
@@ -254,7 +269,7 @@ def write_raster(
     """Write uint8 [H,W] or [H,W,3] atomically: a GeoTIFF (deflate) for .tif, a PNG for .png, ``tags`` as its text entries.
 
     ``crs`` is WKT (or any text rasterio understands) and ``transform`` six affine numbers; a PNG has room for neither.
-    Raises DataError for what cannot be written so, ResourceError when the disk does not take it all.
+    Raises DataError for an array or suffix that cannot be written, ResourceError when the disk is full.
     """
     path, array = Path(path), np.asarray(array)
     if array.dtype != np.uint8 or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
@@ -263,10 +278,10 @@ def write_raster(
         raise DataError(f"{path}: a PNG cannot hold a coordinate system; write a .tif")
     if path.suffix not in (".tif", ".tiff", ".png"):
         raise DataError(f"{path}: unknown suffix {path.suffix!r}, expected .tif or .png")
-    # Encoded in memory and written as bytes, since GDAL says nothing of a disk that fills up while it closes a small file.
+    # Encoded in memory and written as bytes, as GDAL reports no error when the disk fills up while it closes a small file.
     content = encode_raster(".png" if path.suffix == ".png" else ".tif", array, crs, transform, tags)
-    with atomic_path(path) as aside:
-        aside.write_bytes(content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def hash_of_pixels(image: np.ndarray) -> str:

@@ -10,7 +10,7 @@ from crfm_core import DataError
 from crfm_core.data.rasters import alpha_band, bands_of, open_raster, read_bands
 from crfm_core.settings import Scale
 
-#: Pixels looked at, of one scene or of the training scenes together. They lie at even distances, in an overview where there is one.
+#: Pixels that are sampled, of one scene or of the training scenes together; evenly spaced, from an overview if there is one.
 SAMPLE = 1 << 21
 
 
@@ -32,7 +32,7 @@ def sample_bands(image: Path | str, bands: list[int] | None, count: int = SAMPLE
 def scene_limits(images: list[Path], training: list[bool], scale: Scale, bands: list[int] | None) -> list[tuple[list, list]]:
     """Per image the values of each band that become 0 and 255.
 
-    With ``over: dataset`` all images get those of the images marked in ``training`` together: what is scored has no part in them.
+    With ``over: dataset`` all images get those of the images marked in ``training`` together; no scored image contributes to them.
     """
     if scale.over == "scene":
         return [_percentiles(sample_bands(image, bands), scale) for image in images]

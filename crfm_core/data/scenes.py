@@ -17,14 +17,14 @@ from crfm_core import DataError
 from crfm_core.data.rasters import describe
 from crfm_core.data.scaling import scene_limits
 from crfm_core.data.sources import FoundScene, open_source
-from crfm_core.data.splits import deal
+from crfm_core.data.splits import assign
 from crfm_core.files import atomic_path, hash_of, sha256_of
-from crfm_core.manifest import broken_row, is_there
+from crfm_core.manifest import broken_row, exists_listed
 from crfm_core.settings import BlockSplit, Dataset, GroupSplit
 
-#: ``image`` and ``label`` are paths; ``group`` is what a split by group keeps together; ``low`` and ``high`` hold the values per band
-#: that become 0 and 255 (empty: pixels stay as they are); ``caption`` is the text that came with the scene. With a split by blocks
-#: ``split`` is "", since a scene may have ground in several.
+#: ``image`` and ``label`` are paths; a split by group keeps ``group`` together; ``low`` and ``high`` are the values per band that become
+#: 0 and 255 (empty: pixels stay as they are); ``caption`` is the text that came with the scene. With a split by blocks ``split`` is "",
+#: since a scene may have ground in several.
 SCENE_COLUMNS = ("dataset", "split", "scene", "image", "label", "group", "low", "high", "caption")
 
 LONGEST_NAME = 120
@@ -33,10 +33,10 @@ LONGEST_NAME = 120
 def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, note: Path | str | None = None) -> None:
     """Write the scene manifest ``out``: one row per scene with the columns of :data:`SCENE_COLUMNS`.
 
-    What the source draws or has to burn onto a scene's grid goes into the folder beside ``out`` that has its name; other files are only
-    listed and checked. A relative ``source.root`` counts from ``root``; ``note`` is what :func:`crfm_core.data.downloads.fetch_dataset`
-    wrote of a downloaded data set. Paths are relative to ``out`` when they lie below its folder and absolute otherwise: this is the one
-    manifest that points to a user's own files.
+    Scenes that the source draws, and labels that it burns onto a scene's grid, go into the folder beside ``out`` that has its name;
+    other files are only listed and checked. A relative ``source.root`` counts from ``root``; ``note`` is that of
+    :func:`crfm_core.data.downloads.fetch_dataset` for a downloaded dataset. Paths are relative to ``out`` when they lie below its folder
+    and absolute otherwise: this is the one manifest that points to a user's own files.
 
     Raises DataError when nothing is found, an image has no label or one of another size or place, a file is unreadable, two scenes
     have one name, or a scene is in two splits.
@@ -80,14 +80,14 @@ def read_scenes(path: Path | str, split: str | None = None, needed: Sequence[str
             if not isinstance(value, str) or not value:
                 raise broken_row(path, scene, f"its {column} is {value!r}, which is no path")
             place = path.resolve().parent / value
-            if column in needed and not is_there(place, listed):
+            if column in needed and not exists_listed(place, listed):
                 raise broken_row(path, scene, f"its {column} {place} is not there")
         table[column] = [str(path.resolve().parent / value) for value in table[column]]
     return table if split is None else table[table.split == split].reset_index(drop=True)
 
 
 def _rows(dataset: Dataset, found: list[FoundScene]) -> list[dict]:
-    """Rows with Paths, names and splits."""
+    """Rows of the scenes with names and splits; paths are absolute."""
     rows = [
         {"dataset": dataset.name, "split": one.split, "scene": scene_name(one.key), "image": one.image, "label": one.label}
         | {"group": one.group, "caption": one.caption}
@@ -98,15 +98,15 @@ def _rows(dataset: Dataset, found: list[FoundScene]) -> list[dict]:
     if isinstance(dataset.split, GroupSplit):
         groups = [_group(row, one.relative, dataset.split.group) for row, one in zip(rows, found, strict=True)]
         sizes = pd.Series(groups).value_counts().to_dict()
-        dealt = deal(sizes, dataset.split.shares, dataset.split.seed)
-        return [row | {"group": group, "split": dealt[group]} for row, group in zip(rows, groups, strict=True)]
+        assigned = assign(sizes, dataset.split.shares, dataset.split.seed)
+        return [row | {"group": group, "split": assigned[group]} for row, group in zip(rows, groups, strict=True)]
     return rows
 
 
 def scene_name(key: tuple[str, ...]) -> str:
     """A scene's name for files and targets: letters without accents, digits and ``. _ -``.
 
-    What has no such letters, as names in other scripts, or is too long for a file's name, is told apart by a hash of the whole.
+    Names with other letters, as in other scripts, and names that are too long for a file, end with a hash.
     """
     text = "-".join(key)
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
@@ -128,17 +128,17 @@ def _group(row: dict, relative: Path, how: str) -> str:
 
 
 def _check_scenes(rows: list[dict]) -> None:
-    """Refuse a scene that is there twice, by its file or its name, and content that is in two splits."""
+    """Refuse a scene that occurs twice, by its file or its name, and content that is in two splits."""
     files, names, sizes = {}, {}, defaultdict(list)
     for row in rows:
-        for seen, key in ((files, row["image"].resolve()), (names, row["scene"])):
-            first = seen.setdefault(key, row)
-            if first is not row:
-                _refuse(first, row, "is the same file as" if seen is files else f"has the same scene name {row['scene']!r} as")
+        if (first := files.setdefault(row["image"].resolve(), row)) is not row:
+            _refuse(first, row, "is the same file as")
+        if (first := names.setdefault(row["scene"], row)) is not row:
+            _refuse(first, row, f"has the same scene name {row['scene']!r} as")
         sizes[row["image"].stat().st_size].append(row)
     hashes: dict[str, dict] = {}
     for group in sizes.values():
-        if len({row["split"] for row in group}) > 1:  # only files of equal length can be equal: most are never read here
+        if len({row["split"] for row in group}) > 1:  # only files of equal length can be equal, so few are read
             for row in group:
                 first = hashes.setdefault(sha256_of(row["image"]), row)
                 if first["split"] != row["split"]:
@@ -154,7 +154,7 @@ def _refuse(first: dict, second: dict, how: str) -> None:
 
 
 def check_pair(image: Path, label: Path) -> None:
-    """Raise DataError unless image and label are rasters of one size that, where both say so, lie in the same place."""
+    """Raise DataError unless image and label are rasters of one size and, if both are georeferenced, in the same place."""
     ours, theirs = describe(image), describe(label)
     if (ours["width"], ours["height"]) != (theirs["width"], theirs["height"]):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Some of a split's tiles: subsets that look like the whole, few-shot sets, or a given list; drawn by a seed alone."""
+"""A subset of a split's tiles: stratified, few-shot, or a list of the user's; it depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def select_tiles(tiles: pd.DataFrame, selection: Selection, key: str, classes: l
     distances, so that the first n show each set in its share, whatever n, and fewer are a part of more. ``n_shot`` goes through the
     classes from the rarest and takes the next tiles in that order that show it until it has n (all, where there are fewer).
 
-    Raises DataError, naming ``key`` of the configuration, when more tiles are asked for than there are, or listed ones are unknown.
+    Raises DataError, naming ``key`` of the configuration, when there are fewer tiles than selected, or listed ones are unknown.
     """
     if selection.ids is not None:
         return _listed(tiles, Path(selection.ids), f"{key}.ids")
@@ -28,7 +28,7 @@ def select_tiles(tiles: pd.DataFrame, selection: Selection, key: str, classes: l
         return _n_shot(tiles, order, selection.n_shot, classes)
     count = selection.tiles if selection.tiles is not None else max(1, round(selection.fraction * len(tiles)))
     if count > len(tiles):
-        raise DataError(f"{key}.tiles: {count} tiles of {len(tiles)}; ask for fewer, or leave the selection out to take all")
+        raise DataError(f"{key}.tiles: {count} tiles of {len(tiles)}; select fewer, or leave the selection out to take all")
     return set(tiles.tile_id.iloc[order[:count]])
 
 
@@ -51,7 +51,7 @@ def _n_shot(tiles: pd.DataFrame, order: np.ndarray, count: int, classes: list[st
     for index in np.argsort(present.sum(axis=0), kind="stable"):
         showing = np.nonzero(present[:, index])[0]
         if 0 < len(showing) < count:
-            print(f"n_shot: only {len(showing)} of the wanted {count} tiles show {classes[index]}; all of them are taken", flush=True)
+            print(f"n_shot: only {len(showing)} tiles show {classes[index]}, fewer than {count}; taking all of them", flush=True)
         lacking = count - int(taken[showing].sum())
         taken[showing[~taken[showing]][: max(0, lacking)]] = True
     return set(tiles.tile_id.iloc[order[taken]])
@@ -61,7 +61,7 @@ def _listed(tiles: pd.DataFrame, path: Path, key: str) -> set[str]:
     try:
         listed = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
-        raise DataError(f"{key}: there is no {path} (seen from {Path.cwd()}); give a file with one tile id per line") from None
+        raise DataError(f"{key}: there is no {path} (in {Path.cwd()}); give a file with one tile id per line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{key}: {path} cannot be read ({error}); give a text file with one tile id per line") from None
     unknown = sorted(set(listed) - set(tiles.tile_id))

@@ -1,4 +1,4 @@
-"""Splits that share no ground: how scenes, groups and blocks are dealt out, and the check that what is scored was not trained on."""
+"""Splits that share no ground: how scenes, groups and blocks are assigned to splits, and the check that no tile is in two."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from crfm_core.settings import BlockSplit, Dataset
 Region = tuple[int, int, int, int]  #: row, column, height, width in pixels of a scene's grid
 
 
-# ------------------------------------------------------------------------------------------------------- dealing out
+# ------------------------------------------------------------------------------------------------------- assignment
 
 
-def deal(sizes: dict, shares: dict[str, float], seed: int) -> dict:
-    """Give each key of ``sizes`` to a split: in an order drawn by the seed, each to the split that lacks most of its share of the sum.
+def assign(sizes: dict, shares: dict[str, float], seed: int) -> dict:
+    """Assign each key of ``sizes`` to a split: in an order drawn by the seed, each to the split that lacks most of its share of the sum.
 
     No split stays empty. Raises DataError when there are fewer keys than splits.
     """
@@ -33,13 +33,13 @@ def deal(sizes: dict, shares: dict[str, float], seed: int) -> dict:
         raise DataError(f"split: {len(sizes)} groups or blocks for {len(shares)} splits; make them smaller, or name the splits' files")
     lacking = {split: share / sum(shares.values()) * sum(sizes.values()) for split, share in shares.items()}
     order = sorted(sizes, key=lambda key: hash_of(seed, key))
-    dealt: dict = {}
+    assigned: dict = {}
     for index, key in enumerate(order):
-        empty = [split for split in shares if split not in dealt.values()]
+        empty = [split for split in shares if split not in assigned.values()]
         candidates = empty if len(order) - index == len(empty) else list(shares)
-        dealt[key] = max(candidates, key=lambda split: lacking[split])
-        lacking[dealt[key]] -= sizes[key]
-    return dealt
+        assigned[key] = max(candidates, key=lambda split: lacking[split])
+        lacking[assigned[key]] -= sizes[key]
+    return assigned
 
 
 def regions_of(scenes: pd.DataFrame, dataset: Dataset, split: str) -> dict[str, list[Region] | None]:
@@ -57,7 +57,7 @@ def block_regions(grids: dict[str, Grid], settings: BlockSplit, split: str) -> d
     """The regions of each scene that lie in blocks of ``split``, without the buffer beside blocks of other splits.
 
     Georeferenced scenes of one CRS share their blocks, so that ground which two of them show is in one split; any other scene has its
-    own. The ground that scenes span is cut into equal blocks of at least the wanted side, counted in pixels of the first scene.
+    own. The ground that scenes span is cut into equal blocks of at least ``settings.block`` a side, in pixels of the first scene.
     Raises DataError for a scene whose rows do not run east.
     """
     regions: dict[str, list[Region]] = {scene: [] for scene in grids}
@@ -69,17 +69,17 @@ def block_regions(grids: dict[str, Grid], settings: BlockSplit, split: str) -> d
             for i, j in _blocks_of(member, rows, cols):
                 sizes[key, i, j] = sizes.get((key, i, j), 0.0) + _overlap(member, rows[i : i + 2], cols[j : j + 2])
                 meets.setdefault((key, i, j), []).append(scene)
-    dealt = deal(sizes, settings.shares, settings.seed)
-    for (key, i, j), owner in dealt.items():
+    assigned = assign(sizes, settings.shares, settings.seed)
+    for (key, i, j), owner in assigned.items():
         if owner != split:
             continue
         rows, cols, members = lattices[key]
-        foreign = {(p, q) for p in (i - 1, i, i + 1) for q in (j - 1, j, j + 1) if dealt.get((key, p, q), split) != split}
+        foreign = {(p, q) for p in (i - 1, i, i + 1) for q in (j - 1, j, j + 1) if assigned.get((key, p, q), split) != split}
         block = _without_buffer(rows, cols, i, j, foreign, settings.buffer / 2)
         for scene in meets[key, i, j]:
             top, start, scale, grid = members[scene]
             edges = (block[0] - top) / scale, (block[1] - top) / scale, (block[2] - start) / scale, (block[3] - start) / scale
-            # inwards to whole pixels, but for rounding errors
+            # inwards to whole pixels, up to rounding errors
             r0, c0 = max(0, int(np.ceil(edges[0] - 1e-6))), max(0, int(np.ceil(edges[2] - 1e-6)))
             r1, c1 = min(grid.height, int(np.floor(edges[1] + 1e-6))), min(grid.width, int(np.floor(edges[3] + 1e-6)))
             if r1 > r0 and c1 > c0:
@@ -162,7 +162,7 @@ def check_disjoint(manifests: list[Path | str]) -> None:
     """
     tables = [read_manifest(path) for path in manifests]
     for (path_a, a), (path_b, b) in combinations(zip(manifests, tables, strict=True), 2):
-        # Ground of one colour, such as water that scaling makes black, looks the same anywhere.
+        # Tiles of one colour, such as water that scaling makes black, look the same anywhere.
         shown_a, shown_b = (table[~table.get("uniform", pd.Series(False, table.index)).astype(bool)] for table in (a, b))
         found = (
             _same(a, b, ["tile_id", "scene"], "the same tile")
@@ -201,7 +201,7 @@ def _overlapping(a: pd.DataFrame, b: pd.DataFrame) -> tuple[str, str, str] | Non
 
 
 def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Footprints of both tables: in the first one's CRS, or CRS by CRS where one is unknown to PROJ, as that of a local drawing is."""
+    """Footprints of both tables: in the first one's CRS, or CRS by CRS if PROJ does not know one, such as a local engineering CRS."""
     target, corners = a.crs.iloc[0], [_corners(table) for table in (a, b)]
     try:
         for table, quads in zip((a, b), corners, strict=True):
@@ -217,14 +217,14 @@ def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterable[tuple[pd.DataFr
 
 
 def _footprints(table: pd.DataFrame, quads: np.ndarray) -> pd.DataFrame:
-    """The table's tiles with their polygons, a little shrunk so that neighbours do not touch; those outside the CRS's reach left out."""
+    """The table's tiles with their polygons, slightly shrunk so that neighbours do not touch; without those that the CRS cannot hold."""
     near = np.isfinite(quads).all(axis=(1, 2))
     quads, middle = quads[near], quads[near].mean(axis=1, keepdims=True)
     return table[near].assign(footprint=shapely.polygons(middle + (quads - middle) * (1 - 2e-4)))
 
 
 def _corners(table: pd.DataFrame) -> np.ndarray:
-    """Ground corners of what tiles show, without padding, in turn, [n, 4, 2]."""
+    """Ground corners of the tiles without padding, in turn, [n, 4, 2]."""
     a, b, c, d, e, f = np.stack([np.asarray(t, float) for t in table["transform"]]).T[..., None]
     col = table.get("inner_width", table.width).to_numpy()[:, None] * np.array([0, 1, 1, 0])
     row = table.get("inner_height", table.height).to_numpy()[:, None] * np.array([0, 0, 1, 1])

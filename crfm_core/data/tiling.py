@@ -1,4 +1,4 @@
-"""Scenes to tiles: windows of one size that cover the ground as the edge rule says, ids remapped, the georeference kept."""
+"""Cut scenes into tiles of one size, with labels as training ids and the georeference kept."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from crfm_core.files import write_bytes, write_text
 from crfm_core.manifest import write_manifest
 from crfm_core.settings import Dataset, Tiling
 
-#: Tiles that a process cuts before it takes others: neighbours, which share what is read, and few enough that none waits long for another.
+#: Tiles that a process cuts at once: neighbours, which share what is read, and few enough to keep all processes busy to the end.
 CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene to cut: where it lies, how it is cut, and what its tiles' rows say of it."""
+    """One scene to cut: its files, how it is cut, and what its tiles' manifest rows say."""
 
     image: Path
     label: Path
@@ -56,8 +56,8 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One tile of a scene: its corner in pixels, and the region (row, column, height, width) it shows nothing from beyond."""
+class TileWindow:
+    """Where one tile lies: its corner in pixels of the scene, and the region (row, column, height, width) that limits what it shows."""
 
     row: int
     col: int
@@ -93,17 +93,17 @@ def tile_scene(
 
     Args:
         image, label: rasters of one size; see :class:`crfm_core.data.labels.LabelMap` for what a label may hold.
-        edge: ``shift``, ``pad`` or ``drop``, see :func:`crfm_core.data.windows.window_offsets`; what is padded is black and ignored.
-        min_labelled: least labelled share of a tile's pixels. A tile without any labelled pixel is never kept.
+        edge: ``shift``, ``pad`` or ``drop``, see :func:`crfm_core.data.windows.window_offsets`; padding is black and ignored.
+        min_labelled: least share of labelled pixels. A tile without labelled pixels is never kept.
         bands, limits: see :func:`crfm_core.data.rasters.rgb_of`.
         ground_distance: metres per pixel to resample to; None: the scene's own pixels.
-        label_map: what labels hold to ids 0...K-1 or 255 (ignore); None: ids are training ids.
+        label_map: from values of the labels to ids 0...K-1 or 255 (ignore); None: the values are training ids.
         num_classes: K; None: the largest id plus one.
-        processes: how many share the work; the tiles are the same with any number.
+        processes: the tiles are the same with any number of them.
 
     Pixels that the label or the image declares as nodata, or that are not numbers, become 255. Rows have the columns
-    :data:`crfm_core.manifest.TILE_COLUMNS`, and inner_width and inner_height (of what is not padded), scene_width, scene_height,
-    image_digest (hash of the pixels), uniform (whether it shows one colour), licence and given_caption.
+    :data:`crfm_core.manifest.TILE_COLUMNS`, and inner_width and inner_height (without padding), scene_width, scene_height, image_digest
+    (hash of the pixels), uniform (whether all pixels have one colour), licence and given_caption.
 
     Raises DataError for an unreadable file, sizes that differ, a scene smaller than a tile (edge ``shift``), or a label outside map or
     classes; ConfigError for a stride that would leave gaps.
@@ -133,7 +133,7 @@ def tile_scene(
         label_map=None if label_map is None else tuple(label_map.items()),
         num_classes=num_classes,
     )
-    rows = list(_cut_all([(task, places_of(task))], processes))
+    rows = list(_cut_all([(task, tile_windows(task))], processes))
     if num_classes is None:
         largest = max((row["classes"][-1] for row in rows), default=0)
         for row in rows:
@@ -144,10 +144,10 @@ def tile_scene(
 def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_manifest: Path | str, processes: int = 1) -> pd.DataFrame:
     """Tile every scene of one split into the folder beside ``out_manifest`` that has its name; write and return that manifest.
 
-    Where the dataset selects tiles of the split, labels are looked at first and only the selected tiles are written, with the list of
-    their ids in ``<split>.ids.txt`` beside the manifest; that file can be given back as ``select: {SPLIT: {ids: FILE}}``.
+    Where the dataset selects tiles of the split, labels are read first and only the selected tiles are written, with the list of their
+    ids in ``<split>.ids.txt`` beside the manifest; ``select: {SPLIT: {ids: FILE}}`` takes such a file.
 
-    Raises DataError when the split has no scene, no labelled tile or only one class, and what :func:`tile_scene` raises.
+    Raises DataError when the split has no scene, no labelled tile or only one class, and the errors of :func:`tile_scene`.
     """
     out_manifest, tiling = Path(out_manifest), dataset.tile
     scenes = read_scenes(scenes_manifest)
@@ -172,13 +172,13 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
             label_map=None if dataset.tile_label_map is None else tuple(dataset.tile_label_map.items()),
             num_classes=len(dataset.classes),
         )
-        tasks.append((task, places_of(task, regions[row.scene])))
+        tasks.append((task, tile_windows(task, regions[row.scene])))
     title = f"{dataset.name}/{split}"
     if selection := dataset.select.get(split):
         found = list(_cut_all(tasks, processes, f"labels of {title}", write=False))
         _require_classes(found, dataset, scenes_manifest, split)
         chosen = select_tiles(pd.DataFrame(found), selection, f"select.{split}", dataset.classes)
-        tasks = [(task, [place for place in places if _tile_id(task, place) in chosen]) for task, places in tasks]
+        tasks = [(task, [tile for tile in tiles if _tile_id(task, tile) in chosen]) for task, tiles in tasks]
     shutil.rmtree(out_manifest.with_suffix(""), ignore_errors=True)  # tiles of an earlier run, cut otherwise
     rows = list(_cut_all(tasks, processes, f"tiles of {title}"))
     _require_classes(rows, dataset, scenes_manifest, split)
@@ -190,7 +190,7 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     return write_manifest(out_manifest, rows)
 
 
-def places_of(scene: Scene, regions: Sequence[Region] | None = None) -> list[Place]:
+def tile_windows(scene: Scene, regions: Sequence[Region] | None = None) -> list[TileWindow]:
     """The tiles of a scene, or of regions of it, row by row. DataError when a whole scene is smaller than a tile and edge is ``shift``."""
     tiling = scene.tiling
     with open_raster(scene.image) as picture:
@@ -202,12 +202,12 @@ def places_of(scene: Scene, regions: Sequence[Region] | None = None) -> list[Pla
             f"{scene.image}: {grid.width}x{grid.height} pixels, smaller than a tile of {tiling.size}; "
             "lower tile.size, set tile.edge to pad or drop, or leave it out"
         )
-    stride, places = tiling.stride or tiling.size, []
+    stride, tiles = tiling.stride or tiling.size, []
     for region in regions:
         top, left, height, width = region
         for row in window_offsets(height, tiling.size, stride, tiling.edge):
-            places += [Place(top + row, left + col, region) for col in window_offsets(width, tiling.size, stride, tiling.edge)]
-    return places
+            tiles += [TileWindow(top + row, left + col, region) for col in window_offsets(width, tiling.size, stride, tiling.edge)]
+    return tiles
 
 
 def read_mask(image: Path | str, label: Path | str, dataset: Dataset) -> tuple[np.ndarray, Grid]:
@@ -222,21 +222,21 @@ def read_mask(image: Path | str, label: Path | str, dataset: Dataset) -> tuple[n
 # ----------------------------------------------------------------------------------------------------------- the cutting
 
 
-def _cut_all(tasks: list[tuple[Scene, list[Place]]], processes: int, title: str = "tiles", write: bool = True) -> Iterator[dict]:
-    """Rows of all tiles, in order; by this process alone where others would take longer to start than to help."""
-    chunks = [(task, places[i : i + CHUNK], write) for task, places in tasks for i in range(0, len(places), CHUNK)]
-    total = sum(len(places) for _, places, _ in chunks)
+def _cut_all(tasks: list[tuple[Scene, list[TileWindow]]], processes: int, title: str = "tiles", write: bool = True) -> Iterator[dict]:
+    """Rows of all tiles, in order; in this process alone when there is too little work for more."""
+    chunks = [(task, tiles[i : i + CHUNK], write) for task, tiles in tasks for i in range(0, len(tiles), CHUNK)]
+    total = sum(len(tiles) for _, tiles, _ in chunks)
     with tqdm(total=total, desc=title, unit="tile", disable=None) as progress:
-        for (_, places, _), rows in zip(chunks, _mapped(chunks, min(processes, total // CHUNK)), strict=True):
+        for (_, tiles, _), rows in zip(chunks, _mapped(chunks, min(processes, total // CHUNK)), strict=True):
             yield from rows
-            progress.update(len(places))
+            progress.update(len(tiles))
 
 
 def _mapped(chunks: list[tuple], processes: int) -> Iterable[list[dict]]:
     if processes < 2:
         yield from map(_cut, chunks)
         return
-    # Forked, so that they start at once; they do nothing but read and write by GDAL, of which nothing is open here.
+    # Forked, so that they start at once; they only read and write by GDAL, and nothing of GDAL is open in this process.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         try:
@@ -246,7 +246,7 @@ def _mapped(chunks: list[tuple], processes: int) -> Iterable[list[dict]]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when ``parent`` is gone, which a kill -9 gives no chance to say."""
+    """End this process when ``parent`` has ended, even by kill -9."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -256,39 +256,39 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@lru_cache(4)  # a table of all colours is worth keeping
+@lru_cache(4)  # the table of all colours is slow to make
 def _label_map(items: tuple | None, num_classes: int | None) -> LabelMap:
     return LabelMap(None if items is None else dict(items), num_classes)
 
 
-def _cut(chunk: tuple[Scene, list[Place], bool]) -> list[dict]:
-    """Cut some tiles of a scene; without ``write`` only their labels are read, and rows tell the classes of each."""
-    scene, places, write = chunk
+def _cut(chunk: tuple[Scene, list[TileWindow], bool]) -> list[dict]:
+    """Cut some tiles of a scene; without ``write`` only their labels are read, and rows have only ids and classes."""
+    scene, tiles, write = chunk
     tiling, labels = scene.tiling, _label_map(scene.label_map, scene.num_classes)
     rows = []
     with open_scene(scene.image, scene.label, tiling.ground_distance) as (picture, ids):
         holes, crs = has_holes(picture), picture.crs.to_wkt() if picture.crs else ""
-        for place in places:
-            window, inner = _windows(place, tiling.size)
+        for tile in tiles:
+            window, inner = _windows(tile, tiling.size)
             mask = _padded(labels.ids_of(ids, window), inner, tiling.size, IGNORE)
             if holes:
                 mask[inner][invalid_of(picture, window, tiling.bands)] = IGNORE
             pixels = np.bincount(mask.ravel(), minlength=256)[: scene.num_classes or IGNORE]
             if not pixels.any() or pixels.sum() < tiling.min_labelled * mask.size:
                 continue
-            row = {"tile_id": _tile_id(scene, place), "classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
+            row = {"tile_id": _tile_id(scene, tile), "classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
             if write:
                 image = _padded(rgb_of(picture, window, tiling.bands, scene.limits), inner, tiling.size, 0)
-                row = _write(scene, place, picture, crs, image, mask) | row
+                row = _write(scene, tile, picture, crs, image, mask) | row
             rows.append(row)
     return rows
 
 
-def _windows(place: Place, size: int) -> tuple[Window, tuple[slice, slice]]:
-    """What of a tile lies in its region: the window to read, and where it belongs in the tile."""
-    top, left, height, width = place.region
-    rows, cols = min(size, top + height - place.row), min(size, left + width - place.col)
-    return Window(place.col, place.row, cols, rows), (slice(0, rows), slice(0, cols))
+def _windows(tile: TileWindow, size: int) -> tuple[Window, tuple[slice, slice]]:
+    """The part of a tile inside its region: the window of the scene to read, and where it belongs in the tile."""
+    top, left, height, width = tile.region
+    rows, cols = min(size, top + height - tile.row), min(size, left + width - tile.col)
+    return Window(tile.col, tile.row, cols, rows), (slice(0, rows), slice(0, cols))
 
 
 def _padded(array: np.ndarray, inner: tuple[slice, slice], size: int, value: int) -> np.ndarray:
@@ -299,20 +299,20 @@ def _padded(array: np.ndarray, inner: tuple[slice, slice], size: int, value: int
     return padded
 
 
-def _tile_id(scene: Scene, place: Place) -> str:
-    return f"{scene.name}_{place.row}_{place.col}"
+def _tile_id(scene: Scene, tile: TileWindow) -> str:
+    return f"{scene.name}_{tile.row}_{tile.col}"
 
 
-def _write(scene: Scene, place: Place, picture: rasterio.DatasetReader, crs: str, image: np.ndarray, mask: np.ndarray) -> dict:
-    """Write a tile's two files and return its row; ``crs`` is that of ``picture`` as WKT, which takes a while to write."""
-    transform = [float(v) for v in tuple(picture.transform @ Affine.translation(place.col, place.row))[:6]] if crs else []
+def _write(scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs: str, image: np.ndarray, mask: np.ndarray) -> dict:
+    """Write a tile's two files and return its row; ``crs`` is that of ``picture`` as WKT, which is slow to make."""
+    transform = [float(v) for v in tuple(picture.transform @ Affine.translation(tile.col, tile.row))[:6]] if crs else []
     suffix = f".{scene.tiling.format}" if scene.tiling.format else ".tif" if crs else ".png"
-    place_in_file = (picture.crs, transform) if suffix == ".tif" else (None, None)
+    georeference = (picture.crs, transform) if suffix == ".tif" else (None, None)
     tags = {"licence": scene.licence} if scene.licence else {}
-    tile_id, digest, paths = _tile_id(scene, place), hashlib.sha256(), {}
+    tile_id, digest, paths = _tile_id(scene, tile), hashlib.sha256(), {}
     for kind, array in (("image", image), ("label", mask)):
         path = scene.out_dir / f"{kind}s" / f"{tile_id}{suffix}"
-        content = encode_raster(suffix, array, *place_in_file, tags)
+        content = encode_raster(suffix, array, *georeference, tags)
         write_bytes(path, content)
         digest.update(content)
         paths[kind] = str(path.relative_to(scene.out_dir.parent))
@@ -321,8 +321,8 @@ def _write(scene: Scene, place: Place, picture: rasterio.DatasetReader, crs: str
         "dataset": scene.dataset,
         "split": scene.split,
         "scene": scene.name,
-        "row": place.row,
-        "col": place.col,
+        "row": tile.row,
+        "col": tile.col,
         "width": scene.tiling.size,
         "height": scene.tiling.size,
         **paths,
@@ -331,8 +331,8 @@ def _write(scene: Scene, place: Place, picture: rasterio.DatasetReader, crs: str
         "classes": [],
         "pixels": [],
         "digest": digest.hexdigest(),
-        "inner_width": min(scene.tiling.size, place.region[1] + place.region[3] - place.col),
-        "inner_height": min(scene.tiling.size, place.region[0] + place.region[2] - place.row),
+        "inner_width": min(scene.tiling.size, tile.region[1] + tile.region[3] - tile.col),
+        "inner_height": min(scene.tiling.size, tile.region[0] + tile.region[2] - tile.row),
         "scene_width": picture.width,
         "scene_height": picture.height,
         "image_digest": hash_of_pixels(image),
@@ -343,7 +343,7 @@ def _write(scene: Scene, place: Place, picture: rasterio.DatasetReader, crs: str
 
 
 def _require_classes(rows: list[dict], dataset: Dataset, manifest: Path | str, split: str) -> None:
-    """Refuse a split that holds no labelled tile, and a training split of one class: a segmentor could learn nothing from it."""
+    """Refuse a split without labelled tiles, and a training split of one class, from which no segmentor can learn."""
     if not rows:
         raise DataError(
             f"{manifest}: split {split!r} has no tile with labelled pixels: all are nodata or ignored; "

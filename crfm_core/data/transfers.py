@@ -1,4 +1,4 @@
-"""One file from an address: a download that continues where it was stopped and is checked before it gets its name."""
+"""Download one file: resumed where it was stopped, and checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from crfm_core import DataError, ResourceError, __version__
 from crfm_core.files import require_disk
 
 TIMEOUT = (30, 60)  #: seconds to wait for a connection, and for the next bytes
-RETRIES = 5  #: times that nothing new may come, one after the other
-PAUSE, LONGEST_PAUSE = 1.0, 60.0  #: seconds before the first retry, doubled for each further one, and the most of them
+RETRIES = 5  #: attempts in a row that may bring nothing new
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  #: seconds before the first retry, doubled for each further one, and their limit
 REDIRECTS = 10
-BLOCK = 1 << 16
+RECEIVED_BYTES = 1 << 16
 ANOTHER_DISK = "set source.root to a folder on another disk"
 
 
-class _PassingError(Exception):
-    """What may be otherwise the next time: no connection, a busy server, a body that ended early."""
+class _TransientError(Exception):
+    """An error that a retry may cure: no connection, a busy server, a body that ended early."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -46,32 +46,32 @@ def fetch(
     command: str = "fetch",
     elsewhere: str = ANOTHER_DISK,
 ) -> Path:
-    """Download ``url`` to ``path`` and return ``path``; nothing is fetched when the file is there with the right size and checksums.
+    """Download ``url`` to ``path`` and return ``path``; nothing is downloaded when the file exists with the right size and checksums.
 
-    What has come is kept in ``path`` + ".part", and a later call continues it where the server serves ranges. The file gets its name when
-    its length is what the server said (and ``size``) and ``md5`` and ``sha256`` are right; these may be the first digits of a checksum.
-    Broken connections, timeouts and busy servers are tried again, until nothing new came :data:`RETRIES` times. Only https is used, also
-    after redirects (http on this machine itself); proxies are those of the environment. ``space`` is the disk to find free, in sizes of
-    the file. ``command`` is what messages tell to run again, ``elsewhere`` what helps where the disk is full. One process at a time may
-    do this for the same ``path``.
+    Received bytes are kept in ``path`` + ".part", and a later call continues after them where the server supports ranges. The file gets
+    its name when its length is the server's (and ``size``) and ``md5`` and ``sha256`` match; these may be the first digits of a checksum.
+    Broken connections, timeouts and busy servers are retried until nothing new came :data:`RETRIES` times. Only https is used, also
+    after redirects (http on this machine itself); proxies are those of the environment. ``space`` is the free disk space to require, in
+    sizes of the file. Messages name ``command`` as what to run again, and ``elsewhere`` as the remedy for a full disk. Only one process
+    at a time may do this for the same ``path``.
 
     Raises DataError (no network, refused, wrong content) and ResourceError (the disk). Messages hold addresses without what follows
     "?" and without names and passwords.
     """
     path, shown, again = Path(path), _shown(url), f"run `{command}` again"
     _check_address(url, shown)
-    wanted = {name: value for name, value in (("md5", md5), ("sha256", sha256)) if value}
+    checksums = {name: value for name, value in (("md5", md5), ("sha256", sha256)) if value}
     if path.is_file():
-        if fault := _fault(path, size, wanted):
+        if fault := _fault(path, size, checksums):
             raise DataError(f"{path}: {fault}; delete it to have it fetched from {shown}")
         return path
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _complete(url, part, size, space, command, elsewhere)
-        if fault := _fault(part, size, wanted):
+        if fault := _fault(part, size, checksums):
             part.unlink()
-            raise DataError(f"{shown}: what came {fault}; it is deleted, {again}, and if it comes again check the address")
+            raise DataError(f"{shown}: the download {fault}; it is deleted, {again}, and if that fails too check the address")
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
@@ -80,11 +80,11 @@ def fetch(
     return path
 
 
-def _fault(path: Path, size: int | None, wanted: dict[str, str]) -> str:
-    """What is wrong with a file, by its size and its checksums by name; "" if nothing is."""
+def _fault(path: Path, size: int | None, checksums: dict[str, str]) -> str:
+    """What is wrong with a file, by its size and its checksums by algorithm; "" if nothing is."""
     if size is not None and path.stat().st_size != size:
         return f"has {path.stat().st_size} bytes, expected {size}"
-    for name, expected in wanted.items():
+    for name, expected in checksums.items():
         digest = hashlib.new(name, usedforsecurity=False)
         with path.open("rb") as handle:
             while block := handle.read(1 << 20):
@@ -95,7 +95,7 @@ def _fault(path: Path, size: int | None, wanted: dict[str, str]) -> str:
 
 
 def _complete(url: str, part: Path, size: int | None, space: float, command: str, elsewhere: str) -> None:
-    """Ask until ``part`` holds all of the file, as far as its length tells."""
+    """Request the file until ``part`` holds all of it, by its length."""
     failures = furthest = 0
     while True:
         begin = part.stat().st_size if part.exists() else 0
@@ -107,7 +107,7 @@ def _complete(url: str, part: Path, size: int | None, space: float, command: str
         try:
             _continue(url, part, begin, size, space, elsewhere)
             return
-        except _PassingError as error:
+        except _TransientError as error:
             reached = part.stat().st_size if part.exists() else 0
             failures = 0 if reached > furthest else failures + 1  # a server that begins anew each time brings nothing new
             furthest = max(furthest, reached)
@@ -131,33 +131,33 @@ def _continue(url: str, part: Path, begin: int, size: int | None, space: float, 
             if answer.headers.get("Content-Range", "").replace(" ", "") == f"bytes*/{begin}":
                 return  # it was whole
             part.unlink()
-            raise _PassingError(f"has nothing after byte {begin}")
+            raise _TransientError(f"has nothing after byte {begin}")
         if status in (408, 429) or status >= 500:
             wait = answer.headers.get("Retry-After", "")
-            raise _PassingError(f"answered with status {status}", float(wait) if wait.isdigit() else 0.0)
+            raise _TransientError(f"answered with status {status}", float(wait) if wait.isdigit() else 0.0)
         if status not in (200, 206):
             raise DataError(f"{shown}: answered with status {status}; check the address, and whether the file is still published there")
         if (encoding := answer.headers.get("Content-Encoding", "identity")) != "identity":
-            raise DataError(f"{shown}: comes encoded as {encoding}, which was not asked for; check the address and the proxy")
+            raise DataError(f"{shown}: is sent with the encoding {encoding}, which was not requested; check the address and the proxy")
         if status == 200:
             begin = 0  # the server does not serve ranges
         total = _total(answer, begin, shown)
         if size is not None and total not in (None, size):
-            raise DataError(f"{shown}: has {total} bytes there, expected {size}; another file has taken its place")
+            raise DataError(f"{shown}: has {total} bytes there, expected {size}; the file there has been replaced")
         require_disk(part.parent, round(space * (total or 0)) - begin, elsewhere)
         _append(answer, part, begin, total, shown)
 
 
 def _total(answer: requests.Response, begin: int, shown: str) -> int | None:
-    """The length of the whole file as the answer says it, if it does."""
+    """The length of the whole file by the answer's headers; None where they lack it."""
     if answer.status_code == 200:
         length = answer.headers.get("Content-Length", "")
         return int(length) if length.isdigit() else None
-    given = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", given.strip())
+    header = answer.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", header.strip())
     if not found or not begin or int(found[1]) != begin or not begin <= int(found[2]) < int(found[3]):
         raise DataError(
-            f"{shown}: answers a request from byte {begin} on with Content-Range {given!r}; delete the .part file, or fetch it by hand"
+            f"{shown}: answers a request from byte {begin} on with Content-Range {header!r}; delete the .part file, or fetch it by hand"
         )
     return int(found[3])
 
@@ -171,24 +171,24 @@ def _append(answer: requests.Response, part: Path, begin: int, total: int | None
             progress.update(len(block))
         found = out.tell()
     if total is not None and found < total:
-        raise _PassingError(f"ended after {found} of {total} bytes")
+        raise _TransientError(f"ended after {found} of {total} bytes")
     if total is not None and found > total:
         part.unlink()
         raise DataError(f"{shown}: sent {found} bytes and said that the file has {total}; what came is deleted, fetch it by hand")
 
 
 def _blocks(answer: requests.Response) -> Iterator[bytes]:
-    """The body as it comes. Asked for whole blocks, the library would lose what came of one before a connection broke."""
+    """The body as it arrives. With reads of whole blocks, the library would lose the part of a block before a connection broke."""
     try:
-        while block := answer.raw.read1(BLOCK, decode_content=False):
+        while block := answer.raw.read1(RECEIVED_BYTES, decode_content=False):
             yield block
     except urllib3.exceptions.HTTPError as error:
-        raise _PassingError(_cause(error)) from None
+        raise _TransientError(_cause(error)) from None
 
 
 @contextlib.contextmanager
 def _answer(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
-    """The answer to a request, after redirects that each must lead to a permitted address."""
+    """The answer to a request, after redirects, each to a permitted address."""
     start = url
     with requests.Session() as session:
         for _ in range(REDIRECTS + 1):
@@ -200,36 +200,36 @@ def _answer(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
                     f"{shown}: cannot be reached safely ({_cause(error)}); REQUESTS_CA_BUNDLE names a proxy's own certificates"
                 ) from None
             except requests.RequestException as error:
-                if isinstance(error, ValueError):  # not a matter of the network
-                    raise DataError(f"{shown}: cannot be asked for ({type(error).__name__}); check the address and the proxy") from None
-                raise _PassingError(f"cannot be reached ({_cause(error)})") from None
+                if isinstance(error, ValueError):  # no network error
+                    raise DataError(f"{shown}: cannot be requested ({type(error).__name__}); check the address and the proxy") from None
+                raise _TransientError(f"cannot be reached ({_cause(error)})") from None
             with answer:
                 if not answer.is_redirect:
                     yield answer
                     return
             url = urljoin(url, answer.headers["Location"])
             _check_address(url, f"{_shown(start)} leads to {_shown(url)}", from_here=_is_here(start))
-        raise DataError(f"{_shown(start)}: leads on more than {REDIRECTS} times; check the address, and whether the network wants a login")
+        raise DataError(f"{_shown(start)}: redirects more than {REDIRECTS} times; check the address, and whether the network wants a login")
 
 
 def _cause(error: Exception) -> str:
-    """The innermost reason; the outer ones repeat addresses with all that is secret in them."""
+    """The innermost reason; the outer ones repeat addresses with their secrets."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _shown(url: str) -> str:
-    """An address for messages: without name and password, and without what follows "?"."""
+    """An address for messages: without user name, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _check_address(url: str, shown: str, from_here: bool = True) -> None:
-    """Refuse what is not https, except for this machine itself; nothing elsewhere may lead back to it."""
+    """Refuse an address without https, except on this machine, to which no other host may redirect."""
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(url) and from_here)):
-        raise DataError(f"{shown}: only https is fetched from; check the address, and whether the network wants a login")
+        raise DataError(f"{shown}: only https is permitted; check the address, and whether the network wants a login")
 
 
 def _is_here(url: str) -> bool:

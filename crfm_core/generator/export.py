@@ -9,7 +9,7 @@ from crfm_core import WeightsError
 from crfm_core.files import atomic_path, read_json, write_json
 from crfm_core.generator.training import link_or_copy
 from crfm_core.models.controls import load_network
-from crfm_core.text.encoders import PARTS
+from crfm_core.text.encoders import ENCODER_PARTS
 
 
 def export_sd3(generator: Path, out: Path) -> None:
@@ -26,7 +26,7 @@ def export_sd3(generator: Path, out: Path) -> None:
         WeightsError: the generator's folder lacks a component, or its weights are damaged or do not fit.
     """
     index = read_json(generator / "model_index.json")
-    same = ("vae", "scheduler", *PARTS)
+    same = ("vae", "scheduler", *ENCODER_PARTS)
     missing = [part for part in ("transformer", *same) if not (generator / part).is_dir()]
     if missing:
         raise WeightsError(f"{generator}: lacks {', '.join(missing)}; give a generator's folder with its text encoders")

@@ -34,7 +34,7 @@ from crfm_core.models.controls import build_network
 from crfm_core.models.sd3_names import SD3_SETTINGS
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
-from crfm_core.text.encoders import NO_PROMPT, PARTS, PromptCache, read_prompts
+from crfm_core.text.encoders import ENCODER_PARTS, NO_PROMPT, PromptCache, read_prompts
 
 #: Updates between two lines of the log and points of the curves.
 LOG_EVERY = 100
@@ -338,7 +338,7 @@ def save_generator(network: nn.Module, vae: AutoencoderKL, scheduler: FlowMatchE
     with atomic_path(job.out) as aside:
         pipeline.save_pretrained(aside)
         index, base_index = read_json(aside / "model_index.json"), read_json(job.base / "model_index.json")
-        for part in PARTS:
+        for part in ENCODER_PARTS:
             shutil.copytree(job.base / part, aside / part, copy_function=link_or_copy)
             index[part] = base_index[part]
         write_json(aside / "model_index.json", index)

@@ -26,7 +26,7 @@ class ConfusionMatrix:
     def update(self, predictions: Any, labels: Any) -> ConfusionMatrix:
         """Count pixels: class ids in numpy arrays or torch tensors of any shape, the same for both.
 
-        Raises DataError when the shapes differ or an id (the ignored one aside, in labels) is not in 0...K-1.
+        Raises DataError when the shapes differ or an id (other than the ignored one in labels) is not in 0...K-1.
         """
         predictions, labels = _as_array(predictions), _as_array(labels)
         if predictions.shape != labels.shape:

@@ -1,4 +1,4 @@
-"""How far samples are from real tiles, by features of both: distances of their distributions, diversity, nearest neighbours.
+"""How samples differ from real tiles, by features of both: distances of their distributions, diversity, nearest neighbours.
 
 Features are [N,D], a row per image, as arrays or tensors; sums are taken in float64.
 """
@@ -44,8 +44,8 @@ def kernel_distance(real: Any, samples: Any, subset: int = 100, subsets: int = 1
     """Mean and standard deviation over subsets of the squared maximum mean discrepancy with the kernel (x·y / D + 1)³.
 
     It is KID when the features are InceptionV3's (Bińkowski et al., ICLR 2018): unbiased, so that it may be negative and does not
-    depend on the counts. ``subsets`` times ``subset`` images of each set are drawn by ``seed``, fewer where a set is smaller; where
-    both are, there is one draw, and no deviation. Returns the number drawn too. Raises ValueError for fewer than two rows.
+    depend on the counts. ``subsets`` times, ``subset`` images of each set are drawn by ``seed``, fewer if a set is smaller; if both are,
+    there is one draw, and no deviation. Also returns the number drawn. Raises ValueError for fewer than two rows.
     """
     real, samples = _as_float(real), _as_float(samples)
     subset = min(subset, len(real), len(samples))
@@ -121,13 +121,13 @@ def _mean_of_pairs(features: np.ndarray) -> float | None:
 
 
 @torch.no_grad()
-def nearest(
+def nearest_references(
     samples: Any, references: Sequence[Any], others: int = 50, device: torch.device | str = "cpu", chunk: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest reference of each sample, and how much nearer it is than the next ones: (index [N], ratio [N]).
 
     After Carlini et al. (Extracting Training Data from Diffusion Models, USENIX Security 2023): the distance to the nearest divided
-    by the mean distance to the ``others`` next ones, fewer where there are fewer. About 1 for an image that owes nothing to any
+    by the mean distance to the ``others`` next ones, fewer where there are fewer. About 1 for an image that owes nothing to a
     single reference, 0 for a copy; NaN with one reference, and 1 where that mean is 0.
 
     Args:
@@ -138,7 +138,7 @@ def nearest(
     """
     references = [torch.as_tensor(one).to(device).float() for one in references]
     lengths = [one.square().sum(dim=1) for one in references]
-    wanted = min(others + 1, len(references[0]))
+    count = min(others + 1, len(references[0]))
     indices, ratios = [], []
     for part in torch.as_tensor(samples).split(chunk):
         part = part.to(device).float()
@@ -146,7 +146,7 @@ def nearest(
         for one, length in zip(references, lengths, strict=True):
             found = torch.addmm(length, part, one.T, alpha=-2).add_(part.square().sum(dim=1, keepdim=True))
             squares = found if squares is None else torch.minimum(squares, found)
-        closest, index = squares.clamp_(min=0).sqrt_().topk(wanted, largest=False)
+        closest, index = squares.clamp_(min=0).sqrt_().topk(count, largest=False)
         scale = closest[:, 1:].mean(dim=1)  # NaN where there are no others
         ratios.append(torch.where(scale == 0, torch.ones_like(scale), closest[:, 0] / scale).cpu())
         indices.append(index[:, 0].cpu())

@@ -1,4 +1,4 @@
-"""Features of the InceptionV3 that FID and KID are defined by: torch-fidelity's network, its weights read without running code."""
+"""Features of the InceptionV3 that defines FID and KID: torch-fidelity's network, with weights loaded without running code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYER = "2048"
 
 
 class _NoVision(types.ModuleType):
-    """Stands in for torchvision while torch-fidelity is imported, which takes data sets from it that nobody here asks for."""
+    """Replaces torchvision while torch-fidelity is imported, which imports datasets from it that are not used here."""
 
     __path__: list[str] = []
 
@@ -35,8 +35,8 @@ class _NoVision(types.ModuleType):
 def load_fidelity() -> type[nn.Module]:
     """Import torch-fidelity and return its InceptionV3; a second call does nothing.
 
-    There is not a torchvision for every build of torch. A stand-in is there while the library is imported and gone afterwards, because
-    others (transformers) ask whether torchvision is installed. With the real one nothing is stood in.
+    There is not a torchvision for every build of torch. Without one, a stand-in exists while the library is imported; afterwards it is
+    removed, because other libraries (transformers) check whether torchvision is installed.
     """
     parts = ["torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"]
     missing = importlib.util.find_spec("torchvision") is None
@@ -56,7 +56,7 @@ def load_fidelity() -> type[nn.Module]:
 
 
 def why_no_inception(weights: Path | str | None) -> str:
-    """Why there can be no Inception features here, in words for a report; nothing when the library and the file are there."""
+    """Why Inception features cannot be computed here, for the report; "" when the library and the file are there."""
     if importlib.util.find_spec("torch_fidelity") is None:
         return "torch-fidelity is not installed"
     if weights is None:
@@ -73,8 +73,10 @@ class Inception:
     """
 
     def __init__(self, weights: Path | str, device: torch.device | str = "cpu"):
-        tensors = read_state_dict(weights, f"generation.weights: {weights}", "fetch it from whom you trust, or give its url and sha256")
-        # The library would unpickle whatever a file holds; it is handed one that was written here, from tensors alone.
+        tensors = read_state_dict(
+            weights, f"generation.weights: {weights}", "download it from a source you trust, or give its url and sha256"
+        )
+        # The library unpickles any file; it gets one that is written here, from tensors alone.
         torch.save(tensors, written := io.BytesIO())
         written.seek(0)
         try:

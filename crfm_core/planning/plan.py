@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from crfm_core import ConfigError
-from crfm_core.files import nearest
+from crfm_core.files import existing_parent
 from crfm_core.planning.durations import duration
 from crfm_core.planning.workload import Job, Load, Unknown, Workload
 from crfm_core.settings import Dataset, Section, Settings
@@ -351,7 +351,7 @@ class Plan:
     def _room(self) -> list[str]:
         workload = self.estimator.workload
         while_training = max((workload.checkpoints(control) for control in self.controls), default=0.0)
-        free = shutil.disk_usage(nearest(workload.results)).free
+        free = shutil.disk_usage(existing_parent(workload.results)).free
         lines = [f"Disk counts images as if they were not compressed; {_size(free)} are free there."]
         if while_training:
             lines.append(f"Each training of a generator needs up to {_size(while_training)} more for checkpoints, until it ends.")

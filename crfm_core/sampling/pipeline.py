@@ -25,7 +25,7 @@ from crfm_core.sampling.correction import VelocityCorrector
 from crfm_core.sampling.flow import euler_sample, noise_levels
 from crfm_core.sampling.guidance import GuidedVelocity
 from crfm_core.sampling.rectify import RectifySettings
-from crfm_core.text.encoders import PARTS, TextEncoders
+from crfm_core.text.encoders import ENCODER_PARTS, TextEncoders
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -63,7 +63,7 @@ class MaskToImagePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer->vae"
-    _optional_components: ClassVar[list[str]] = list(PARTS)
+    _optional_components: ClassVar[list[str]] = list(ENCODER_PARTS)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
 
     def __init__(
@@ -237,7 +237,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         return torch.stack([torch.randn(shape[1:], generator=own) for own in each])
 
     def _text_encoders(self) -> TextEncoders:
-        return TextEncoders(**{name: getattr(self, name) for name in PARTS})
+        return TextEncoders(**{name: getattr(self, name) for name in ENCODER_PARTS})
 
     def check_masks(self, labels: Tensor, pad: bool) -> None:
         """Raise ValueError for masks that are not ids [B, H, W] known to the generator, or, without ``pad``, off the latent grid."""
@@ -314,7 +314,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         if (prompts is None) == (prompt_embeds is None):
             raise ValueError(f"prompts={prompts!r}: give either prompts or prompt_embeds and pooled_prompt_embeds")
         if prompts is not None:
-            absent = [name for name in PARTS if getattr(self, name) is None]
+            absent = [name for name in ENCODER_PARTS if getattr(self, name) is None]
             if absent:
                 raise ValueError(f"prompts={prompts!r}: the pipeline has no {', '.join(absent)}; give prompt_embeds instead")
             if not isinstance(prompts, str) and len(prompts) != batch:

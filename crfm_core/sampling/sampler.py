@@ -20,7 +20,7 @@ from crfm_core.models.decoder import speed_up
 from crfm_core.sampling.pipeline import MaskToImageOutput, MaskToImagePipeline
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.settings import Sampler
-from crfm_core.text.encoders import PARTS
+from crfm_core.text.encoders import ENCODER_PARTS
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def open_generator(folder: Path) -> MaskToImagePipeline:
     network = load_network(folder / "transformer")
     check_weights(folder / "vae", AutoencoderKL)
     try:
-        pipeline = MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(PARTS))
+        pipeline = MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(ENCODER_PARTS))
     except (OSError, ValueError) as error:  # among others when the folder asks to run code that came with it
         raise WeightsError(f"{folder}: cannot be opened as a generator ({error}); copy or make it again") from None
     speed_up(pipeline.vae)

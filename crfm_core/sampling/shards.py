@@ -23,7 +23,7 @@ from crfm_core import DataError, ResourceError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import atomic_path, exclusive, hash_of, inside, require_disk, seed_of, sha256_of
 from crfm_core.layout import Layout
-from crfm_core.manifest import paths_of, read_manifest, spread, write_manifest
+from crfm_core.manifest import in_subfolder, paths_of, read_manifest, write_manifest
 from crfm_core.sampling.sampler import SamplerSpec, as_uint8
 from crfm_core.text.encoders import NO_PROMPT, PromptCache, read_prompts
 
@@ -221,7 +221,7 @@ def _remove_fragments(folder: Path, names: set[str]) -> None:
 
 
 def _image_path(folder: Path, row: pd.Series, copy: int) -> Path:
-    return inside(folder, spread(f"{row.tile_id}-{copy}{Path(row.image).suffix}"))
+    return inside(folder, in_subfolder(f"{row.tile_id}-{copy}{Path(row.image).suffix}"))
 
 
 def _finished(path: Path, made_by: str) -> bool:

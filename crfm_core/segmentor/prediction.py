@@ -186,13 +186,8 @@ def predict_raster(
     out, evaluation = Path(out), evaluation or Evaluation()
     # without a label the image stands in for it: nothing of it is read
     with open_scene(image, image, tiling.ground_distance) as (picture, _):
-        profile = {"driver": "PNG", "dtype": "uint8", "count": 1, "width": picture.width, "height": picture.height}
-        if out.suffix != ".png":
-            profile |= {"driver": "GTiff", "compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512}
-            profile |= {"bigtiff": "if_safer", "nodata": IGNORE}
-            if picture.crs:
-                profile |= {"crs": picture.crs, "transform": picture.transform}
-        with create_raster(out, **profile) as target:
+        options = {} if out.suffix == ".png" else {"nodata": IGNORE}
+        with create_raster(out, 1, picture.width, picture.height, picture.crs, picture.transform, **options) as target:
             if palette:
                 target.write_colormap(1, {index: (*colour, 255) for index, colour in enumerate(palette)} | {IGNORE: (*IGNORED, 0)})
             target.update_tags(**(tags or {}))

@@ -15,17 +15,17 @@ from crfm_core.settings import Captions, Dataset
 from crfm_core.text.encoders import prompt_key
 from crfm_core.text.vision_language import describe_images
 
-#: What ``{words}`` says of a class, by the least percentage of the labelled pixels that it is said for.
+#: The word of ``{words}`` for a class, by the least percentage of the labelled pixels that it covers.
 COVER_WORDS = ((50, "mostly"), (25, "much"), (10, "some"), (2, "a little"), (0, "a trace of"))
 
 
 def caption_of(pixels: Sequence[int], classes: Sequence[str], settings: Captions) -> str:
-    """The caption by the template of an image with so many ``pixels`` of each class: "a satellite image of road, water, agriculture".
+    """The template's caption of an image with these ``pixels`` per class: "a satellite image of road, water, agriculture".
 
-    ``{classes}`` lists the classes present in order of id. ``{shares}`` and ``{words}`` list them by falling cover, equal ones in order
+    ``{classes}`` lists the classes present in order of id. ``{shares}`` and ``{words}`` list them by decreasing cover, equal ones in order
     of id: "62 % forest, 20 % water, under 1 % road" and "mostly forest, some water, a trace of road" (:data:`COVER_WORDS`).
 
-    This is also the caption where there is no tile, as for the windows of whole scenes: with the kinds ``given`` and ``vlm`` too.
+    It is also the caption of what is no tile, such as windows of whole scenes, with the kinds ``given`` and ``vlm`` too.
     """
     total = sum(pixels)
     percent = {index: 100 * count / total for index, count in enumerate(pixels) if count}
@@ -58,7 +58,7 @@ def caption_tiles(
     root = Layout.captions.root(out)
     check_paths(tiles, table, root)
     if settings.kind == "given":
-        table["caption"] = _given(table, tiles)
+        table["caption"] = _source_captions(table, tiles)
     elif settings.kind == "vlm":
         images = paths_of(tiles, table, "image", root)
         digests = list(table.image_digest) if "image_digest" in table else None
@@ -73,8 +73,8 @@ def caption_tiles(
     return write_manifest(out, table)
 
 
-def _given(table: pd.DataFrame, tiles: Path) -> pd.Series:
-    """The column ``given_caption``, complete. Raises DataError naming the first rows that lack it."""
+def _source_captions(table: pd.DataFrame, tiles: Path) -> pd.Series:
+    """The column ``given_caption``. Raises DataError naming the first rows without one."""
     remedy = "captions.kind: given needs a dataset that comes with prompts; give each image one, or set another kind"
     if "given_caption" not in table:
         raise DataError(f"{tiles}: no column given_caption; {remedy}")
@@ -85,10 +85,10 @@ def _given(table: pd.DataFrame, tiles: Path) -> pd.Series:
 
 
 def vocabulary_of(captioned: Path, classes: Sequence[str], settings: Captions) -> list[str]:
-    """Texts with all words that captions hold, the longest as long as any caption: what the embedded base model's tokenizers know.
+    """Texts with all words of the captions, the longest as long as any caption: the vocabulary of the embedded base model's tokenizers.
 
-    By a template they are made for any tile there can be; otherwise they are the captions of the manifest ``captioned``, and the
-    template's for whole scenes. Of other captions the tokenizers may have to spell words by letters.
+    With a template they cover any possible tile; otherwise they are the captions of the manifest ``captioned``, and the template's for
+    whole scenes. Words of other captions may be spelled by letters.
     """
     texts = [caption_of([1] * len(classes), classes, settings)]
     if settings.kind != "template":
@@ -99,8 +99,8 @@ def vocabulary_of(captioned: Path, classes: Sequence[str], settings: Captions) -
 
 
 def _extremes(count: int) -> Iterator[list[int]]:
-    """Pixels of ``count`` classes in tiles whose captions hold, between them, every word of any caption in every place, and are the
-    longest."""
+    """Pixels of ``count`` classes in tiles whose captions together have every word of any caption in every position, and the longest
+    caption."""
     for index in range(count):
         yield [int(other == index) for other in range(count)]  # alone
         yield [int(other >= index) for other in range(count)]  # first in order of id

@@ -1,9 +1,9 @@
 """Prompts to embeddings as Stable Diffusion 3 makes them (CLIP-L, CLIP-G, T5), and the cache of embeddings by prompt.
 
-Each distinct prompt is encoded once, by itself, so that an embedding never depends on what else was encoded with it. Embeddings lie in a
+Each distinct prompt is encoded once, in a batch of its own, so that an embedding never depends on other prompts. Embeddings lie in a
 store, a folder with one safetensors file per prompt, ``embeds`` [T, D] and ``pooled`` [P], named by :func:`prompt_key` of its text. The
-folder is named by the encoders, the dtype and T5's length, so all splits share it and changed captions encode only what is new. What a
-stage hands over is an index: a JSON file with its prompts, and where the store is.
+folder is named by the encoders, the dtype and T5's length, so all splits share it and after a change of captions only new ones are
+encoded. A stage hands over an index: a JSON file with its prompts and the path of the store.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from crfm_core.checkpoints import write_tensors
 from crfm_core.files import atomic_path, hash_of, inside, read_json, require_disk, sha256_of, write_json
 
 T5_LENGTH = 256
-PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3")
-#: Files of a store that a cache holds open; they are mapped, not read, so this bounds handles and not memory.
+ENCODER_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3")
+#: Files of a store that are kept open; they are mapped into memory, not read, so this limits handles and not memory.
 OPEN_FILES = 256
 
 
@@ -46,7 +46,7 @@ class TextEncoders:
         _require_parts(folder)
         kinds = (CLIPTokenizer, CLIPTextModelWithProjection) * 2 + (T5TokenizerFast, T5EncoderModel)
         parts = {}
-        for name, kind in zip(PARTS, kinds, strict=True):
+        for name, kind in zip(ENCODER_PARTS, kinds, strict=True):
             place = Path(folder) / name
             loading = {"dtype": dtype, "use_safetensors": True} if "encoder" in name else {}
             try:
@@ -61,7 +61,7 @@ class TextEncoders:
         """Embeddings [B, L₁ + L₂, D] and pooled embeddings [B, P] of prompts; for SD3 [B, 77 + 256, 4096] and [B, 2048].
 
         CLIP: the penultimate layer's states of both encoders side by side, padded with zeros to T5's width, and their pooled
-        projections side by side. T5: the last layer's states, after CLIP's along the tokens. Too long prompts are cut.
+        projections side by side. T5: the last layer's states, after CLIP's along the tokens. Prompts that are too long are truncated.
         """
         states, pooled = zip(*(self._clip(tokenizer, encoder, prompts) for tokenizer, encoder in self.clips), strict=True)
         tokenizer, encoder = self.t5
@@ -85,13 +85,13 @@ def prompt_key(prompt: str) -> str:
     return hash_of(prompt)[:16]
 
 
-#: The empty prompt's name in every cache: what generators are trained with caption dropout on, and guidance leads away from.
+#: The empty prompt's name in every cache: trained with caption dropout, and the negative prompt of guidance.
 NO_PROMPT = prompt_key("")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an embedding depends on beside its text: the encoders' hash, the dtype's name, and the tokens that T5 reads."""
+    """What an embedding depends on beside its text: the encoders' hash, the dtype's name, and the number of T5's tokens."""
 
     encoders: str
     dtype: str
@@ -99,7 +99,7 @@ class Encoding:
 
     @classmethod
     def of(cls, folder: Path | str, dtype: torch.dtype) -> Encoding:
-        """That of a pipeline folder's encoders, known without loading them. Raises WeightsError when one is missing."""
+        """That of a pipeline folder's encoders, without loading them. Raises WeightsError when one is missing."""
         _require_parts(folder)
         length = read_json(Path(folder) / "tokenizer_3" / "tokenizer_config.json").get("model_max_length", T5_LENGTH)
         return cls(hash_of_encoders(folder), str(dtype).removeprefix("torch."), int(min(T5_LENGTH, length)))
@@ -115,8 +115,8 @@ def encode_prompts_file(
 ) -> None:
     """Encode the distinct prompts among ``prompts``, and the empty one, by the encoders of a pipeline folder; write the index ``out``.
 
-    Embeddings go to the store in the folder ``encoded`` beside ``out``, each as soon as it is made. Those that are there and whole are
-    kept, whoever made them; when none is missing the encoders are not loaded.
+    Embeddings go to the store in the folder ``encoded`` beside ``out``, each as soon as it is made. Intact ones that exist are kept; when
+    none is missing the encoders are not loaded.
     """
     distinct = set(prompts)
     if not distinct:
@@ -141,7 +141,7 @@ def encode_prompts_file(
 def write_prompts(embeddings: Mapping[str, tuple[Tensor, Tensor]], out: Path | str, encoders: str | None = None) -> None:
     """Write embeddings that were made elsewhere, ([T, D], [P]) by text, as the index ``out`` and its store, replacing what is there.
 
-    ``encoders`` is the hash of those that are to count as their makers; None: one of the embeddings themselves.
+    ``encoders`` is the hash of the encoders that made them; None: a hash of the embeddings themselves.
     """
     dtype = str(next(iter(embeddings.values()))[0].dtype).removeprefix("torch.")
     numbers = {text: [part.tolist() for part in parts] for text, parts in embeddings.items()}
@@ -157,17 +157,17 @@ def _write_index(out: Path, texts: Mapping[str, str], encoding: Encoding) -> Non
 
 def _write_embedding(path: Path, text: str, encoding: Encoding, embeds: Tensor, pooled: Tensor) -> None:
     tensors = {"embeds": embeds.cpu().contiguous(), "pooled": pooled.cpu().contiguous()}
-    with atomic_path(path) as aside:
-        write_tensors(aside, tensors, _label(text, encoding))
+    with atomic_path(path) as temporary:
+        write_tensors(temporary, tensors, _label(text, encoding))
 
 
 def _label(text: str, encoding: Encoding) -> dict[str, str]:
-    """What a file of the store says of itself."""
+    """Metadata of a file of the store."""
     return {"prompt": text, **{name: str(value) for name, value in asdict(encoding).items()}}
 
 
 def _open_embedding(path: Path, text: str, encoding: Encoding) -> safe_open:
-    """The open file of a prompt's embedding. Raises DataError when it is missing, cut off or another's."""
+    """The open file of a prompt's embedding. Raises DataError when it is missing, truncated or of another prompt."""
     try:
         file = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
@@ -186,18 +186,18 @@ def _is_stored(path: Path, text: str, encoding: Encoding) -> bool:
 
 
 def _require_parts(folder: Path | str) -> None:
-    for name in PARTS:
+    for name in ENCODER_PARTS:
         if not (Path(folder) / name).is_dir():
             raise WeightsError(f"{Path(folder) / name} is missing; the folder must be a diffusers pipeline with all three text encoders")
 
 
 def hash_of_encoders(folder: Path | str) -> str:
     """Hash of the text encoders and tokenizers of a pipeline folder: equal ones give equal embeddings."""
-    return sha256_of(*(Path(folder) / name for name in PARTS))
+    return sha256_of(*(Path(folder) / name for name in ENCODER_PARTS))
 
 
 class PromptCache:
-    """Embeddings by prompt, read from their files when asked for. ``prompts`` maps each key to its text."""
+    """Embeddings by prompt, read from their files on demand. ``prompts`` maps each key to its text."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -227,8 +227,8 @@ class PromptCache:
             raise DataError(f"{self.path}: embeddings of other text encoders than those of {base}; delete it and run the workflow again")
 
     def take(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, T, D] and pooled embeddings [B, P] of the prompts with these keys. Raises DataError naming unknown keys, or
-        the file that cannot be read."""
+        """Embeddings [B, T, D] and pooled embeddings [B, P] of the prompts with these keys. Raises DataError naming unknown keys or the
+        unreadable file."""
         unknown = [key for key in keys if key not in self.prompts]
         if unknown:
             raise DataError(f"{self.path}: no embedding of prompt {', '.join(unknown[:5])}; delete the file and run the workflow again")

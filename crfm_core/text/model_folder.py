@@ -1,4 +1,4 @@
-"""Folders of transformers models: fetched from the hub or given, with weights in safetensors, and read without running code from them."""
+"""Folders of transformers models: fetched from the hub or the user's, with weights in safetensors, loaded without running their code."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from crfm_core.files import read_json
 from crfm_core.hub import fetch_repository
 from crfm_core.settings import Model
 
-#: What a model's folder holds beside its weights: configuration, tokenizer and chat template.
-SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
+#: Suffixes of a model's files: configuration, tokenizer, chat template and weights.
+MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
 
 #: How every part of a model is loaded: from its folder, and without code of its own.
-OWN = {"local_files_only": True, "trust_remote_code": False}
+LOAD_OPTIONS = {"local_files_only": True, "trust_remote_code": False}
 
 
 def is_model_file(name: str) -> bool:
     """Whether transformers may read the file ``name`` of a model's folder: nothing in it can run code. Weights in one other file
     ("consolidated") are a second copy."""
-    return "/" not in name and Path(name).suffix in SUFFIXES and not name.startswith(("consolidated", "fetched."))
+    return "/" not in name and Path(name).suffix in MODEL_SUFFIXES and not name.startswith(("consolidated", "fetched."))
 
 
 def fetch_model(settings: Model, key: str, command: str) -> Path:

@@ -1,4 +1,4 @@
-"""Captions by a vision-language model: each image is shown to it once, and its answers are kept.
+"""Captions by a vision-language model: each image is captioned once, and the answers are kept.
 
 Any model of transformers for image and text to text, from a folder with its weights in safetensors. Decoding is greedy, so an image
 gets the same caption each time; prompts in a batch are padded on the left, so neighbours change nothing.
@@ -21,7 +21,7 @@ from crfm_core.devices import compute_dtype
 from crfm_core.files import exclusive, hash_of, sha256_of
 from crfm_core.settings import CaptionModel
 from crfm_core.text.model_folder import (
-    OWN,
+    LOAD_OPTIONS,
     check_folder,
     fetch_model,
     first_line,
@@ -32,26 +32,26 @@ from crfm_core.text.model_folder import (
 )
 
 #: The section of the configuration that messages name.
-KEY = "captions.model"
+CAPTION_KEY = "captions.model"
 
 
 def fetch_caption_model(settings: CaptionModel, command: str) -> Path:
     """Download the model from the hub into its folder, and return the folder (:func:`crfm_core.text.model_folder.fetch_model`)."""
-    return fetch_model(settings, KEY, command)
+    return fetch_model(settings, CAPTION_KEY, command)
 
 
 def check_caption_model(folder: Path | str) -> Path:
     """Return ``folder`` if it holds a model's configuration and weights in safetensors, by their names. Raises WeightsError if not."""
-    return check_folder(folder, KEY)
+    return check_folder(folder, CAPTION_KEY)
 
 
 def model_folder(place: Path | str) -> Path:
     """The checked folder of a model: ``place`` itself, or what the JSON file ``place`` says it was fetched to."""
-    return folder_at(place, KEY)
+    return folder_at(place, CAPTION_KEY)
 
 
 def hash_of_model(folder: Path) -> str:
-    """Hash of all files that the model is made of."""
+    """Hash of all files of the model."""
     return hash_of({path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file() and is_model_file(path.name)})
 
 
@@ -65,39 +65,40 @@ def describe_images(
     part: str,
     device: str = "cpu",
 ) -> list[str]:
-    """What the model in ``folder`` says of each image, on one line, in their order.
+    """The answer of the model in ``folder`` about each image, on one line, in their order.
 
-    Answers are kept under ``answers`` by model, prompt, length and image, as soon as they are given; what is there is not asked for
-    again, so a stopped run continues, and images that occur twice, in other parts too, are shown once. When all answers are there the
-    model is not loaded.
+    Answers are saved under ``answers`` by model, prompt, length and image as soon as they are made, so a stopped run continues, and images
+    that occur twice, in other parts too, are captioned once. When no answer is missing the model is not loaded.
 
     Args:
         names: for messages.
         images: files as :func:`crfm_core.data.rasters.read_rgb` reads them.
         digests: hashes of their pixels; None: they are computed.
-        part: name of the caller's share of the answers; callers with different ones may run side by side.
+        part: name of this caller's part of the answers; callers with different parts may run side by side.
 
     Raises DataError naming the image whose answer is empty, and WeightsError or ResourceError when the model cannot be loaded or run.
     """
     folder, images = check_caption_model(folder), list(images)
-    asked = hash_of(hash_of_model(folder), settings.prompt, settings.max_new_tokens)[:16]
+    subfolder = hash_of(hash_of_model(folder), settings.prompt, settings.max_new_tokens)[:16]
     digests = [digest_of(path) for path in tqdm(images, "hashes", disable=None)] if digests is None else list(digests)
-    with exclusive(Path(answers) / asked / part):
-        known = read_answers(Path(answers) / asked)
+    with exclusive(Path(answers) / subfolder / part):
+        known = read_answers(Path(answers) / subfolder)
         first = {digest: index for index, digest in reversed(list(enumerate(digests)))}  # of several with the same pixels
         missing = sorted(index for digest, index in first.items() if digest not in known)
-        print(f"{len(first)} images, answers about {len(first) - len(missing)} of them already there", flush=True)
+        print(f"{len(first)} images, {len(first) - len(missing)} of them already captioned", flush=True)
         if missing:
             model = VisionLanguageModel.from_folder(folder, device)
         with tqdm(total=len(missing), desc="captions", unit="image", disable=None) as progress:
             for start in range(0, len(missing), settings.batch_size):
                 batch = missing[start : start + settings.batch_size]
-                said = model.answer([read_rgb(images[index]) for index in batch], settings.prompt, settings.max_new_tokens)
-                given = {digests[index]: answer for index, answer in zip(batch, said, strict=True) if answer}
-                keep_answers(Path(answers) / asked / part / "answers.jsonl", given)
-                if empty := [names[index] for index, answer in zip(batch, said, strict=True) if not answer]:
-                    raise DataError(f"{folder} says nothing about tile {', '.join(empty)}; set another captions.model.prompt or model")
-                known |= given
+                answered = model.answer([read_rgb(images[index]) for index in batch], settings.prompt, settings.max_new_tokens)
+                new = {digests[index]: answer for index, answer in zip(batch, answered, strict=True) if answer}
+                keep_answers(Path(answers) / subfolder / part / "answers.jsonl", new)
+                if empty := [names[index] for index, answer in zip(batch, answered, strict=True) if not answer]:
+                    raise DataError(
+                        f"{folder} gives an empty answer about tile {', '.join(empty)}; set another captions.model.prompt or model"
+                    )
+                known |= new
                 progress.update(len(batch))
     return [known[digest] for digest in digests]
 
@@ -108,7 +109,7 @@ def digest_of(path: Path) -> str:
 
 
 def read_answers(folder: Path) -> dict[str, str]:
-    """The kept answers of all parts, by the image's digest. A line that a killed job left unfinished counts as none."""
+    """The saved answers of all parts, by the image's digest. A line that a killed job left unfinished is skipped."""
     known = {}
     for path in sorted(Path(folder).glob("*/answers.jsonl")):
         for line in path.read_bytes().splitlines():
@@ -119,11 +120,11 @@ def read_answers(folder: Path) -> dict[str, str]:
 
 
 def keep_answers(path: Path, answers: Mapping[str, str]) -> None:
-    """Append answers to a file of JSON lines, and have the disk take them."""
+    """Append answers to a file of JSON lines, and wait for the disk."""
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":  # the line that a killed job left stays by itself
+            if file.read() != b"\n":  # end the line that a killed job left unfinished
                 file.write(b"\n")
         file.write("".join(json.dumps({"image": image, "caption": text}) + "\n" for image, text in answers.items()).encode())
         file.flush()
@@ -149,14 +150,14 @@ class VisionLanguageModel:
         from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
         folder = check_caption_model(folder)
-        with loading(folder, KEY, "a model for image and text to text"):
-            processor = AutoProcessor.from_pretrained(folder, **OWN)
+        with loading(folder, CAPTION_KEY, "a model for image and text to text"):
+            processor = AutoProcessor.from_pretrained(folder, **LOAD_OPTIONS)
             model, loaded = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=compute_dtype(device), use_safetensors=True, output_loading_info=True, **OWN
+                folder, dtype=compute_dtype(device), use_safetensors=True, output_loading_info=True, **LOAD_OPTIONS
             )
         if not isinstance(processor, ProcessorMixin):
-            raise WeightsError(f"{KEY}: {folder} has no processor for image and text; give a folder with processor_config.json")
-        require_weights(loaded["missing_keys"], folder, KEY)
+            raise WeightsError(f"{CAPTION_KEY}: {folder} has no processor for image and text; give a folder with processor_config.json")
+        require_weights(loaded["missing_keys"], folder, CAPTION_KEY)
         return cls(model.to(device).eval(), processor, folder)
 
     def answer(self, images: Sequence[np.ndarray], prompt: str, max_new_tokens: int) -> list[str]:
@@ -169,11 +170,11 @@ class VisionLanguageModel:
 
         with _explained(self.folder), torch.inference_mode():
             inputs = self._inputs([Image.fromarray(image) for image in images], prompt).to(self.model.device, self.model.dtype)
-            begin = _Beginning()
+            prompt_length = _PromptLength()
             tokens = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, stopping_criteria=[begin]
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, stopping_criteria=[prompt_length]
             )  # fmt: skip
-            texts = self.processor.batch_decode(tokens[:, begin.length :], skip_special_tokens=True)
+            texts = self.processor.batch_decode(tokens[:, prompt_length.tokens :], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
     def _inputs(self, images: list, prompt: str):
@@ -189,22 +190,22 @@ class VisionLanguageModel:
         )
 
 
-class _Beginning:
-    """Notes how many tokens stand before the first new one, which is not always the prompt's number; never stops anything."""
+class _PromptLength:
+    """Records the number of tokens before the first new one, which is not always that of the prompt; never stops the generation."""
 
-    length: int | None = None
+    tokens: int | None = None
 
     def __call__(self, tokens, scores, **_):
         import torch
 
-        if self.length is None:
-            self.length = tokens.shape[1] - 1
+        if self.tokens is None:
+            self.tokens = tokens.shape[1] - 1
         return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turn what a model raises about its inputs or memory into messages that say which setting to change."""
+    """Turn a model's errors about its inputs or memory into messages that say which setting to change."""
     import torch
 
     try:
@@ -214,5 +215,5 @@ def _explained(folder: Path) -> Iterator[None]:
     except (ValueError, IndexError, TypeError) as error:
         raise WeightsError(
             f"captions.model.prompt: {folder} cannot take the prompt with an image ({first_line(error)}); a model without a chat template "
-            "may need its sign for the image in the prompt, such as <image>"
+            "may need its placeholder of the image in the prompt, such as <image>"
         ) from None

@@ -108,7 +108,7 @@ def test_killed_jobs_leave_their_gpus_to_those_that_wait(jobs, tmp_path):
     assert held == {"0", "1", "2", "3"}
     waiting = [jobs(f"next{number}", seconds=0) for number in range(4)]
     for number in range(4):
-        wait_for(tmp_path / f"log-next{number}", "waiting for 1 of GPU 0, 1, 2, 3")
+        wait_for(tmp_path / f"log-next{number}", "Waiting for 1 of the GPUs 0, 1, 2, 3")
     assert not list(tmp_path.glob("holding-next*"))
     for marker in tmp_path.glob("gpu-*"):
         marker.unlink()  # the killed will not
@@ -128,7 +128,7 @@ def test_a_job_that_waits_for_several_takes_none_meanwhile(jobs, tmp_path):
     jobs("first", count=2)
     wait_for(tmp_path / "holding-first")
     jobs("second", count=3)
-    wait_for(tmp_path / "log-second", "waiting for 3 of GPU")
+    wait_for(tmp_path / "log-second", "Waiting for 3 of the GPUs")
     succeed(jobs("third", count=2, seconds=0))
     assert not (tmp_path / "holding-second").exists()
     (tmp_path / "stop").touch()
@@ -144,7 +144,7 @@ def test_a_slurm_job_knows_its_gpus_apart_from_those_of_others_by_the_same_index
     if together:
         wait_for(tmp_path / "holding-second")
     else:
-        wait_for(tmp_path / "log-second", "waiting for 1 of GPU 0")
+        wait_for(tmp_path / "log-second", "Waiting for 1 of the GPUs 0")
         assert not (tmp_path / "holding-second").exists()
 
 

@@ -180,7 +180,7 @@ def test_a_second_process_waits_and_goes_on_when_the_first_is_killed(tmp_path):
     first = start("exclusive", tmp_path / "work")
     assert first.stdout.readline() == "held\n"
     second = start("exclusive", tmp_path / "work", then="pass")
-    assert "is held by a job of an earlier run" in second.stdout.readline()
+    assert "which a job of an earlier run still holds" in second.stdout.readline()
     time.sleep(0.3)
     assert second.poll() is None
     first.send_signal(signal.SIGKILL)
@@ -193,7 +193,7 @@ def test_a_second_process_starts_afresh_when_the_first_finishes_and_clears_the_f
     first = start("work_folder", work, "same", then="sys.stdin.readline()")
     assert first.stdout.readline() == "held\n"
     second = start("work_folder", work, "same", then="sys.stdin.readline()")
-    assert "is held" in second.stdout.readline()
+    assert "still holds" in second.stdout.readline()
     first.communicate("go on\n")
     assert second.stdout.readline() == "held\n" and (work / "fingerprint").read_text() == "same"
     second.communicate("go on\n")

@@ -388,7 +388,7 @@ def test_small_files_are_fetched_several_at_a_time_and_large_ones_one_after_the_
         time.sleep(0.05)  # long enough for another to ask
         asked.append(len(data_hub.downloads()))
 
-    monkeypatch.setattr(crfm_core.hub, "SMALL", 0)
+    monkeypatch.setattr(crfm_core.hub, "SMALL_FILE", 0)
     data_hub.gathering = SimpleNamespace(wait=wait)
     data_hub.requests.clear()
     assert fetched(fetch_data(tmp_path / "other")) == WANTED and asked == [1, 2, 3]

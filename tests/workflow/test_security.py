@@ -203,7 +203,7 @@ def test_an_image_that_points_elsewhere_is_refused_and_nothing_is_read_or_asked_
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(LAYER, "x.geojson: has no features, it says where to read"), (GML, "x.geojson"), ('{{"type":"gdal_streamed_alg"}}', "it says where")],
+    [(LAYER, "x.geojson: has no features but points to"), (GML, "x.geojson"), ('{{"type":"gdal_streamed_alg"}}', "points to other")],
 )
 def test_labels_that_point_elsewhere_are_refused_and_nothing_is_asked_for(tmp_path, server, text, message):
     (tmp_path / "x.geojson").write_text(text.format(url=server.url))

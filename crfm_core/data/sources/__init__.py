@@ -21,7 +21,7 @@ from crfm_core.settings import Dataset
 class FoundScene:
     """A scene as it lies in its source; paths are absolute."""
 
-    key: tuple[str, ...]  #: what tells it from the others, which becomes its name
+    key: tuple[str, ...]  #: identifies it, and becomes its name
     image: Path
     label: Path | None  #: None where :meth:`SceneSource.write_labels` writes it
     relative: Path  #: of the image, below the source's folder
@@ -40,7 +40,7 @@ class ExpectedScenes:
 
 
 class SceneSource:
-    """The scenes of a dataset: where they lie, how they pair with labels and, for published ones, how they are downloaded.
+    """The scenes of a dataset: where they lie, how they pair with labels and, for published datasets, how they are downloaded.
 
     Args:
         dataset: its ``source`` holds the settings of this kind.
@@ -66,13 +66,13 @@ class SceneSource:
         """Write into ``out`` the labels that have to be made first, and name them in the rows (of the scene manifest, paths absolute)."""
 
     def faults(self) -> list[str]:
-        """Which files are missing, as far as a quick look tells: no image is read and nothing is paired."""
+        """Which files are missing by a quick check: no image is read and nothing is paired."""
         return []
 
     def expected(self, split: str) -> ExpectedScenes | None:
-        """How many scenes a split has by the configuration or by publication; None where only listing tells."""
+        """The number of scenes of a split by configuration or publication; None if it is known only after listing."""
 
-    # ------------------------------------------------------- sources that can be downloaded, as their settings class says
+    # ------------------------------------------------------------------- sources whose settings class has CAN_DOWNLOAD
 
     def locate(self) -> Path | None:
         """The folder in which the dataset lies in its layout; None where it has to be downloaded."""
@@ -83,15 +83,15 @@ class SceneSource:
         raise NotImplementedError
 
     def download(self, work: Path, command: str) -> None:
-        """Bring what is missing into :attr:`folder`, so that :meth:`locate` finds it, and write its record ``fetched.json`` there.
+        """Download what is missing into :attr:`folder`, so that :meth:`locate` finds it, and write its record ``fetched.json`` there.
 
-        ``work`` holds unfinished downloads, so that a stopped run continues; what is finished is removed from it. Messages name
+        ``work`` holds unfinished downloads, so that a stopped run continues; finished ones are removed. Messages name
         ``command`` as what to run again.
         """
         raise NotImplementedError
 
     def download_bytes(self) -> float | None:
-        """Disk space that the download and what is unpacked of it take together; None where that is not known."""
+        """Disk space for the download and its unpacked files together; None if not known."""
 
     def find(self) -> Path | None:
         """:meth:`locate`. Raises DataError when the dataset is not there and ``source.download`` is false."""
@@ -103,7 +103,7 @@ class SceneSource:
             )
         return folder
 
-    # ------------------------------------------------------ sources with images that only a server of theirs has labels for
+    # --------------------------------------------------------------------- sources whose settings class has HAS_SERVER
 
     def submission(self) -> SceneSource:
         """The images that the dataset's own server scores, as a source to find and download like the others."""
@@ -128,6 +128,6 @@ def open_source(dataset: Dataset, root: Path | str = ".", note: Path | str | Non
 
 
 def unmatched(dataset: Dataset, folder: Path, patterns: Iterable[str | None]) -> list[str]:
-    """What to say of each glob that matches no file below ``folder``."""
+    """A message for each glob that matches no file below ``folder``."""
     missing = [pattern for pattern in patterns if pattern and not any(glob.iglob(pattern, root_dir=folder, recursive=True))]
     return [f"dataset {dataset.name}: no file matches {pattern} below {folder}; correct the glob or the root" for pattern in missing]

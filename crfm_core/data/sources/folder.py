@@ -46,7 +46,7 @@ def pair_files(
     """Pair images and labels of one split by what the folder wildcards of their globs stand for, and the stem.
 
     ``Train/*/images/*.png`` and ``Train/*/masks/*.png`` pair ``Urban/…/1`` with ``Urban/…/1``. When the two globs have unlike numbers
-    of folder wildcards the stem alone must tell.
+    of folder wildcards the stem alone must identify the pair.
     """
     where = f"dataset {name}, split {split}" if split else f"dataset {name}"
     by_stem = _folder_pattern(files.images).groups != _folder_pattern(files.labels).groups

@@ -6,16 +6,16 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from crfm_core import DataError
-from crfm_core.data.archives import SUFFIXES, extract, stem_of
+from crfm_core.data.archives import ARCHIVE_SUFFIXES, extract, stem_of
 from crfm_core.data.sources import ExpectedScenes, FoundScene, SceneSource
 from crfm_core.data.sources.folder import holds_images, pair_files
 from crfm_core.files import read_json, remove, write_json
-from crfm_core.hub import RECORD, fetch_repository, read_record
+from crfm_core.hub import FETCH_RECORD, fetch_repository, read_record
 from crfm_core.settings import FolderSplit, FusuSource
 
 SPLITS = ("train", "val", "test")
 FOLDERS = ("im1", "im2", "im1_label", "im2_label", "label1", "label2")
-PATCHES, SIDE = 62_752, 512
+PATCHES, PATCH_SIDE = 62_752, 512
 
 
 class FUSU(SceneSource):
@@ -58,7 +58,7 @@ class FUSU(SceneSource):
         how = self.dataset.split
         if not how or how.by != "group":
             return None
-        return ExpectedScenes(how.shares[split] / sum(how.shares.values()) * PATCHES, SIDE, "about, share of the published number")
+        return ExpectedScenes(how.shares[split] / sum(how.shares.values()) * PATCHES, PATCH_SIDE, "about, share of the published number")
 
     # ------------------------------------------------------------------------------------------------------- download
 
@@ -81,7 +81,7 @@ class FUSU(SceneSource):
 
     def download_bytes(self) -> float | None:
         """That of images and labels without compression."""
-        return 4.0 * PATCHES * SIDE**2 if self.settings.repo == FusuSource(kind="fusu").repo else None
+        return 4.0 * PATCHES * PATCH_SIDE**2 if self.settings.repo == FusuSource(kind="fusu").repo else None
 
     def _layout(self, folder: Path, depth: int = 1) -> Path | None:
         """``folder`` or the one at most ``depth`` below it in which a layout begins. DataError when several below it have one."""
@@ -129,7 +129,7 @@ class FUSU(SceneSource):
         """Move the data from ``whole`` into the source's folder; a stopped run goes on here."""
         for held in (hub, whole):  # the record lies in one of them, with what was not renamed
             if record := read_record(held):
-                write_json(self.folder / RECORD, record)
+                write_json(self.folder / FETCH_RECORD, record)
         for path in sorted(whole.iterdir()):
             if _is_data(path):
                 target = self.folder / path.name
@@ -144,8 +144,8 @@ class FUSU(SceneSource):
         def check(names: set[str]) -> None:
             if all(_is_text(name) for name in names):
                 raise DataError(
-                    f"source.repo: {settings.repo} holds neither images in {', '.join(FOLDERS)} nor archives ({', '.join(SUFFIXES)}); "
-                    f"{instead}"
+                    f"source.repo: {settings.repo} holds neither images in {', '.join(FOLDERS)} nor archives "
+                    f"({', '.join(ARCHIVE_SUFFIXES)}); {instead}"
                 )
 
         held = read_record(hub)
@@ -153,8 +153,8 @@ class FUSU(SceneSource):
             shutil.rmtree(hub)  # with what was unpacked of the other revision
         options = {"repo_type": "dataset", "check": check, "key": "source", "place": "root", "instead": instead, "command": command}
         fetch_repository(settings.repo, settings.revision, hub, needed=_is_needed, **options)
-        names = sorted(read_json(hub / RECORD)["files"])
-        targets = {name: (hub / name).with_name(stem_of(hub / name)) for name in names if name.lower().endswith(SUFFIXES)}
+        names = sorted(read_json(hub / FETCH_RECORD)["files"])
+        targets = {name: (hub / name).with_name(stem_of(hub / name)) for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)}
         for name, target in targets.items():
             below = f"{target.relative_to(hub).as_posix()}/"
             if list(targets.values()).count(target) > 1 or any(other.startswith(below) for other in names):
@@ -189,4 +189,4 @@ def _is_text(name: str) -> bool:
 def _is_needed(name: str) -> bool:
     """Whether a file of the repository is part of the dataset: not the monthly Sentinel images, which nothing here reads."""
     path = PurePosixPath(name)
-    return _is_text(name) or name.lower().endswith(SUFFIXES) or (path.suffix == ".png" and path.parent.name in FOLDERS)
+    return _is_text(name) or name.lower().endswith(ARCHIVE_SUFFIXES) or (path.suffix == ".png" and path.parent.name in FOLDERS)

@@ -1,4 +1,4 @@
-"""Georeferenced scenes whose labels lie on another grid, or are polygons: found by place, and burned onto each scene's own grid."""
+"""Georeferenced scenes whose labels lie on another grid, or are polygons: matched by place, and burned onto each scene's grid."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rasterio.windows import transform as window_transform
 
 from crfm_core import DataError
 from crfm_core.data.labels import LabelMap, require_ids
-from crfm_core.data.rasters import STRIP, create_raster, describe, open_raster, read_bands
+from crfm_core.data.rasters import create_raster, describe, open_raster, read_bands, strips_of
 from crfm_core.data.sources import FoundScene, SceneSource, unmatched
 from crfm_core.data.sources.folder import files_by_key
 from crfm_core.settings import Dataset, GeotiffSource
 
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".gml", ".kml")
-#: What files hold, in the first bytes, that have no features but say where GDAL is to read them: other files, databases, servers.
+#: Marks in the first bytes of files without features that tell GDAL where to read them: in other files, databases, on servers.
 POINTERS = (b"<OGRVRTDataSource", b"<OGRWFSDataSource", b"<OGRCSWDataSource", b"gdal_streamed_alg")
 
 
@@ -61,9 +61,9 @@ class GeotiffScenes(SceneSource):
         """Write a label of training ids for every scene, ``<out>/labels/<scene>.tif`` on the scene's grid, and name it in its row.
 
         Label files lie over each other in the order of ``source.labels`` and of their names; polygons likewise in the order of the file,
-        a pixel being in a polygon when its centre is. Ground that none covers is ``source.background``. Written in strips, so a scene may
-        be larger than memory. Raises DataError for what labels hold that ``label_map`` does not know, for features that are no polygons,
-        and for a scene that no label meets.
+        a pixel belongs to a polygon if its centre does. Ground without a label is ``source.background``. Written in strips, so a scene may
+        be larger than memory. Raises DataError for values that ``label_map`` does not have, for features that are no polygons, and for a
+        scene without a label on its ground.
         """
         globs = self.settings.labels
         files = [path for pattern in globs for _, path in sorted(files_by_key(self.folder, pattern).items())]
@@ -89,13 +89,8 @@ class GeotiffScenes(SceneSource):
 
 
 def _burn(picture: rasterio.DatasetReader, layers: list[_Polygons | _Raster], background: int, out: Path) -> None:
-    profile = {
-        "driver": "GTiff", "dtype": "uint8", "count": 1, "width": picture.width, "height": picture.height, "crs": picture.crs,
-        "transform": picture.transform, "compress": "deflate", "tiled": True, "blockxsize": 512, "blockysize": 512, "bigtiff": "if_safer",
-    }  # fmt: skip
-    with create_raster(out, **profile) as target:
-        for top in range(0, picture.height, STRIP):
-            window = Window(0, top, picture.width, min(STRIP, picture.height - top))
+    with create_raster(out, 1, picture.width, picture.height, picture.crs, picture.transform) as target:
+        for window in strips_of(picture):
             ids = np.full((window.height, window.width), background, np.uint8)
             for layer in layers:
                 layer.lay_over(ids, picture, window)
@@ -119,7 +114,7 @@ class _Raster:
         return _boxes_meet(transform_bounds(self.crs, picture.crs, *self.bounds), own)
 
     def lay_over(self, ids: np.ndarray, picture: rasterio.DatasetReader, window: Window) -> None:
-        """Write the raster's nearest values over ``ids``; what it does not cover, or declares as nodata, stays."""
+        """Write the raster's nearest values over ``ids``, except where it has no data or does not reach."""
         with (
             open_raster(self.path) as source,
             WarpedVRT(
@@ -131,12 +126,12 @@ class _Raster:
                 resampling=Resampling.nearest,
                 tolerance=0.001,  # pixels; GDAL takes no 0
                 add_alpha=True,
-                src_nodata=None,  # it may be a class, which the label map knows
+                src_nodata=None,  # it may be a class of the label map
                 nodata=None,
             ) as warped,
         ):
             raw, covered = read_bands(warped, 1), read_bands(warped, warped.count) > 0
-            if (missing := self.labels.no_label(raw, source)) is not None:
+            if (missing := self.labels.without_label(raw, source)) is not None:
                 covered &= ~missing
             ids[covered] = self.labels.ids_of_values(raw[covered], source)
 
@@ -157,12 +152,12 @@ class _Polygons:
 
         source: GeotiffSource = dataset.source
         if not source.attribute:
-            raise DataError(f"source.attribute: {path} holds features; name the field that tells their class")
+            raise DataError(f"source.attribute: {path} holds features; name the field with their class")
         with path.open("rb") as file:
             head = file.read(4096)
         if any(mark in head for mark in POINTERS):
-            raise DataError(f"{path}: has no features, it says where to read others; give the file that has them")
-        pyogrio.set_gdal_config_options({"GML_DOWNLOAD_WFS_SCHEMA": "NO"})  # GML may name a server that GDAL would ask
+            raise DataError(f"{path}: has no features but points to other files or servers; give the file that has them")
+        pyogrio.set_gdal_config_options({"GML_DOWNLOAD_WFS_SCHEMA": "NO"})  # GML may name a server that GDAL would contact
         try:
             names = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
             layer = source.layer or (names[0] if len(names) == 1 else None)
@@ -216,7 +211,7 @@ class _Polygons:
 
 
 def _text(value: object) -> str:
-    """An attribute's value as a key of ``label_map`` is written: whole numbers without a fraction, nothing as null."""
+    """An attribute's value as a key of ``label_map``: whole numbers without a fraction, a missing value as null."""
     if value is None or isinstance(value, float) and np.isnan(value):
         return "null"
     if isinstance(value, (bool, np.bool_)):

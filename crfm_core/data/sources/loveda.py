@@ -17,7 +17,7 @@ from crfm_core.data.sources import ExpectedScenes, FoundScene, SceneSource
 from crfm_core.data.sources.folder import holds_images, pair_files
 from crfm_core.data.transfers import fetch
 from crfm_core.files import remove, write_json
-from crfm_core.hub import RECORD, read_record
+from crfm_core.hub import FETCH_RECORD, read_record
 from crfm_core.settings import FolderSplit
 
 
@@ -34,7 +34,7 @@ ARCHIVES = {
     "Test": _Archive(3_126_023_212, "a489be0090465e01fb067795d24e6b47"),
 }
 AREAS = ("Urban", "Rural")
-SIDE = 1024  #: of a scene in pixels
+SCENE_SIDE = 1024  #: of a scene in pixels
 SCENES = {"train": 2522, "val": 1669}
 TEST_IMAGES = 1796
 SERVER_IDS = range(1, 8)  #: of the labels; 0 is no data
@@ -76,7 +76,7 @@ class LoveDA(SceneSource):
         return scenes
 
     def expected(self, split: str) -> ExpectedScenes:
-        return ExpectedScenes(SCENES[split], SIDE, "published number of scenes")
+        return ExpectedScenes(SCENES[split], SCENE_SIDE, "published number of scenes")
 
     # ------------------------------------------------------------------------------------------------------- download
 
@@ -109,7 +109,7 @@ class LoveDA(SceneSource):
         if lacking := _lacking(work, part):
             raise DataError(f"{archive}: lacks {', '.join(lacking)}; it is not LoveDA's {name}")
         files = read_record(folder).get("files", {}) | {name: {"size": size, "md5": md5}}
-        write_json(folder / RECORD, {"repo": f"https://zenodo.org/{ZENODO_RECORD}", "files": files})
+        write_json(folder / FETCH_RECORD, {"repo": f"https://zenodo.org/{ZENODO_RECORD}", "files": files})
         (work / part).rename(folder / part)
 
     def download_bytes(self) -> float:

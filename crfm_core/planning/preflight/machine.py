@@ -15,7 +15,7 @@ import yaml
 from crfm_core import ResourceError
 from crfm_core.checkpoints import transformer_weights
 from crfm_core.devices import gpu_memory, require_gpus, require_leases, visible_gpus
-from crfm_core.files import nearest, require_disk, require_writable
+from crfm_core.files import existing_parent, require_disk, require_writable
 from crfm_core.generator.advice import memory_advice
 from crfm_core.hub import is_fetched
 from crfm_core.layout import Layout
@@ -49,10 +49,10 @@ def check_disk(work: Work, found: Findings) -> None:
     for what, folder, key, size in [("what the jobs leave", work.results, "`results`", _left(work))] + [
         (one.what, one.folder, one.key, one.size - _size_of(one.folder)) for one in found.fetches if one.size
     ]:
-        needs[nearest(folder).stat().st_dev].append((f"{what} in {folder}", key, max(0.0, size)))
+        needs[existing_parent(folder).stat().st_dev].append((f"{what} in {folder}", key, max(0.0, size)))
     for parts in needs.values():
         total, folder = sum(size for *_, size in parts), parts[0][0].rpartition(" in ")[2]
-        free = shutil.disk_usage(nearest(folder)).free
+        free = shutil.disk_usage(existing_parent(folder)).free
         said = ", ".join(f"{what} {_gb(size)}" for what, _, size in parts)
         found.facts.append(f"disk: about {_gb(total)} needed ({said}), {_gb(free)} free")
         if total > free:

@@ -139,7 +139,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, suffix):
         info.size = 2_000_000_000  # what follows need not even be there
         with tarfile.open(path, "w:gz") as archive:
             archive.fileobj.write(info.tobuf())
-    with pytest.raises(DataError, match=rf"x\{suffix}: unpacks to more than 1\.0 GB, which no honest archive of its size does"):
+    with pytest.raises(DataError, match=rf"x\{suffix}: unpacks to more than 1\.0 GB, which a sound archive of its size does not"):
         extract(path, tmp_path / "out")
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
@@ -165,12 +165,12 @@ def flip(path: Path, place: float) -> None:
     ("suffix", "damage", "message"),
     [
         (".zip", encrypt, "member 'a/1.png' is refused: it is a file behind a password"),
-        (".zip", lambda path: os.truncate(path, path.stat().st_size - 30), r"is damaged, cut off or no such archive \(File is not a zip"),
-        (".zip", lambda path: os.truncate(path, 1000), "is damaged, cut off"),
+        (".zip", lambda path: os.truncate(path, path.stat().st_size - 30), r"is damaged, truncated or no such archive \(File is not a zip"),
+        (".zip", lambda path: os.truncate(path, 1000), "is damaged, truncated"),
         (".zip", lambda path: path.write_bytes(path.read_bytes()[500:]), "is damaged"),
         (".zip", lambda path: flip(path, 0.5), r"is damaged, .*Bad CRC-32 for file '4.bin'"),
-        (".zip", lambda path: path.write_bytes(b"<html>"), "is damaged, cut off or no such archive"),
-        (".zip", lambda path: path.write_bytes(b""), "is damaged, cut off or no such archive"),
+        (".zip", lambda path: path.write_bytes(b"<html>"), "is damaged, truncated or no such archive"),
+        (".zip", lambda path: path.write_bytes(b""), "is damaged, truncated or no such archive"),
         (".tar", lambda path: os.truncate(path, 2048), r"is damaged, .*\(it ends without its end mark\)"),
         (".tar", lambda path: os.truncate(path, 1700), "is damaged"),
         (".tar", lambda path: os.truncate(path, 100_000), r"is damaged, .*\(unexpected end of data\)"),
@@ -196,7 +196,7 @@ def test_a_folder_that_is_there_is_not_touched_and_what_a_killed_run_left_aside_
     (tmp_path / ".out.unpacking").mkdir()
     (tmp_path / ".out.unpacking" / "half").write_bytes(b"?")
     assert contents(extract(path, tmp_path / "out")) == TREE
-    with pytest.raises(DataError, match=r"out: is there already; delete it to have \S+x\.zip unpacked to it"):
+    with pytest.raises(DataError, match=r"out: already exists; delete it to have \S+x\.zip unpacked to it"):
         extract(path, tmp_path / "out")
     assert sorted(found.name for found in tmp_path.iterdir()) == ["out", "x.zip"]
 

@@ -246,7 +246,7 @@ CASES = [
      r"split: 4 groups or blocks for 5 splits"),
     ("no group found", fusu_data, changes(split={"group": "town-(.*)"}), r"split\.group: 'town-\(\.\*\)' finds no group in 'im1/0_7\.png'"),
     ("more tiles than there are", folder_data, changes(select={"train": {"tiles": 99}}),
-     r"select\.train\.tiles: 99 tiles of 18; ask for fewer"),
+     r"select\.train\.tiles: 99 tiles of 18; select fewer"),
     ("list of tiles missing", folder_data, changes(select={"train": {"ids": "none.txt"}}), r"select\.train\.ids: there is no none\.txt"),
     ("unknown tiles listed", folder_data, lambda r, c: (r / "ids.txt").write_text("a_0_0\nz_0_0\n") and merged(c, select={"train": {"ids":
      str(r / "ids.txt")}}), r"ids\.txt: 1 of 2 ids name no labelled tile, such as z_0_0; ids are like a_0_0"),

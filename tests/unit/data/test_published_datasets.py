@@ -129,7 +129,7 @@ def test_only_what_is_missing_of_loveda_is_fetched_and_the_users_own_archive_is_
 def test_a_broken_off_fetch_of_loveda_continues_and_writes_its_note_last(zenodo, tmp_path):
     whole = zenodo.files["/records/5706578/files/Val.zip"]
     zenodo.files["/records/5706578/files/Val.zip"] = whole[:-1] + b"?"
-    with pytest.raises(DataError, match=r"/records/5706578/files/Val\.zip: what came has the md5"):
+    with pytest.raises(DataError, match=r"/records/5706578/files/Val\.zip: the download has the md5"):
         fetch_dataset(dataset("loveda"), tmp_path, tmp_path / "source.json")
     assert not (tmp_path / "source.json").exists() and (tmp_path / "data" / "loveda" / "Train").is_dir()
     assert [path.name for path in (tmp_path / "data" / "loveda" / ".fetching").iterdir()] == [".lock"], (
@@ -324,7 +324,7 @@ def test_a_fetch_of_fusu_that_is_killed_while_it_moves_the_data_is_finished(fusu
         ({"im1.zip": {"1.png": b"1"}, "im1/2.png": b"2"}, "someone/fusu has im1.zip and files in a folder of that name or two such"),
         ({"im1.zip": {"1.png": b"1"}, "im1.tar.gz": {"1.png": b"1"}}, "or two such archives; put the dataset into FOLDER by hand"),
         ({"im1.zip": {"../../evil.png": b"1"}}, "im1.zip: member '../../evil.png' is refused: its name leads upwards"),
-        ({"im1.zip": b"<html>"}, "im1.zip: is damaged, cut off or no such archive"),
+        ({"im1.zip": b"<html>"}, "im1.zip: is damaged, truncated or no such archive"),
         ({"../im1/evil.png": b"1"}, "source.repo: someone/fusu lists a file '../im1/evil.png', whose name leads upwards"),
     ],
 )  # fmt: skip
@@ -373,7 +373,7 @@ def test_a_folder_of_the_user_is_not_mixed_with_one_of_the_dataset(tmp_path, mon
 
 
 def test_of_very_many_files_the_note_names_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "MANY", 3)
+    monkeypatch.setattr(downloads, "LISTED_FILES", 3)
     with serve_hub(Hub(FLAT, REPO, "dataset"), monkeypatch):
         fetch_dataset(dataset("fusu", repo=REPO), tmp_path, tmp_path / "source.json")
     record = (tmp_path / "data" / "fusu" / "fetched.json").read_bytes()

@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 from crfm_core import DataError
 from crfm_core.data.grid import Grid
 from crfm_core.data.selection import select_tiles, stratified_order
-from crfm_core.data.splits import block_regions, deal
+from crfm_core.data.splits import assign, block_regions
 from crfm_core.settings import BlockSplit, Selection
 
 UTM = "EPSG:32631"
@@ -25,18 +25,22 @@ UTM = "EPSG:32631"
 
 def test_groups_are_dealt_out_whole_by_the_seed_and_in_about_their_shares():
     sizes = {f"g{index}": 1 + index % 5 for index in range(60)}
-    dealt = deal(sizes, {"train": 0.6, "val": 0.1, "test": 0.3}, seed=0)
-    assert set(dealt) == set(sizes) and dealt == deal(dict(reversed(sizes.items())), {"train": 0.6, "val": 0.1, "test": 0.3}, seed=0)
-    share = {split: sum(sizes[key] for key in dealt if dealt[key] == split) / sum(sizes.values()) for split in ("train", "val", "test")}
+    assigned = assign(sizes, {"train": 0.6, "val": 0.1, "test": 0.3}, seed=0)
+    assert set(assigned) == set(sizes) and assigned == assign(
+        dict(reversed(sizes.items())), {"train": 0.6, "val": 0.1, "test": 0.3}, seed=0
+    )
+    share = {
+        split: sum(sizes[key] for key in assigned if assigned[key] == split) / sum(sizes.values()) for split in ("train", "val", "test")
+    }
     assert share == pytest.approx({"train": 0.6, "val": 0.1, "test": 0.3}, abs=0.03)
-    assert dealt != deal(sizes, {"train": 0.6, "val": 0.1, "test": 0.3}, seed=1)
+    assert assigned != assign(sizes, {"train": 0.6, "val": 0.1, "test": 0.3}, seed=1)
 
 
 def test_no_split_stays_empty():
     for seed in range(20):
-        assert set(deal({"a": 9, "b": 1, "c": 1}, {"train": 0.98, "val": 0.01, "test": 0.01}, seed).values()) == {"train", "val", "test"}
+        assert set(assign({"a": 9, "b": 1, "c": 1}, {"train": 0.98, "val": 0.01, "test": 0.01}, seed).values()) == {"train", "val", "test"}
     with pytest.raises(DataError, match="1 groups or blocks for 2 splits"):
-        deal({"a": 1}, {"train": 0.5, "test": 0.5}, 0)
+        assign({"a": 1}, {"train": 0.5, "test": 0.5}, 0)
 
 
 def painted(grids, split, names=("train", "test")):

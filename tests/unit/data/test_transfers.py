@@ -115,12 +115,12 @@ def test_no_connection_at_all_says_where_to_run_what(server, tmp_path):
 @pytest.mark.parametrize(
     ("headers", "part", "message"),
     [
-        ({}, b"", "what came has the md5 [0-9a-f]{32}, expected f{32}; it is deleted, run `get it` again"),
-        ({"Content-Length": "200000"}, b"", "what came has the md5 .*; it is deleted"),
-        ({"Content-Length": "400000"}, b"", "what came has the md5 .*; it is deleted"),
+        ({}, b"", "the download has the md5 [0-9a-f]{32}, expected f{32}; it is deleted, run `get it` again"),
+        ({"Content-Length": "200000"}, b"", "the download has the md5 .*; it is deleted"),
+        ({"Content-Length": "400000"}, b"", "the download has the md5 .*; it is deleted"),
         ({"Transfer-Encoding": "chunked", "Content-Length": ""}, b"", "nothing new came in 6 tries"),
-        ({"Content-Length": ""}, b"", "what came has the md5 .*; it is deleted"),
-        ({"Content-Encoding": "gzip"}, b"", "comes encoded as gzip, which was not asked for"),
+        ({"Content-Length": ""}, b"", "the download has the md5 .*; it is deleted"),
+        ({"Content-Encoding": "gzip"}, b"", "is sent with the encoding gzip, which was not requested"),
         ({"Content-Range": "bytes 0-299999/300000"}, b"x" * 9, "from byte 9 on with Content-Range 'bytes 0-299999/300000'; delete the"),
         ({"Content-Range": "bytes 9-400000/300000"}, b"x" * 9, "from byte 9 on with Content-Range 'bytes 9-400000/300000'"),
         ({"Content-Range": "bytes 9-299999/*"}, b"x" * 9, "from byte 9 on with Content-Range"),
@@ -145,7 +145,7 @@ def test_a_server_that_sends_less_than_it_says_is_noticed_without_a_checksum(ser
 
 
 def test_another_length_than_expected_is_refused_before_a_byte_is_written(server, tmp_path):
-    with pytest.raises(DataError, match="has 300000 bytes there, expected 299999; another file has taken its place"):
+    with pytest.raises(DataError, match="has 300000 bytes there, expected 299999; the file there has been replaced"):
         fetch(f"{server.url}/file", tmp_path / "file", size=299_999)
     assert list(tmp_path.iterdir()) == []
 
@@ -162,14 +162,14 @@ def test_a_file_that_is_there_and_is_another_is_not_overwritten(server, tmp_path
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("http://example.org/file", "http://example.org/file: only https is fetched from"),
-        ("ftp://127.0.0.1/file", "only https is fetched from"),
-        ("file:///etc/passwd", "only https is fetched from"),
-        ("https:///file", "only https is fetched from"),
-        ("http://127.0.0.1.example.org/file", "only https is fetched from"),
-        ("SERVER/foreign", "SERVER/foreign leads to http://example.org/file: only https is fetched from"),
+        ("http://example.org/file", "http://example.org/file: only https is permitted"),
+        ("ftp://127.0.0.1/file", "only https is permitted"),
+        ("file:///etc/passwd", "only https is permitted"),
+        ("https:///file", "only https is permitted"),
+        ("http://127.0.0.1.example.org/file", "only https is permitted"),
+        ("SERVER/foreign", "SERVER/foreign leads to http://example.org/file: only https is permitted"),
         ("SERVER/ftp", "leads to ftp://example.org/file: only https"),
-        ("SERVER/round", "SERVER/round: leads on more than 10 times"),
+        ("SERVER/round", "SERVER/round: redirects more than 10 times"),
         ("SERVER/missing", "SERVER/missing: answered with status 404; check the address"),
         ("SERVER/nowhere", "SERVER/nowhere: answered with status 302"),
     ],
@@ -190,7 +190,7 @@ def test_a_redirect_from_elsewhere_to_this_machine_is_refused(tmp_path, monkeypa
         return answer
 
     monkeypatch.setattr(requests.Session, "get", redirect)
-    with pytest.raises(DataError, match=r"https://example\.org/file leads to http://127\.0\.0\.1:1/file: only https is fetched from"):
+    with pytest.raises(DataError, match=r"https://example\.org/file leads to http://127\.0\.0\.1:1/file: only https is permitted"):
         fetch("https://example.org/file", tmp_path / "file")
 
 

@@ -13,7 +13,7 @@ from hostile import Program, would_run
 from random_inception import random_inception
 
 from crfm_core import WeightsError
-from crfm_core.metrics.generation import cmmd, diversity, frechet_distance, kernel_distance, nearest
+from crfm_core.metrics.generation import cmmd, diversity, frechet_distance, kernel_distance, nearest_references
 from crfm_core.metrics.inception import Inception, load_fidelity, why_no_inception
 
 
@@ -118,29 +118,29 @@ def test_diversity_is_one_less_the_mean_cosine_of_pairs_within_each_group():
 
 def test_the_nearest_reference_is_named_and_set_against_the_next_ones():
     samples, known = draw(8), draw(30, seed=1)
-    index, ratio = nearest(samples, [known], others=10)
+    index, ratio = nearest_references(samples, [known], others=10)
     for row, sample in enumerate(samples):
         distances = np.linalg.norm(known - sample, axis=1)
         assert index[row] == distances.argmin()
         assert ratio[row] == pytest.approx(distances.min() / np.sort(distances)[1:11].mean(), rel=1e-4)
-    np.testing.assert_allclose(nearest(samples, [known], others=10, chunk=3)[1], ratio, rtol=1e-5)
+    np.testing.assert_allclose(nearest_references(samples, [known], others=10, chunk=3)[1], ratio, rtol=1e-5)
 
 
 def test_a_copy_is_found_in_any_of_the_sets_and_stands_out_from_what_is_drawn_alike():
     known = np.random.default_rng(1).normal(size=(80, 200))
     samples = np.concatenate([np.random.default_rng(0).normal(size=(20, 200)), known[[7, 3]][:, ::-1]])
-    index, ratio = nearest(samples, [known, known[:, ::-1].copy()])
+    index, ratio = nearest_references(samples, [known, known[:, ::-1].copy()])
     assert index[-2:].tolist() == [7, 3]
     assert ratio[-2:].max() < 0.01 and ratio[:-2].min() > 0.5
-    assert nearest(samples, [known])[1].min() > 0.5
+    assert nearest_references(samples, [known])[1].min() > 0.5
 
 
 def test_few_references_and_equal_ones_are_no_fault():
     known = draw(3)
-    assert np.isnan(nearest(known[:1], [known[:1]])[1][0])
+    assert np.isnan(nearest_references(known[:1], [known[:1]])[1][0])
     distances = sorted(np.linalg.norm(known - 1, axis=1))
-    assert nearest(np.ones((1, 6)), [known])[1][0] == pytest.approx(distances[0] / np.mean(distances[1:]), rel=1e-4)
-    assert nearest(known[:1], [known[[0, 0, 0]]])[1][0] == 1  # as near as all others: nothing stands out
+    assert nearest_references(np.ones((1, 6)), [known])[1][0] == pytest.approx(distances[0] / np.mean(distances[1:]), rel=1e-4)
+    assert nearest_references(known[:1], [known[[0, 0, 0]]])[1][0] == 1  # as near as all others: nothing stands out
 
 
 # ----------------------------------------------------------------------------------------------------------- Inception

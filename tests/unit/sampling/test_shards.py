@@ -30,7 +30,7 @@ from crfm_core import DataError, ResourceError, WeightsError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import read_json, sha256_of, write_json
 from crfm_core.generator.training import train_generator
-from crfm_core.manifest import paths_of, read_manifest, spread, write_manifest
+from crfm_core.manifest import in_subfolder, paths_of, read_manifest, write_manifest
 from crfm_core.sampling import shards as shards_module
 from crfm_core.sampling.gathering import gather_shards
 from crfm_core.sampling.pipeline import MaskToImagePipeline
@@ -314,8 +314,8 @@ def test_a_shard_killed_twice_ends_with_the_same_files(batched):
 
 def test_images_lie_in_folders_by_their_names_whatever_the_number_of_shards(batched):
     paths = list((batched.folder("batched") / "images").glob("*/*"))
-    assert len(paths) == 12 and all(f"{path.parent.name}/{path.name}" == spread(path.name) for path in paths)
-    counts = Counter(spread(f"6_{index}_0_0-3.png").partition("/")[0] for index in range(25_600))
+    assert len(paths) == 12 and all(f"{path.parent.name}/{path.name}" == in_subfolder(path.name) for path in paths)
+    counts = Counter(in_subfolder(f"6_{index}_0_0-3.png").partition("/")[0] for index in range(25_600))
     assert len(counts) == 256 and max(counts.values()) < 200
 
 

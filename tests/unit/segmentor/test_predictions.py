@@ -20,7 +20,7 @@ from torch import nn
 
 from crfm_core import ConfigError, DataError, WeightsError
 from crfm_core.data.mosaic import mosaic
-from crfm_core.data.rasters import create_raster, describe, read_label, read_rgb, read_tags, scaled
+from crfm_core.data.rasters import describe, read_label, read_rgb, read_tags, scaled
 from crfm_core.data.scenes import SCENE_COLUMNS
 from crfm_core.data.sources import SceneSource, open_source
 from crfm_core.data.tiling import read_mask, tile_scene
@@ -51,7 +51,8 @@ def write(path: Path, bands: np.ndarray, placed: bool = True, **profile) -> Path
     """A raster of bands [n,H,W]."""
     place = {"crs": CRS, "transform": TRANSFORM} if placed else {}
     size = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype.name}
-    with create_raster(path, driver="PNG" if path.suffix == ".png" else "GTiff", **size, **place, **profile) as target:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", driver="PNG" if path.suffix == ".png" else "GTiff", **size, **place, **profile) as target:
         target.write(bands)
     return path
 

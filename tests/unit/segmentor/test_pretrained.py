@@ -85,7 +85,9 @@ def test_weights_are_fetched_once_and_checked_by_as_many_digits_as_are_known(ser
 
 def test_weights_of_another_content_are_refused_and_left_out_only_where_that_is_allowed(server, tmp_path, capsys):
     wrong = server.download(tmp_path, sha256="0" * 8)
-    with pytest.raises(DataError, match=rf"weights\.pth: what came has the sha256 {server.sha256}, expected 00000000; .*run `again` again"):
+    with pytest.raises(
+        DataError, match=rf"weights\.pth: the download has the sha256 {server.sha256}, expected 00000000; .*run `again` again"
+    ):
         fetch_weights(wrong, command="again")
     gone = server.download(tmp_path, url=server.url.replace("weights", "other"))
     found = fetch_weights(gone, optional=True)

@@ -491,7 +491,7 @@ def test_an_empty_answer_is_refused_and_the_others_are_kept(tiles, llava, tmp_pa
     weights = load_file(llava / "model.safetensors")
     weights["language_model.lm_head.weight" if "language_model.lm_head.weight" in weights else "lm_head.weight"].zero_()
     save_file(weights, tmp_path / "silent" / "model.safetensors", {"format": "pt"})  # all words are equally likely: it says <pad>
-    with pytest.raises(DataError, match=r"silent says nothing about tile t0, t1; set another captions\.model\.prompt or model"):
+    with pytest.raises(DataError, match=r"silent gives an empty answer about tile t0, t1; set another captions\.model\.prompt or model"):
         captions_of(tiles, tmp_path / "silent")
     assert [read_answers(file.parents[1]) for file in answer_files(tiles.parents[1])] == [{}]
     assert not (tiles.parents[1] / "captions" / "train.parquet").exists()
@@ -571,7 +571,7 @@ def test_software_that_a_model_needs_and_that_is_not_installed_is_named(tmp_path
 
 def test_a_model_without_a_chat_template_gets_the_prompt_as_it_is(tmp_path, llava):
     plain = VisionLanguageModel.from_folder(write_llava(tmp_path / "plain", chat=None))
-    with pytest.raises(WeightsError, match=r"captions\.model\.prompt: .* may need its sign for the image in the prompt, such as <image>"):
+    with pytest.raises(WeightsError, match=r"captions\.model\.prompt: .* may need its placeholder of the image in the prompt, such as <im"):
         plain.answer([noise(32, 32)], PROMPT, 4)
     chat = f"user <image>  {PROMPT} assistant"
     assert plain.answer([noise(32, 32)], chat, 6) == VisionLanguageModel.from_folder(llava).answer([noise(32, 32)], PROMPT, 6)

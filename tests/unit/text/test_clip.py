@@ -177,7 +177,7 @@ def test_features_that_are_no_numbers_are_refused(tmp_path, folders):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     clip = load_clip(folder)
     assert clip.text_features(["road"]).isfinite().all()
-    with pytest.raises(WeightsError, match=r"clip: x \(clip\) gives features that are no numbers; its weights are damaged"):
+    with pytest.raises(WeightsError, match=r"clip: x \(clip\) gives features that are not finite; its weights are damaged"):
         clip.image_features(noise(1, 16, 16))
 
 
