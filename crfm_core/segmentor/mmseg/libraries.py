@@ -4,7 +4,7 @@ mmsegmentation is built on mmcv. The full mmcv holds operators that must be comp
 same package without them, installs everywhere, and is all that the architectures known by name need. This module is the one place that
 makes it do: while mmsegmentation is imported, a stand-in takes the place of the compiled module ``mmcv._ext``. A network from a
 configuration file or checkpoint that calls an operator is refused with its name. With the full mmcv installed in its place
-(``pip uninstall mmcv-lite; pip install mmcv==2.1.0``, built for the torch that is there; not run here) nothing stands in, and such networks work.
+(``pip uninstall mmcv-lite; pip install mmcv==2.1.0``, built for the torch that is there) nothing stands in. No test runs that combination.
 """
 
 from __future__ import annotations
