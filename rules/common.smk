@@ -357,12 +357,12 @@ def software():
 
 
 onstart:
-    from crfm_core.planning.workload import Job
+    from crfm_core.planning.jobs import Job
 
     jobs = [Job(job.rule.name, dict(job.wildcards.items())) for job in workflow.dag.needrun_jobs() if job.rule.name not in SPEAK_ALONE]
     if jobs:
         from crfm_core.planning.preflight import Work, look_ahead
-        from crfm_core.planning.plan import read_rates
+        from crfm_core.planning.rates import read_rates
 
         found = look_ahead(
             Work(

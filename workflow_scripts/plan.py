@@ -6,8 +6,9 @@ with job(snakemake):
     from pathlib import Path
 
     from crfm_core.devices import gpu_names, visible_gpus
-    from crfm_core.planning.listing import list_outputs
-    from crfm_core.planning.plan import make_plan, read_jobs, read_rates
+    from crfm_core.planning.jobs import list_outputs, read_jobs
+    from crfm_core.planning.plan import make_plan
+    from crfm_core.planning.rates import read_rates
     from crfm_core.settings import Dataset, Settings
 
     params = snakemake.params

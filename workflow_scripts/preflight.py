@@ -6,15 +6,15 @@ with job(snakemake):
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
-    from crfm_core.planning.listing import list_outputs
+    from crfm_core.planning.jobs import list_outputs, read_jobs
 
     params = snakemake.params
     listing = ThreadPoolExecutor().submit(list_outputs, params.listing, Path(".snakemake/incomplete"))
 
     # slow to import, while the engine lists
     from crfm_core import PreflightError
-    from crfm_core.planning.plan import read_jobs, read_rates
     from crfm_core.planning.preflight import Work, look_ahead
+    from crfm_core.planning.rates import read_rates
     from crfm_core.settings import Dataset, Settings
 
     found = look_ahead(

@@ -1,313 +1,242 @@
-"""How much each job of a run has to do, and leaves on the disk: counts of tiles, images and steps that follow from the configuration."""
+"""How much work the jobs of a run are, and what they leave on the disk: what they count, from the configuration, times the rates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import pyarrow.parquet as parquet
 
 from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
 from crfm_core.experiment import copies, iterations
 from crfm_core.layout import Layout
-from crfm_core.settings import (
-    PLAIN,
-    PRESETS,
-    Dataset,
-    EmbeddedBase,
-    EmbeddedSource,
-    Judge,
-    RectifySettings,
-    Selection,
-    Settings,
-)
-
-#: Tiles that validation samples, its Euler steps, and the noise levels of its losses (:mod:`crfm_core.generator.validation`).
-VALIDATED, VALIDATION_STEPS, LEVELS = 8, 23, 8
-
-#: Rules whose jobs touch small files alone: their time is that of starting.
-SMALL = ("check_splits", "gather_shards", "resample_tiles", "mix_tiles", "draw_data_sheet", "make_table", "make_report")
-
-
-class Unknown(Exception):
-    """Why the work of a job cannot be told; no fault of anyone's, so no error of the package."""
+from crfm_core.planning.jobs import Job
+from crfm_core.planning.rates import Rates, Unknown, number_of
+from crfm_core.settings import PLAIN, PRESETS, Dataset, EmbeddedSource, RectifySettings, Selection, Settings
 
 
 @dataclass(frozen=True)
-class Job:
-    """One job of the run: its rule, what its wildcards stand for, whether it is still to be done, and where its time is noted."""
-
-    rule: str
-    names: Mapping[str, str]
-    pending: bool = True
-    benchmark: Path | None = None
-
-
-@dataclass(frozen=True)
-class Count:
+class TileCount:
     """How many tiles a split has (None: not known), and how that is known."""
 
     tiles: int | None
-    how: str
+    basis: str
 
 
-@dataclass
-class Load:
-    """What one job has to do: amounts by kind of work, such as ``step triattention``, done on tiles of one side; it is shared out over
-    ``processes``. ``disk`` is what it leaves in the results, in bytes, images as if they were not compressed."""
+@dataclass(frozen=True)
+class JobSize:
+    """What one job counts by the names of configs/rates.yaml, on tiles of one side with networks of one name (None: of no name there),
+    and the bytes it leaves in the results, images as if they were not compressed."""
 
     tile: int
-    work: dict[str, float] = field(default_factory=dict)
-    processes: int = 1
-    disk: float = 0.0
-
-    def add(self, kind: str, amount: float) -> None:
-        self.work[kind] = self.work.get(kind, 0.0) + amount
+    counts: dict[str, float]
+    network: str | None
+    disk: float
 
 
 class Workload:
-    """The work of a configuration's jobs.
+    """The sizes of a configuration's jobs.
 
     Args:
         settings, datasets: the configuration; datasets by name.
-        weights: numbers of weights in billions, as in configs/rates.yaml.
-        bytes_of: bytes of the embedded models' folders, and of an image's file beside its pixels.
-        results: the run's folder, where tiles that are cut already are counted.
-        uncut: (dataset, split) whose tiles are still to be cut: what manifests of theirs say is past.
+        uncut: (dataset, split) whose tiles are still to be cut: a manifest of theirs is out of date.
+        scale: how many times as many weights the base model has as SD3.5-medium.
     """
 
     def __init__(
         self,
         settings: Settings,
         datasets: Mapping[str, Dataset],
-        weights: Mapping,
-        bytes_of: Mapping[str, float],
-        results: Path,
+        rates: Rates,
         uncut: frozenset[tuple[str, str]] = frozenset(),
+        scale: float = 1.0,
     ) -> None:
-        self.settings, self.datasets, self.results, self.uncut = settings, datasets, results, uncut
-        self.weights, self.bytes_of = weights, bytes_of
+        self.settings, self.datasets, self.rates, self.uncut, self.scale = settings, datasets, rates, uncut, scale
+        self.results = Path(settings.results)
 
-    # ------------------------------------------------------------------------------------------------------- tiles
-
-    def count(self, name: str, split: str) -> Count:
+    def tile_count(self, name: str, split: str) -> TileCount:
         """The tiles of a split: those of its manifest, else what the configuration says."""
         manifest = Path(Layout(self.results).tiles(name, split))
         if (name, split) not in self.uncut and manifest.is_file():
-            return Count(parquet.ParquetFile(manifest).metadata.num_rows, "cut")
+            return TileCount(parquet.ParquetFile(manifest).metadata.num_rows, "cut")
         dataset = self.datasets[name]
-        return _selected(dataset.select.get(split), self._whole(dataset, split), len(dataset.classes))
+        return _selected(dataset.select.get(split), self.before_selection(dataset, split), len(dataset.classes))
 
-    def _whole(self, dataset: Dataset, split: str) -> Count:
-        """All tiles of a split, before any selection."""
+    def before_selection(self, dataset: Dataset, split: str) -> TileCount:
+        """All tiles of a split."""
         expected = None if dataset.tile.ground_distance else open_source(dataset).expected(split)
         if expected is None:
-            return Count(None, "unknown until they are cut")
-        return Count(round(expected.count * _per_scene(dataset, expected.side)), expected.basis)
+            return TileCount(None, "unknown until they are cut")
+        return TileCount(round(expected.count * _per_scene(dataset, expected.side)), expected.basis)
 
-    def _tiles(self, name: str, split: str) -> int:
-        count = self.count(name, split)
-        if count.tiles is None:
-            raise Unknown(f"tiles of {name}, {split}: {count.how}")
-        return count.tiles
+    def size_of(self, job: Job) -> JobSize:
+        """The size of a job. Raises Unknown, saying why, where it is not known."""
+        rate = self.rates.jobs.get(job.rule)
+        if rate is None:
+            raise Unknown(f"configs/rates.yaml has no jobs.{job.rule}")
+        one = JobCounts(self, job.names)
+        counts = {name: one.count(name) for name in rate.work}
+        disk = sum(one.count(name) * one.bytes_of(file) for name, file in rate.files.items())
+        return JobSize(one.tile, counts, one.network, disk)
 
-    def _training(self, name: str) -> int:
-        return self._tiles(name, self.datasets[name].train)
+    def checkpoint_bytes(self, control: str) -> float:
+        """Bytes of the checkpoints that a training keeps until it ends: weights, two moments, averages. 0 where that is not known."""
+        one = self.settings.controls[control]
+        trained = number_of(self.rates.weights["trained"], one.scheme)
+        if self.settings.base_model.kind == "embedded" or trained is None:
+            return 0.0
+        return (one.keep_checkpoints + 1) * 4e9 * self.scale * trained * (4 if one.ema else 3)
 
-    def _synthetic(self, names: Mapping[str, str]) -> int:
-        return copies(self.settings, names["control"], names["sampler"]) * self._training(names["dataset"])
 
-    # -------------------------------------------------------------------------------------------------------- jobs
+class JobCounts:
+    """What one job counts: a method for each name that ``jobs`` in configs/rates.yaml has under ``work`` and ``files``."""
 
-    def of(self, job: Job) -> Load:
-        """The work of a job. Raises Unknown, saying why, where it cannot be told."""
-        name = job.names.get("dataset")
-        load = Load(self.datasets[name].tile.size if name else 0)
-        if job.rule in SMALL:
-            return load
-        describe = getattr(self, f"_on_{job.rule}", None)
-        if describe is None:
-            raise Unknown("takes as long as the network does" if job.rule.startswith("fetch_") else "nothing was measured")
-        describe(load, job.names)
-        return load
+    def __init__(self, workload: Workload, names: Mapping[str, str]) -> None:
+        self.workload, self.settings, self.names = workload, workload.settings, names
+        self.dataset = workload.datasets.get(names.get("dataset", ""))
+        self.tile = self.dataset.tile.size if self.dataset else 0
+        self.embedded = self.settings.base_model.kind == "embedded"
+        self.control = self.segmentor = None
+        if "control" in names or "preset" in names:
+            self.control = self.settings.controls[names.get("control") or self.settings.comparison.control]
+        if "segmentor" in names:
+            self.segmentor = self.settings.segmentors[names["segmentor"]]
 
-    def _on_list_scenes(self, load: Load, names: Mapping[str, str]) -> None:
-        source = self.datasets[names["dataset"]].source
-        if not isinstance(source, EmbeddedSource):
-            raise Unknown("nothing was measured for scenes that are given")
-        scenes = sum(source.scenes.values())
-        load.add("draw_scene", scenes * (source.size / 256) ** 2)
-        load.disk = scenes * self._image_bytes(source.size, 4)
-
-    def _on_tile_scenes(self, load: Load, names: Mapping[str, str]) -> None:
-        kept = self._tiles(names["dataset"], names["split"])
-        all_of_them = self._whole(self.datasets[names["dataset"]], names["split"]).tiles
-        load.add("cut", all_of_them or kept)  # a selection goes by what tiles show, so it is made of all
-        load.disk = kept * self._image_bytes(load.tile, 4)
-
-    def _on_caption_tiles(self, load: Load, names: Mapping[str, str]) -> None:
-        if self.settings.captions.kind == "vlm":
-            raise Unknown("nothing was measured for models that caption")
-        load.add("caption", self._tiles(names["dataset"], names["split"]))
-
-    def _on_encode_prompts(self, load: Load, names: Mapping[str, str]) -> None:
-        prompts = self._prompts(names["dataset"], names["split"])
-        load.add("prompt", prompts)
-        if not self._embedded:  # 77 + 256 tokens of 4096 and 2048 pooled
-            load.disk = prompts * (333 * 4096 + 2048) * (2 if self.settings.device == "cuda" else 4)
-
-    def _prompts(self, name: str, split: str) -> int:
-        """Distinct prompts, with the empty one; before there are captions, as many as there can be."""
-        captions = Path(Layout(self.results).captions(name, split))
-        if (name, split) not in self.uncut and captions.is_file():
-            return pd.read_parquet(captions, columns=["caption"]).caption.nunique() + 1
-        tiles = self._tiles(name, split)
-        plain = self.settings.captions.kind == "template" and "{classes}" in self.settings.captions.template
-        return 1 + (min(tiles, 2 ** len(self.datasets[name].classes) - 1) if plain else tiles)
+    def count(self, name: str) -> float:
+        """The count of this name. Raises Unknown."""
+        return getattr(self, name)()
 
     @property
-    def _embedded(self) -> bool:
-        return isinstance(self.settings.base_model, EmbeddedBase)
+    def network(self) -> str | None:
+        """The control scheme or the architecture that works."""
+        return self.control.scheme if self.control else self.segmentor.architecture if self.segmentor else None
 
-    def _on_build_base_model(self, load: Load, names: Mapping[str, str]) -> None:
-        vae = self.settings.base_model.vae
-        load.add("autoencoder", vae.steps * vae.batch_size)
-        load.disk = self.bytes_of["base_model"]
+    def jobs(self) -> int:
+        return 1
 
-    def _on_check_base_model(self, load: Load, names: Mapping[str, str]) -> None:
-        """Reads nothing but headers."""
+    # ------------------------------------------------------------------------------------------------------------ tiles
 
-    def _on_encode_latents(self, load: Load, names: Mapping[str, str]) -> None:
-        tiles = self._training(names["dataset"])
-        load.add("encode", 4 * tiles)  # image and mask, as they are and flipped
-        # posterior's mean and logarithm of its variance, and the mask's latent, in half precision
-        load.disk = 12 * tiles * self._latent_size(load.tile)
+    def tiles(self) -> int:
+        """Of the job's split, or of the training split."""
+        return self._tiles(self.names.get("split", self.dataset.train))
 
-    def _latent_size(self, tile: int) -> int:
-        if self._embedded:
-            vae = self.settings.base_model.vae
-            return vae.latent_channels * (tile // 2 ** (len(vae.channels) - 1)) ** 2
-        return 16 * (tile // 8) ** 2
+    def _tiles(self, split: str) -> int:
+        count = self.workload.tile_count(self.dataset.name, split)
+        if count.tiles is None:
+            raise Unknown(f"tiles of {self.dataset.name}, {split}: {count.basis}")
+        return count.tiles
 
-    def _on_train_generator(self, load: Load, names: Mapping[str, str]) -> None:
-        control = self.settings.controls[names["control"]]
-        kind = "train_checkpointing" if control.gradient_checkpointing and not self._embedded else "train"
-        load.add(f"{kind} {control.scheme}", control.steps * control.accumulate * control.batch_size * control.processes)
-        load.processes = control.processes
-        whole = 4e9 * (self.weights["generator"][control.scheme] + self.weights["autoencoder"])
-        load.disk = self.bytes_of["generator"] if self._embedded else whole
+    def tiles_to_cut(self) -> int:
+        """All tiles: a selection goes by what tiles show."""
+        return self.workload.before_selection(self.dataset, self.names["split"]).tiles or self.tiles()
 
-    def checkpoints(self, control: str) -> float:
-        """Bytes of the checkpoints that a training keeps beside its results until it ends: weights, two moments, averages."""
-        if self._embedded:
-            return 0.0
-        one = self.settings.controls[control]
-        return (one.keep_checkpoints + 1) * 4e9 * self.weights["trained"][one.scheme] * (4 if one.ema else 3)
+    def scenes(self) -> float:
+        """Scenes that are drawn, in scenes of 256x256 pixels."""
+        source = self.dataset.source
+        if not isinstance(source, EmbeddedSource):
+            raise Unknown("nothing was measured for a user's own scenes")
+        return sum(source.scenes.values()) * (source.size / 256) ** 2
 
-    def _on_sample_validation(self, load: Load, names: Mapping[str, str]) -> None:
-        scheme = self.settings.controls[names["control"]].scheme
-        load.add(f"step {scheme}", VALIDATED * (VALIDATION_STEPS + 2 * LEVELS))
-        load.add("decode", VALIDATED)
-        load.add("encode", 3 * VALIDATED)
+    def captions(self) -> int:
+        if self.settings.captions.kind == "vlm":
+            raise Unknown("nothing was measured for captioning models")
+        return self.tiles()
 
-    def _on_train_segmentor(self, load: Load, names: Mapping[str, str]) -> None:
-        segmentor, dataset = self.settings.segmentors[names["segmentor"]], self.datasets[names["dataset"]]
-        kind, count = self._architecture(names["segmentor"]), iterations(self.settings, names["recipe"], names["segmentor"])
-        load.add(f"fit {kind}", count * segmentor.batch_size)
-        if dataset.val:
-            looks = -(-count // (segmentor.validate_every or -(-count // 10)))
-            load.add(f"judge {kind}", looks * self._tiles(dataset.name, dataset.val))
-        load.processes = segmentor.processes
-        load.disk = 4e9 * self.weights["segmentor"].get(kind, 0) * (2 if dataset.val else 1)
+    def prompts(self) -> int:
+        """Distinct prompts, as many as there can be, with the empty one."""
+        captions, tiles = self.settings.captions, self.tiles()
+        by_classes = captions.kind == "template" and "{classes}" in captions.template
+        return 1 + (min(tiles, 2 ** len(self.dataset.classes) - 1) if by_classes else tiles)
 
-    def _architecture(self, segmentor: str) -> str:
-        architecture = self.settings.segmentors[segmentor].architecture
-        if architecture is None:
-            raise Unknown("nothing was measured for networks of other files")
-        return architecture
+    def synthetic_tiles(self) -> int:
+        return copies(self.settings, self.names["control"], self.names["sampler"]) * self._tiles(self.dataset.train)
 
-    def _judged(self, load: Load, judge: Judge, tiles: float) -> None:
-        if judge.path:
-            raise Unknown("nothing was measured for a critic or judge from elsewhere")
-        load.add(f"judge {self._architecture(judge.segmentor)}", tiles)
+    # --------------------------------------------------------------------------------------------------------- training
 
-    def _on_evaluate_segmentor(self, load: Load, names: Mapping[str, str]) -> None:
-        dataset, how = self.datasets[names["dataset"]], self.settings.evaluation
-        window = min(how.window or load.tile, load.tile) if how.mode == "slide" else load.tile
-        windows = len(window_offsets(load.tile, window, how.stride or max(1, 2 * window // 3))) ** 2 * (window / load.tile) ** 2
+    def autoencoder_images(self) -> int:
+        return self.settings.base_model.vae.steps * self.settings.base_model.vae.batch_size
+
+    def generator_images(self) -> int:
+        """Images that a generator trains on, as often as they are drawn."""
+        return self.control.steps * self.control.accumulate * self.control.batch_size * self.control.processes
+
+    def recomputed_images(self) -> int:
+        """Of them those whose forward pass is computed twice."""
+        return self.generator_images() if self.control.gradient_checkpointing else 0
+
+    def crops(self) -> int:
+        """Tiles that a segmentor trains on, as often as they are drawn."""
+        return self._iterations * self.segmentor.batch_size
+
+    @property
+    def _iterations(self) -> int:
+        return iterations(self.settings, self.names["recipe"], self.names["segmentor"])
+
+    def validated_tiles(self) -> int:
+        if not self.dataset.val:
+            return 0
+        times = -(-self._iterations // (self.segmentor.validate_every or -(-self._iterations // 10)))
+        return times * self._tiles(self.dataset.val)
+
+    def scored_tiles(self) -> float:
+        """Area that is predicted to score the test split, in tiles: all windows, scales and flips."""
+        how, side = self.settings.evaluation, self.tile
+        window = min(how.window or side, side) if how.mode == "slide" else side
+        windows = len(window_offsets(side, window, how.stride or max(1, 2 * window // 3))) ** 2 * (window / side) ** 2
         views = sum(scale**2 for scale in how.scales) * (2 if how.flip else 1)
-        load.add(f"judge {self._architecture(names['segmentor'])}", self._tiles(dataset.name, dataset.test) * windows * views)
+        return self._tiles(self.dataset.test) * windows * views
 
-    def _on_measure_class_losses(self, load: Load, names: Mapping[str, str]) -> None:
-        self._judged(load, self.settings.critic, self._tiles(names["dataset"], names["split"]))
+    # --------------------------------------------------------------------------------------------------------- sampling
 
-    def _on_filter_pixels(self, load: Load, names: Mapping[str, str]) -> None:
-        tiles = self._synthetic(names)
-        self._judged(load, self.settings.critic, tiles)
-        load.disk = tiles * self._image_bytes(load.tile, 1)
+    def images(self) -> float:
+        """Images of a shard, or of one form of the correction."""
+        return sum(images for images, _, _ in self._sampled())
 
-    def _on_filter_images(self, load: Load, names: Mapping[str, str]) -> None:
-        if self.settings.filters[names["filter"]].kind == "clip":
-            load.add("features clip", self._synthetic(names))
-        else:
-            self._judged(load, self.settings.critic, self._synthetic(names))
+    def steps(self) -> float:
+        """Passes of the network over one image."""
+        return sum(images * steps for images, steps, _ in self._sampled())
 
-    def _on_measure_agreement(self, load: Load, names: Mapping[str, str]) -> None:
-        for judge in (self.settings.critic, self.settings.judge):
-            self._judged(load, judge, self._synthetic(names))
+    def corrections(self) -> float:
+        """A search is counted as if it ran to the last step."""
+        return sum(images * one.steps * one.inner_steps for images, _, one in self._sampled() if one)
 
-    def _on_measure_reconstruction(self, load: Load, names: Mapping[str, str]) -> None:
-        tiles = self._training(names["dataset"])
-        load.add("encode", tiles)
-        load.add("decode", tiles)
-        for judge in (self.settings.critic, self.settings.judge):
-            self._judged(load, judge, 2 * tiles)
+    def losses(self) -> float:
+        """The critic's losses after a correction: one per step, on average, where it is measured or the step size is searched for."""
+        return sum(images * one.steps for images, _, one in self._sampled() if one and (one.measure or one.search != "none"))
 
-    def _on_measure_generation(self, load: Load, names: Mapping[str, str]) -> None:
-        how, dataset = self.settings.generation, self.datasets[names["dataset"]]
-        tiles = self._synthetic(names) + self._tiles(dataset.name, how.split or dataset.train)
-        if how.features == "judge":
-            self._judged(load, self.settings.judge, tiles)
-        else:
-            load.add(f"features {how.features}", tiles)
-        if how.cmmd:
-            load.add("features clip", tiles)
+    def _sampled(self) -> Iterator[tuple[float, int, RectifySettings | None]]:
+        """What is drawn: images, passes of the network for each, and the correction."""
+        settings, preset = self.settings, self.names.get("preset")
+        if preset is None:
+            sampler = settings.samplers[self.names["sampler"]]
+            passes = sampler.num_steps * (2 if sampler.guidance_scale > 1 else 1)
+            yield self.synthetic_tiles() / settings.shards, passes, sampler.rectification
+            return
+        images = min(settings.comparison.masks, self._tiles(self.dataset.test)) * len(settings.comparison.seeds)
+        for steps in [0] if preset == PLAIN else settings.comparison.steps:
+            yield images, settings.comparison.num_steps, PRESETS[preset](steps=steps) if steps else None
 
-    # ---------------------------------------------------------------------------------------------------- sampling
+    # ------------------------------------------------------------------------------------------------------------ files
 
-    def _on_synthesise_shard(self, load: Load, names: Mapping[str, str]) -> None:
-        sampler = self.settings.samplers[names["sampler"]]
-        images = self._synthetic(names) / self.settings.shards
-        passes = 2 if sampler.guidance_scale > 1 else 1
-        self._sampled(load, names["control"], images, sampler.num_steps * passes, sampler.rectification)
-        load.disk = images * self._image_bytes(load.tile, 3)
-
-    def _on_compare_corrections(self, load: Load, names: Mapping[str, str]) -> None:
-        comparison, dataset = self.settings.comparison, self.datasets[names["dataset"]]
-        images = min(comparison.masks, self._tiles(dataset.name, dataset.test)) * len(comparison.seeds)
-        plain = names["preset"] == PLAIN
-        for steps in [0] if plain else comparison.steps:
-            correction = None if plain else PRESETS[names["preset"]](steps=steps)
-            self._sampled(load, comparison.control, images, comparison.num_steps, correction)
-            for judge in (self.settings.critic, self.settings.judge):
-                self._judged(load, judge, images)
-
-    def _sampled(self, load: Load, control: str, images: float, steps: int, correction: RectifySettings | None) -> None:
-        """Images drawn in so many passes of the network. A search looks once per step on average (docs/results-and-benchmarks.md) and stops
-        early: counted is a look at every step."""
-        load.add(f"step {self.settings.controls[control].scheme}", images * steps)
-        load.add("encode", images)
-        load.add("decode", images)
-        if correction:
-            load.add("gradient", images * correction.steps * correction.inner_steps)
-            if correction.measure or correction.search != "none":
-                load.add("look", images * correction.steps)
-
-    def _image_bytes(self, side: int, channels: int) -> float:
-        return channels * side**2 + self.bytes_of["image"]
+    def bytes_of(self, file: str) -> float:
+        """Bytes of a kind of file. Raises Unknown."""
+        weights, sizes = self.workload.rates.weights, self.workload.rates.bytes
+        if file in (channels := {"scene": 4, "tile": 4, "image": 3, "mask": 1}):
+            return channels[file] * (256 if file == "scene" else self.tile) ** 2 + sizes["file"]
+        if file == "base_model" or (file == "generator" and self.embedded):
+            return sizes[file]
+        if file == "prompt":  # 77 + 256 tokens of 4096, and 2048 pooled
+            return 0.0 if self.embedded else (333 * 4096 + 2048) * (2 if self.settings.device == "cuda" else 4)
+        if file == "latents":  # the posterior's mean and logarithm of its variance, and the mask's latent, flipped too, in half precision
+            vae = self.settings.base_model.vae if self.embedded else None
+            return 12 * (vae.latent_channels * (self.tile // 2 ** (len(vae.channels) - 1)) ** 2 if vae else 16 * (self.tile // 8) ** 2)
+        if (count := number_of(weights[file], self.network)) is None:
+            raise Unknown(f"configs/rates.yaml has no weights.{file} of {self.network}")
+        if file == "segmentor":  # the last weights, and the best where a split chooses them
+            return 4e9 * count * (2 if self.dataset.val else 1)
+        return 4e9 * self.workload.scale * (count + weights["autoencoder"])
 
 
 def _per_scene(dataset: Dataset, side: int) -> int:
@@ -316,19 +245,19 @@ def _per_scene(dataset: Dataset, side: int) -> int:
     return len(window_offsets(side, tile.size, tile.stride or tile.size, tile.edge)) ** 2
 
 
-def _selected(selection: Selection | None, whole: Count, classes: int) -> Count:
+def _selected(selection: Selection | None, whole: TileCount, classes: int) -> TileCount:
     if selection is None:
         return whole
     if selection.tiles:
-        return Count(selection.tiles, "as selected")
+        return TileCount(selection.tiles, "as selected")
     if selection.ids:
         try:
-            return Count(sum(bool(line.strip()) for line in Path(selection.ids).read_text(encoding="utf-8").splitlines()), "as listed")
+            return TileCount(sum(bool(line.strip()) for line in Path(selection.ids).read_text(encoding="utf-8").splitlines()), "as listed")
         except (OSError, UnicodeDecodeError):
-            return Count(None, f"{selection.ids} cannot be read")
+            return TileCount(None, f"{selection.ids} cannot be read")
     if selection.n_shot:
         most = selection.n_shot * classes
-        return Count(most if whole.tiles is None else min(most, whole.tiles), "at most, for few-shot")
+        return TileCount(most if whole.tiles is None else min(most, whole.tiles), "at most, for few-shot")
     if whole.tiles is None:
         return whole
-    return Count(max(1, round(selection.fraction * whole.tiles)), f"a share of {whole.tiles:,}")
+    return TileCount(max(1, round(selection.fraction * whole.tiles)), f"a share of {whole.tiles:,}")

@@ -199,7 +199,7 @@ def test_snakemakes_own_report_holds_tables_report_and_data_sheets_and_a_plan_ha
     succeed(finished, *SMALLEST, "--report", "run.html")
     page = (finished / "run.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("main.csv", "report.html", "index.html", "Data sheet of"))
-    assert "Nothing is left to be done" in succeed(finished, "plan", *SMALLEST)
+    assert "Nothing to do: " in succeed(finished, "plan", *SMALLEST)
 
 
 @pytest.mark.slow

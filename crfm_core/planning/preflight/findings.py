@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfm_core import CrfmError
-from crfm_core.planning.plan import Rates
-from crfm_core.planning.workload import Job
+from crfm_core.planning.jobs import Job
+from crfm_core.planning.rates import Rates
 from crfm_core.settings import Dataset, Settings
 
 

@@ -111,10 +111,8 @@ def check_base(work: Work, found: Findings) -> None:
     with found.listing():
         if work.of("fetch_base_model"):
             if not is_fetched(base.repo, base.revision, base.path):
-                weights = work.rates.counted.weights
-                size = 2e9 * (weights["transformer"] + weights["text_encoders"] + weights["autoencoder"])  # two bytes a weight
                 known = base.repo == HubBase(kind="hub").repo
-                found.fetches.append(Fetch(base.repo, Path(base.path), "base_model.path", size if known else None))
+                found.fetches.append(Fetch(base.repo, Path(base.path), "base_model.path", work.rates.base_model_bytes if known else None))
                 require_token(base)
         elif work.of(*READ_BASE):
             if isinstance(base, FolderBase):

@@ -21,7 +21,8 @@ from crfm_core.hub import is_fetched
 from crfm_core.layout import Layout
 from crfm_core.planning.preflight.findings import Findings, Work
 from crfm_core.planning.preflight.memory import training_size
-from crfm_core.planning.workload import Unknown, Workload
+from crfm_core.planning.rates import Unknown
+from crfm_core.planning.workload import Workload
 from crfm_core.settings import EmbeddedBase, HubBase
 
 GIB = 2**30
@@ -65,16 +66,13 @@ def check_disk(work: Work, found: Findings) -> None:
 def _left(work: Work) -> float:
     """Bytes that the jobs leave in the results, as far as they are known, and the checkpoints of the largest training meanwhile. What
     stopped jobs of theirs have made already is not needed again."""
-    rates, uncut = work.rates, frozenset((job.names["dataset"], job.names["split"]) for job in work.of("tile_scenes"))
-    scale, weights = base_scale(work) or 0.0, dict(rates.counted.weights)
-    weights |= {name: {scheme: scale * count for scheme, count in weights[name].items()} for name in ("generator", "trained")}
-    weights["autoencoder"] *= scale
-    load = Workload(work.settings, work.datasets, weights, rates.measured.bytes, work.results, uncut)
+    uncut = frozenset((job.names["dataset"], job.names["split"]) for job in work.of("tile_scenes"))
+    workload = Workload(work.settings, work.datasets, work.rates, uncut, base_scale(work) or 0.0)
     total = 0.0
     shards: dict[Path, float] = defaultdict(float)
     for job in work.jobs:
         try:
-            size = load.of(job).disk
+            size = workload.size_of(job).disk
         except Unknown:
             continue
         if job.rule == "synthesise_shard":
@@ -84,7 +82,7 @@ def _left(work: Work) -> float:
             total += size
     total += sum(max(0.0, size - _size_of(folder)) for folder, size in shards.items())
     trainings = [
-        load.checkpoints(job.names["control"])
+        workload.checkpoint_bytes(job.names["control"])
         - _size_of(Path(Layout(work.results).unfinished_generator(job.names["dataset"], job.names["control"])))
         for job in work.of("train_generator")
     ]
@@ -131,9 +129,10 @@ def _check_memory(work: Work, found: Findings, name: str, tile: int, available: 
     scale, control = base_scale(work), work.settings.controls[name]
     if scale is None or not control.steps:
         return
-    counted = work.rates.counted
-    size = training_size(control, tile, counted.training, counted.tile, scale)
-    if size.constant > available or size.constant + size.activations > 1.1 * available:
+    size = training_size(control, tile, work.rates.training, work.rates.tile, scale)
+    if size is None:
+        found.facts.append(f"GPU memory of training {name}: not known, configs/rates.yaml has no numbers of scheme {control.scheme}")
+    elif size.constant > available or size.constant + size.activations > 1.1 * available:
         found.problems.append(
             f"controls.{name}: training needs about {(size.constant + size.activations) / GIB:.1f} GiB of GPU memory, the smallest GPU "
             f"here has {available / GIB:.1f}; {memory_advice(control, f'controls.{name}.')}"
@@ -148,7 +147,7 @@ def base_scale(work: Work) -> float | None:
     if isinstance(base, HubBase) and not is_fetched(base.repo, base.revision, base.path):
         return 1.0 if base.repo == HubBase(kind="hub").repo else None
     try:
-        return transformer_weights(base.path) / (1e9 * work.rates.counted.weights["transformer"])
+        return transformer_weights(base.path) / (1e9 * work.rates.weights["transformer"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a folder that is not whole, which is on the list already
         return None
 

@@ -17,14 +17,19 @@ class TrainingSize:
     activations: float
 
 
-def training_size(control: Control, tile: int, counted: Mapping[str, Any], counted_tile: int, scale: float = 1.0) -> TrainingSize:
+def training_size(control: Control, tile: int, counted: Mapping[str, Any], counted_tile: int, scale: float = 1.0) -> TrainingSize | None:
     """The size of a training: as :func:`crfm_core.generator.memory.training_memory` counts it, activations at most a tenth above that.
 
     Args:
         counted: the section ``training`` of the rates, of SD3.5-medium at tiles of ``counted_tile``.
         scale: how many times as many weights the base model has.
+
+    None where the rates have no numbers of the control scheme.
     """
-    sizes = {name: 1e9 * by_scheme[control.scheme] for name, by_scheme in counted.items() if isinstance(by_scheme, Mapping)}
+    numbers = {name: by_scheme.get(control.scheme) for name, by_scheme in counted.items() if isinstance(by_scheme, Mapping)}
+    if None in numbers.values():
+        return None
+    sizes = {name: 1e9 * number for name, number in numbers.items()}
     low_rank = control.lora.branches if control.lora else []
     updates = len(low_rank) * sizes["low_rank"] * (control.lora.rank if control.lora else 0)
     whole = sum(sizes[branch] for branch in control.trained if branch not in low_rank)

@@ -20,10 +20,10 @@ from paths import CONFIGS, ROOT
 from PIL import Image
 from safetensors.numpy import save_file
 
-from crfm_core.planning.plan import read_rates
+from crfm_core.planning.jobs import Job
 from crfm_core.planning.preflight import Findings, Work, look_ahead
 from crfm_core.planning.preflight.memory import training_size
-from crfm_core.planning.workload import Job
+from crfm_core.planning.rates import read_rates
 from crfm_core.settings import Control, load_datasets, load_settings
 
 RATES = read_rates(ROOT / "configs" / "rates.yaml")
@@ -285,7 +285,7 @@ def test_the_quick_size_of_a_training_is_that_of_the_slow_count(changes):
 
     control = Control(**ROW | {"precision": "bf16"} | changes)
     slow = training_memory(meta_network(SD35_MEDIUM, control), control, (16, 64, 64))
-    quick = training_size(control, 512, RATES.counted.training, RATES.counted.tile)
+    quick = training_size(control, 512, RATES.training, RATES.tile)
     assert quick.constant == pytest.approx(slow.total - slow.activations, rel=0.02)
     assert 0.7 * slow.activations < quick.activations < 1.1 * slow.activations, "more would refuse what fits"
 

@@ -1,0 +1,71 @@
+"""How much work the jobs of a configuration are: tiles, images, steps and files are counted before any of them is made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planned_jobs import RATES, configuration, planned, shard
+from results_tree import draw_tile
+
+from crfm_core.manifest import write_manifest
+from crfm_core.planning.jobs import Job
+from crfm_core.planning.workload import Workload
+
+
+@pytest.mark.parametrize(
+    ("datasets", "name", "split", "tiles", "basis"),
+    [
+        (["embedded"], "embedded", "test", 12 * 16, "of scenes to draw"),
+        (["embedded-25"], "embedded-25", "train", 12, "a share of 48"),
+        (["loveda"], "loveda", "train", 2522 * 4, "published number of scenes"),
+        (["loveda5k"], "loveda5k", "train", 5000, "as selected"),
+        (["fusu"], "fusu", "test", 12550, "about, share of the published number"),
+        (["geotiff"], "my_scenes", "train", None, "unknown until they are cut"),
+    ],
+)
+def test_tiles_are_counted_from_the_configuration_or_said_to_be_unknown(tmp_path, datasets, name, split, tiles, basis):
+    changes = {"datasets": datasets, "recipes.reference": {}, "generation.split": None, "experiments.few_shot.datasets": None}
+    settings, found = configuration("config.yaml", tmp_path, changes)
+    count = Workload(settings, found, RATES).tile_count(name, split)
+    assert (count.tiles, count.basis) == (tiles, basis)
+
+
+def test_cut_tiles_are_counted_unless_they_will_be_cut_again(tmp_path):
+    row = draw_tile(tmp_path / "embedded" / "tiles", "t", np.random.default_rng(0), 2, "train", "embedded")
+    write_manifest(tmp_path / "embedded" / "tiles" / "train.parquet", [row | {"tile_id": f"t{number}"} for number in range(5)])
+    settings, found = configuration("config.yaml", tmp_path)
+    assert Workload(settings, found, RATES).tile_count("embedded", "train").tiles == 5
+    assert Workload(settings, found, RATES, frozenset({("embedded", "train")})).tile_count("embedded", "train").tiles == 48
+
+
+def test_jobs_on_an_unknown_number_of_tiles_are_not_known_and_the_others_are(tmp_path):
+    changes = {"datasets": ["geotiff"], "recipes.reference": {}, "generation.split": None, "experiments.few_shot.datasets": None}
+    names = {"dataset": "my_scenes", "recipe": "real", "segmentor": "segformer_tiny", "seed": "0"}
+    plan = planned([Job("evaluate_segmentor", names), Job("train_segmentor", names)], tmp_path, changes=changes)
+    assert [stage.basis for stage in plan.stages] == ["not known", "scaled"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "rectify", "corrections"),
+    [
+        (None, {}, {}),
+        ("default", {"steps": 4}, {"corrections": 4, "losses": 4}),
+        ("default", {"steps": 4, "measure": False}, {"corrections": 4}),
+        ("paper", {"steps": 2, "inner_steps": 3}, {"corrections": 6, "losses": 2}),
+        ("adaptive", {"steps": 23, "measure": False}, {"corrections": 23, "losses": 23}),
+    ],
+)
+def test_sampling_counts_steps_corrections_and_a_decoding_for_each_image(tmp_path, preset, rectify, corrections):
+    changes = {"samplers.crfm.preset": preset, "samplers.crfm.rectify": rectify}
+    settings, datasets = configuration("config.yaml", tmp_path, changes)
+    size = Workload(settings, datasets, RATES).size_of(shard(tmp_path, 1))
+    images = 3 * 48 / 2
+    each = {"images": 1, "steps": 23, "corrections": 0, "losses": 0} | corrections
+    assert size.network == "triattention" and size.counts == pytest.approx({name: images * count for name, count in each.items()})
+
+
+def test_latents_take_the_room_that_is_planned(tmp_path):
+    """Of the paper's size: mean and logarithm of the variance, and the mask's, flipped too, in half precision."""
+    settings, found = configuration("configs/paper.yaml", tmp_path)
+    size = Workload(settings, found, RATES).size_of(Job("encode_latents", {"dataset": "fusu4k", "mask_code": "grey"}))
+    assert size.disk == 4000 * 2 * 3 * 16 * 64 * 64 * 2 and size.counts == {"tiles": 4000}
