@@ -111,7 +111,7 @@ class JobCounts:
     @property
     def network(self) -> str | None:
         """The control scheme or the architecture that works."""
-        return self.control.scheme if self.control else self.segmentor.architecture if self.segmentor else None
+        return self.segmentor.architecture if self.segmentor else self.control.scheme if self.control else None
 
     def jobs(self) -> int:
         return 1
