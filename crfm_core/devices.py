@@ -192,8 +192,8 @@ def _take(gpus: dict[str, str], count: int, folder: Path) -> dict[str, IO]:
             taken[entry] = handle
             if len(taken) == count:
                 return taken
-        for handle in taken.values():
-            handle.close()
+        for lock in taken.values():
+            lock.close()
     return {}
 
 

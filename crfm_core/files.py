@@ -33,7 +33,7 @@ def full_disk_behind(error: BaseException | None) -> BaseException | None:
 
     A library that cannot write to the log while it loads a model would otherwise be taken to say that the model is damaged.
     """
-    if not isinstance(error, CrfmError) and is_full_disk(error):
+    if error and not isinstance(error, CrfmError) and is_full_disk(error):
         return error
     while error and not (isinstance(error, OSError) and is_full_disk(error)):
         error = error.__context__

@@ -6,7 +6,7 @@ The image and text branches compute what diffusers' ``SD3Transformer2DModel`` co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Modulation(NamedTuple):
 
     shift: Tensor
     scale: Tensor
-    gate: Tensor | None = None
+    gate: Any = None  # a tensor too; None where nothing is gated
 
 
 def normalise(tokens: Tensor) -> Tensor:
@@ -45,17 +45,20 @@ def attend(*streams: Stream) -> tuple[Tensor, ...]:
     """Full attention over the tokens of all streams; the results [B, T, D] of those with queries, in their order."""
     queries = [stream.query for stream in streams if stream.query is not None]
     keys, values = [stream.key for stream in streams], [stream.value for stream in streams]
-    joint = F.scaled_dot_product_attention(*(_join(tokens).transpose(1, 2) for tokens in (queries, keys, values)))
+    query, key, value = (_join(tokens).transpose(1, 2) for tokens in (queries, keys, values))
+    joint = F.scaled_dot_product_attention(query, key, value)
     return joint.transpose(1, 2).flatten(2).split([query.shape[1] for query in queries], dim=1)
 
 
-def _join(tokens: Sequence[Tensor]) -> Tensor:
+def _join(tokens: list[Tensor]) -> Tensor:
     return torch.cat(tokens, 1) if len(tokens) > 1 else tokens[0]  # ``cat`` copies even a single tensor
 
 
 class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, which has a kernel of its own; in float64 with the mean square in float32, as diffusers computes it, so
     that both can be compared to the last digits."""
+
+    eps: float
 
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.dtype != torch.float64:
@@ -65,6 +68,9 @@ class RMSNorm(nn.RMSNorm):
 
 class Attention(nn.Module):
     """One branch's query, key, value and output maps, with RMSNorm of each head's queries and keys."""
+
+    norm_q: nn.Module
+    norm_k: nn.Module
 
     def __init__(self, dim: int, heads: int, qk_norm: str | None, with_query: bool = True, with_output: bool = True) -> None:
         super().__init__()

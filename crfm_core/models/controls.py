@@ -55,7 +55,7 @@ def check_weights(folder: Path | str, kind: type[ModelMixin]) -> None:
     Raises: WeightsError naming the file that is damaged, or the weights that do not fit with both shapes (diffusers names the
     first of another shape only and takes missing ones for a remark).
     """
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(folder).glob("diffusion_pytorch_model*.safetensors")):
         try:
             with safe_open(file, framework="pt") as weights:

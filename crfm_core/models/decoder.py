@@ -5,6 +5,8 @@ Any of diffusers' autoencoders that have a ``decoder``, such as ``AutoencoderKL`
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeGuard
+
 import psutil
 import torch
 from diffusers.models.upsampling import Upsample2D
@@ -14,6 +16,9 @@ from torch.nn import functional as F
 
 from crfm_core.models.latent_space import decode_latents
 
+if TYPE_CHECKING:
+    from crfm_core.models.latent_space import Autoencoder
+
 #: Of what autograd keeps of a decoding, what a correction needs in all: the critic's part (0.28 of the autoencoder's at full
 #: size), and gradients and buffers of single operations.
 NEEDED = 1.6
@@ -21,7 +26,7 @@ NEEDED = 1.6
 SIDE = 4
 
 
-def speed_up(vae: nn.Module) -> None:
+def speed_up(vae: Autoencoder) -> None:
     """Make an autoencoder decode faster, in place: to draw and to differentiate images with, not to train or to save.
 
     Its weights are laid out channels last, which is what convolutions work in. Each nearest-neighbour upsampling by two with the
@@ -38,7 +43,7 @@ def speed_up(vae: nn.Module) -> None:
             doubles = isinstance(before, nn.Upsample) and before.mode == "nearest" and before.scale_factor == 2
             if doubles and _is_padded_3x3(after):
                 parent[index], parent[index + 1] = nn.Identity(), fused_upsampling(after)
-    nn.Module.to(vae, memory_format=torch.channels_last)
+    nn.Module.to(vae, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
 
 
 def fused_upsampling(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
@@ -60,12 +65,13 @@ def fused_upsampling(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
     return fused
 
 
-def _is_padded_3x3(module: nn.Module | None) -> bool:
-    plain = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.groups == 1
-    return plain and module.kernel_size == (3, 3) and module.padding == module.stride == module.dilation == (1, 1)
+def _is_padded_3x3(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or module.groups != 1:
+        return False
+    return module.kernel_size == (3, 3) and module.padding == module.stride == module.dilation == (1, 1)
 
 
-def choose_checkpointing(vae: nn.Module, latents: Tensor) -> bool:
+def choose_checkpointing(vae: Autoencoder, latents: Tensor) -> bool:
     """Turn the decoder's gradient checkpointing on if a correction of these latents [B, C, h, w] would not fit into the free
     memory of their device without it, else off; returns whether it is on.
 
@@ -82,7 +88,7 @@ def choose_checkpointing(vae: nn.Module, latents: Tensor) -> bool:
     return False
 
 
-def saved_bytes(vae: nn.Module, latents: Tensor) -> int:
+def saved_bytes(vae: Autoencoder, latents: Tensor) -> int:
     """Bytes that autograd keeps to differentiate the images of normalised latents [B, C, h, w] by these, weights not counted."""
     kept = {}
 

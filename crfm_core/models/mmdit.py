@@ -7,7 +7,7 @@ C latent channels, HxW latent, T tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -99,7 +99,7 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         self.context_embedder = nn.Linear(joint_attention_dim, dim)
         self._no_split_modules = [block.__name__]  # what FSDP shares out one by one
         self._changes_mask = block.changes_mask
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             block(dim, num_attention_heads, qk_norm, index in dual_attention_layers, index == num_layers - 1, mask_mlp_modulation)
             for index in range(num_layers)
         )
@@ -177,7 +177,7 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         self,
         hidden_states: Tensor,
         text: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Stream | None,
         streams: list[Stream],
         conditioning: Sequence[Tensor | list[Tensor]],
         out: Tensor,
@@ -258,12 +258,13 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         """
         if self.config.scheme != RELEASED_SCHEME:
             raise WeightsError(f"a released checkpoint is for the scheme {RELEASED_SCHEME}; this network is of {self.config.scheme}")
-        own, weights, unexpected = self.state_dict(), {}, []
+        own, unexpected = self.state_dict(), []
+        weights: dict[str, Tensor] = {}
         for key, value in state_dict.items():
             name = released_name(key)
             if name == "pos_embed.pos_embed":
                 self._check_table(key, value)
-            elif name in own:
+            elif name and name in own:
                 weights[name] = value
             else:
                 unexpected.append(key)
