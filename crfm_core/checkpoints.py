@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,19 @@ COMPONENTS = {
     **dict.fromkeys(("tokenizer", "tokenizer_2", "tokenizer_3"), "tokenizer_config.json"),
 }
 TRANSFORMER = "SD3Transformer2DModel"
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+#: Its settings that would change the noise levels or the steps between them, each with the value that training and sampling know.
+#: They read `shift` beside these; what is left (base_shift, max_shift, ...) matters under use_dynamic_shifting alone.
+SCHEDULER_SETTINGS = {
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": False,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "stochastic_sampling": False,
+}
 LARGEST_HEADER = 100_000_000  # bytes, the format's own bound
 
 
@@ -45,6 +59,7 @@ def check_base_model(folder: Path | str) -> Path:
     for name, found in classes.items():
         if found not in (TRANSFORMER, ["diffusers", TRANSFORMER]):
             raise WeightsError(f"base_model.path: {folder / name} names the transformer {found}, not {TRANSFORMER}; give a model of SD3")
+    check_scheduler(configs["scheduler/scheduler_config.json"], f"base_model.path: {folder / 'scheduler' / 'scheduler_config.json'}")
     for name in sorted(names):
         if name.endswith(".safetensors"):
             _check_length(folder / name)
@@ -53,6 +68,19 @@ def check_base_model(folder: Path | str) -> Path:
             if missing := sorted(shards - names):
                 raise WeightsError(f"base_model.path: {folder} lacks {', '.join(missing)}, named in {name}; fetch or copy the model again")
     return folder
+
+
+def check_scheduler(config: Mapping[str, Any], source: str) -> None:
+    """Raise WeightsError, which begins with ``source``, for a scheduler whose noise levels training and sampling would not follow."""
+    name = config.get("_class_name", SCHEDULER)
+    if name != SCHEDULER:
+        raise WeightsError(f"{source}: names the scheduler {name}, not {SCHEDULER}; give a model of SD3 or SD3.5")
+    for key, supported in SCHEDULER_SETTINGS.items():
+        if (value := config.get(key, supported)) != supported:
+            raise WeightsError(
+                f"{source}: {key} is {value}, training and sampling support {supported} alone; "
+                "give a model of SD3 or SD3.5, or remove the key if this model was trained without it"
+            )
 
 
 def transformer_weights(folder: Path | str) -> int:

@@ -31,6 +31,7 @@ from crfm_core.generator.starting import start_from
 from crfm_core.generator.trainable import choose_trainable, make_optimiser, merge_low_rank
 from crfm_core.manifest import read_manifest
 from crfm_core.models.controls import build_network
+from crfm_core.models.flow_schedule import load_scheduler
 from crfm_core.models.sd3_names import SD3_SETTINGS
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
@@ -122,7 +123,7 @@ def _train(job: GeneratorTraining, group: ProcessGroup) -> None:
             accelerator.print(f"{job.out} is already trained by these settings")
             return
         vae = AutoencoderKL.from_pretrained(job.base, subfolder="vae")  # read for its scale and shift; saved with the pipeline
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(job.base, subfolder="scheduler")  # likewise
+        scheduler = load_scheduler(job.base)  # likewise
         if accelerator.is_main_process:
             cached.check(job.base, control.mask_code, job.num_classes)
             embeddings.check(job.base)

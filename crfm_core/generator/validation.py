@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL
 
 from crfm_core.data.rasters import paint, read_label, read_rgb, write_raster
 from crfm_core.devices import compute_dtype
@@ -15,7 +15,7 @@ from crfm_core.files import seed_of, write_json
 from crfm_core.generator.resuming import read_checkpoint
 from crfm_core.generator.training import finished_network, flow_losses
 from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.models.flow_schedule import sigma_of_uniform
+from crfm_core.models.flow_schedule import load_scheduler, sigma_of_uniform
 from crfm_core.models.latent_space import encode_images
 from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.sampling.pipeline import MaskToImagePipeline
@@ -32,7 +32,7 @@ def open_checkpoint(checkpoint: Path, base: Path, control: Control, num_classes:
     weights = (state["ema"] or state)["model"]
     return MaskToImagePipeline(
         transformer=finished_network(base, control, num_classes, weights),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler"),
+        scheduler=load_scheduler(base),
         vae=AutoencoderKL.from_pretrained(base, subfolder="vae"),
         num_classes=num_classes,
         mask_code=control.mask_code,

@@ -35,14 +35,18 @@ def build_network(transformer: SD3Transformer2DModel, scheme: str, mask_init: st
     return MaskMMDiT.from_sd3(transformer, mask_init=mask_init, scheme=scheme, **options)
 
 
+def network_classes() -> dict[str, type[ControlNetwork]]:
+    """The classes of all schemes' networks by name, and with them their modules imported."""
+    own = [module.NETWORK for module in map(scheme_module, scheme_names()) if hasattr(module, "NETWORK")]
+    return {kind.__name__: kind for kind in (MaskMMDiT, *own)}
+
+
 def load_network(folder: Path | str) -> ControlNetwork:
     """The network that ``save_pretrained`` wrote to a folder.
 
     Raises: WeightsError when it holds another model, or weights that are damaged or do not fit its configuration.
     """
-    name = read_json(Path(folder) / "config.json").get("_class_name")
-    own = [module.NETWORK for module in map(scheme_module, scheme_names()) if hasattr(module, "NETWORK")]
-    kinds = {kind.__name__: kind for kind in (MaskMMDiT, *own)}
+    name, kinds = read_json(Path(folder) / "config.json").get("_class_name"), network_classes()
     if name not in kinds:
         raise WeightsError(f"{folder}: holds a {name}, needs one of {', '.join(kinds)}; give the folder `transformer` of a generator")
     check_weights(folder, kinds[name])

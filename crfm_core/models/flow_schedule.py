@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+
+from crfm_core.checkpoints import check_scheduler
 
 LEVELS = 1000
 SHIFT = 3.0
 
 Level = TypeVar("Level", float, Tensor)
+
+
+def load_scheduler(folder: Path | str) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of a pipeline folder, of which only `shift` is used. Raises WeightsError when it has other noise levels than these."""
+    config = FlowMatchEulerDiscreteScheduler.load_config(str(folder), subfolder="scheduler", local_files_only=True)
+    check_scheduler(config, f"{folder}/scheduler/scheduler_config.json")
+    return FlowMatchEulerDiscreteScheduler.from_config(config)
 
 
 def shift_sigma(sigma: Level, shift: float = SHIFT) -> Level:

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import WeightsError
+from crfm_core.checkpoints import check_scheduler
+from crfm_core.models.controls import network_classes
 from crfm_core.models.decoder import choose_checkpointing
 from crfm_core.models.latent_space import decode_latents, downscaling
 from crfm_core.models.mask_encoding import CODES, IGNORE, mask_latents
@@ -86,6 +88,7 @@ class MaskToImagePipeline(DiffusionPipeline):
             raise ValueError(f"num_classes={num_classes}: give the number of classes the transformer was trained with, 1 ... {IGNORE}")
         if mask_code not in CODES:
             raise ValueError(f"mask_code={mask_code!r}: must be one of {', '.join(CODES)}")
+        check_scheduler({**scheduler.config, "_class_name": type(scheduler).__name__}, "scheduler")
         self.register_modules(
             transformer=transformer,
             scheduler=scheduler,
@@ -99,6 +102,12 @@ class MaskToImagePipeline(DiffusionPipeline):
         )
         self.register_to_config(num_classes=num_classes, mask_code=mask_code, caption_dropout=caption_dropout)
         self.image_processor = VaeImageProcessor(vae_scale_factor=downscaling(vae))
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> MaskToImagePipeline:
+        """The pipeline that :meth:`save_pretrained` wrote; arguments as of diffusers' ``DiffusionPipeline``."""
+        network_classes()  # diffusers takes components from modules that are imported already
+        return super().from_pretrained(*arguments, **options)
 
     @torch.no_grad()
     def __call__(

@@ -17,6 +17,7 @@ from crfm_core.devices import compute_dtype
 from crfm_core.files import read_json, sha256_of
 from crfm_core.models.controls import check_weights, load_network
 from crfm_core.models.decoder import speed_up
+from crfm_core.models.flow_schedule import load_scheduler
 from crfm_core.sampling.pipeline import MaskToImageOutput, MaskToImagePipeline
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.settings import Sampler
@@ -127,7 +128,9 @@ def open_generator(folder: Path) -> MaskToImagePipeline:
     network = load_network(folder / "transformer")
     check_weights(folder / "vae", AutoencoderKL)
     try:
-        pipeline = MaskToImagePipeline.from_pretrained(folder, transformer=network, **dict.fromkeys(ENCODER_PARTS))
+        pipeline = MaskToImagePipeline.from_pretrained(
+            folder, transformer=network, scheduler=load_scheduler(folder), **dict.fromkeys(ENCODER_PARTS)
+        )
     except (OSError, ValueError) as error:  # among others when the folder asks to run code that came with it
         raise WeightsError(f"{folder}: cannot be opened as a generator ({error}); copy or make it again") from None
     speed_up(pipeline.vae)

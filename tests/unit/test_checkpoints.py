@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
-from tiny_models import save_tiny_pipeline
+from tiny_models import save_tiny_pipeline, tiny_pipeline
 
 from crfm_core import WeightsError
-from crfm_core.checkpoints import check_base_model, write_tensors
+from crfm_core.checkpoints import SCHEDULER_SETTINGS, check_base_model, write_tensors
 from crfm_core.files import sha256_of
+from crfm_core.models.flow_schedule import load_scheduler
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -58,6 +61,52 @@ def test_what_is_wrong_with_a_folder_is_named_with_the_remedy(model, tmp_path, n
     damage(tmp_path / "sd3" / name)
     with pytest.raises(WeightsError, match=rf"^base_model\.path: .*{message}"):
         check_base_model(tmp_path / "sd3")
+
+
+@pytest.mark.parametrize("more", [{}, {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096}, SCHEDULER_SETTINGS])
+def test_published_schedulers_of_sd3_pass(model, tmp_path, more):
+    shutil.copytree(model, tmp_path / "sd3")
+    published = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_diffusers_version": "0.31.0",
+        "num_train_timesteps": 1000,
+        "shift": 3.0,
+    }
+    (tmp_path / "sd3" / "scheduler" / "scheduler_config.json").write_text(json.dumps(published | more))
+    assert check_base_model(tmp_path / "sd3") == tmp_path / "sd3"
+    assert load_scheduler(tmp_path / "sd3").config.shift == 3.0
+
+
+OTHER_SETTINGS = {"num_train_timesteps": 500, "shift_terminal": 0.1}
+
+
+@pytest.mark.parametrize("key", SCHEDULER_SETTINGS)
+def test_a_scheduler_with_other_noise_levels_is_refused_wherever_it_is_read(model, tmp_path, key):
+    folder, value = tmp_path / "sd3", OTHER_SETTINGS.get(key, True)
+    shutil.copytree(model, folder)
+    rewrite_json(folder / "scheduler" / "scheduler_config.json", **{key: value})
+    message = rf"scheduler_config\.json: {key} is {value}, training and sampling support \w+ alone; give a model of SD3"
+    with pytest.raises(WeightsError, match=rf"^base_model\.path: .*{message}"):
+        check_base_model(folder)
+    with pytest.raises(WeightsError, match=message):
+        load_scheduler(folder)
+    with pytest.raises(WeightsError, match=rf"^scheduler: {key} is {value}"):
+        tiny_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **{key: value}))
+
+
+def test_a_scheduler_of_another_class_is_refused(model, tmp_path):
+    shutil.copytree(model, tmp_path / "sd3")
+    rewrite_json(tmp_path / "sd3" / "scheduler" / "scheduler_config.json", _class_name="FlowMatchHeunDiscreteScheduler")
+    with pytest.raises(
+        WeightsError, match=r"scheduler_config\.json: names the scheduler FlowMatchHeunDiscreteScheduler, not FlowMatchEuler"
+    ):
+        check_base_model(tmp_path / "sd3")
+
+
+def test_every_setting_of_the_scheduler_is_used_or_refused_or_without_effect():
+    under_dynamic_shifting = {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"}
+    known = set(inspect.signature(FlowMatchEulerDiscreteScheduler).parameters)
+    assert known == {"shift", *SCHEDULER_SETTINGS, *under_dynamic_shifting}
 
 
 def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path):
