@@ -109,7 +109,7 @@ def _synthesise_shard(snakemake: Any) -> None:
 def _make_shards(snakemake: Any, made: Path) -> None:
     import numpy as np
 
-    from crfm_core.manifest import read_manifest, relocate, spread, write_manifest
+    from crfm_core.manifest import in_subfolder, read_manifest, relocate, write_manifest
 
     params, sampler, shards = snakemake.params, snakemake.wildcards.sampler, int(snakemake.wildcards.shards)
     out, captions = Path(snakemake.output.manifest), snakemake.input.captions
@@ -131,7 +131,7 @@ def _make_shards(snakemake: Any, made: Path) -> None:
         ]
         rows = rows.assign(
             tile_id=[f"{tile_id}-{sampler}-{copy}" for tile_id, copy in zip(rows.tile_id, copies, strict=True)],
-            image=[f"images/{spread(name + '.png')}" for name in names], digest=[rng.bytes(32).hex() for _ in names],
+            image=[f"images/{in_subfolder(name + '.png')}" for name in names], digest=[rng.bytes(32).hex() for _ in names],
             source="synthetic", mask_of=rows.tile_id, copy=copies, seed=rng.integers(1 << 62, size=len(rows)), sampler=sampler,
             generator="0" * 12, critic_loss_before=losses[:, 0, 2], critic_loss_after=losses[:, -1, 3],
             corrections=[json.dumps(record if params.sampler.get("preset") else []) for record in records], note="",
@@ -142,11 +142,11 @@ def _make_shards(snakemake: Any, made: Path) -> None:
 
 def _filter_pixels(snakemake: Any) -> None:
     from crfm_core.curation.selection import relocate_rows
-    from crfm_core.manifest import read_manifest, spread, write_manifest
+    from crfm_core.manifest import in_subfolder, read_manifest, write_manifest
 
     manifest, out = snakemake.input.synthetic, Path(snakemake.output.manifest)
     table = relocate_rows(read_manifest(manifest), manifest, out)
     table["kept"] = 0.9
-    table["label"] = [f"{out.stem}/labels/{spread(tile_id + '.png')}" for tile_id in table.tile_id]
+    table["label"] = [f"{out.stem}/labels/{in_subfolder(tile_id + '.png')}" for tile_id in table.tile_id]
     _make_files(out, table.label)
     write_manifest(out, table)
