@@ -58,6 +58,14 @@ def grid_of(source: rasterio.DatasetReader, ground_distance: float | None = None
     return Grid(width, height, crs, own.transform @ Affine.scale(own.width / width, own.height / height))
 
 
+def require_same_size(image: rasterio.DatasetReader, label: rasterio.DatasetReader, remedy: str) -> None:
+    """Raise DataError with ``remedy`` unless an image and its label have as many rows and columns."""
+    if image.shape != label.shape:
+        raise DataError(
+            f"{label.name}: {label.width}x{label.height} pixels, but its image {image.name} has {image.width}x{image.height}; {remedy}"
+        )
+
+
 @contextlib.contextmanager
 def open_scene(
     image: Path | str, label: Path | str, ground_distance: float | None = None
@@ -69,11 +77,7 @@ def open_scene(
     the two differ in size.
     """
     with open_raster(image) as picture, open_raster(label) as ids, contextlib.ExitStack() as stack:
-        if picture.shape != ids.shape:
-            raise DataError(
-                f"{label}: {ids.width}x{ids.height} pixels, but its image {image} has {picture.width}x{picture.height}; "
-                "resample the label to the grid of the image"
-            )
+        require_same_size(picture, ids, "resample the label to the grid of the image")
         if ground_distance is None:
             yield picture, ids
             return

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rasterio.crs import CRS
-from rasterio.transform import Affine
 
 from crfm_core import DataError
-from crfm_core.data.rasters import describe
+from crfm_core.data.grid import grid_of, require_same_size
+from crfm_core.data.rasters import open_raster
 from crfm_core.data.scaling import scene_limits
 from crfm_core.data.sources import FoundScene, open_source
 from crfm_core.data.splits import assign
@@ -155,29 +155,18 @@ def _refuse(first: dict, second: dict, how: str) -> None:
 
 def check_pair(image: Path, label: Path) -> None:
     """Raise DataError unless image and label are rasters of one size and, if both are georeferenced, in the same place."""
-    ours, theirs = describe(image), describe(label)
-    if (ours["width"], ours["height"]) != (theirs["width"], theirs["height"]):
-        raise DataError(
-            f"{label}: {theirs['width']}x{theirs['height']} pixels, but its image {image} has {ours['width']}x{ours['height']};"
-            " resample the label to the grid of the image, or use a source of kind geotiff, which does"
-        )
-    if not (ours["crs"] and theirs["crs"]):
+    remedy = "the label to the grid of the image{}, or use a source of kind geotiff, which does"
+    with open_raster(image) as picture, open_raster(label) as ids:
+        require_same_size(picture, ids, "resample " + remedy.format(""))
+        ours, theirs = grid_of(picture), grid_of(ids)
+    if not (ours.crs and theirs.crs):
         return
-    if not same_crs(ours["crs"], theirs["crs"]):
-        raise DataError(
-            f"{label}: is in another coordinate system than its image {image}; warp the label to that of the image (gdalwarp), or use a "
-            "source of kind geotiff, which does"
-        )
-    one, other = (np.array([Affine(*grid["transform"]) @ corner for corner in _corners(grid)]) for grid in (ours, theirs))
-    if np.abs(one - other).max() > np.hypot(ours["transform"][0], ours["transform"][3]) / 2:
-        raise DataError(
-            f"{label}: lies elsewhere on the ground than its image {image}; resample the label to the grid of the image, or use a source "
-            "of kind geotiff, which does"
-        )
-
-
-def _corners(grid: dict) -> list[tuple[int, int]]:
-    return [(0, 0), (grid["width"], 0), (0, grid["height"]), (grid["width"], grid["height"])]
+    if not same_crs(ours.crs, theirs.crs):
+        raise DataError(f"{label}: is in another coordinate system than its image {image}; warp {remedy.format(' (gdalwarp)')}")
+    corners = [(0, 0), (ours.width, 0), (0, ours.height), (ours.width, ours.height)]
+    one, other = (np.array([grid.transform @ corner for corner in corners]) for grid in (ours, theirs))
+    if np.abs(one - other).max() > np.hypot(ours.transform.a, ours.transform.d) / 2:
+        raise DataError(f"{label}: lies elsewhere on the ground than its image {image}; resample {remedy.format('')}")
 
 
 def same_crs(one: str, other: str) -> bool:

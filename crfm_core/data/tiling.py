@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ class Scene:
     name: str = ""
     licence: str = ""
     caption: str = ""
-    limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    limits: tuple[Sequence[float], Sequence[float]] | None = None
     label_map: tuple[tuple[int | str, int], ...] | None = None
     num_classes: int | None = None
 
@@ -71,35 +72,29 @@ def tile_scene(
     size: int,
     stride: int | None = None,
     *,
-    edge: str = "shift",
-    min_labelled: float = 0.0,
-    bands: Sequence[int] | None = None,
-    limits: tuple[Sequence[float], Sequence[float]] | None = None,
-    ground_distance: float | None = None,
-    format: str | None = None,
     dataset: str = "",
     split: str = "",
     scene: str = "",
     licence: str = "",
+    limits: tuple[Sequence[float], Sequence[float]] | None = None,
     label_map: Mapping[int | str, int] | None = None,
     num_classes: int | None = None,
     processes: int = 1,
+    **tiling: Any,
 ) -> list[dict]:
     """Cut one scene into ``size`` x ``size`` tiles below ``out_dir`` and return their manifest rows.
 
     Tiles are ``<out_dir>/images/<tile_id>`` and ``<out_dir>/labels/<tile_id>``: GeoTIFFs with their own transform when the image has a
-    CRS, PNGs otherwise, or as ``format`` says; ``tile_id`` is ``<scene>_<row>_<col>`` with pixel offsets. Paths in the rows are relative
+    CRS, PNGs otherwise, or by ``format``; ``tile_id`` is ``<scene>_<row>_<col>`` with pixel offsets. Paths in the rows are relative
     to the folder that holds ``out_dir``, where the manifest lies. The scene is read window by window.
 
     Args:
         image, label: rasters of one size; see :class:`crfm_core.data.labels.LabelMap` for what a label may hold.
-        edge: ``shift``, ``pad`` or ``drop``, see :func:`crfm_core.data.windows.window_offsets`; padding is black and ignored.
-        min_labelled: least share of labelled pixels. A tile without labelled pixels is never kept.
-        bands, limits: see :func:`crfm_core.data.rasters.rgb_of`.
-        ground_distance: metres per pixel to resample to; None: the scene's own pixels.
+        limits: see :func:`crfm_core.data.rasters.rgb_of`.
         label_map: from values of the labels to ids 0...K-1 or 255 (ignore); None: the values are training ids.
         num_classes: K; None: the largest id plus one.
         processes: the tiles are the same with any number of them.
+        tiling: edge, min_labelled, bands, ground_distance and format of :class:`crfm_core.settings.Tiling`. Padding is black and ignored.
 
     Pixels that the label or the image declares as nodata, or that are not numbers, become 255. Rows have the columns
     :data:`crfm_core.manifest.TILE_COLUMNS`, and inner_width and inner_height (without padding), scene_width, scene_height, image_digest
@@ -111,28 +106,9 @@ def tile_scene(
     stride = stride or size
     if not 0 < stride <= size:
         raise ConfigError(f"tile.stride: {stride} with tiles of {size} pixels leaves gaps; it must be 1...{size}")
-    tiling = Tiling(
-        size=size,
-        stride=stride,
-        edge=edge,
-        min_labelled=min_labelled,
-        bands=None if bands is None else list(bands),
-        ground_distance=ground_distance,
-        format=format,
-    )
-    task = Scene(
-        image=Path(image),
-        label=Path(label),
-        out_dir=Path(out_dir),
-        tiling=tiling,
-        dataset=dataset,
-        split=split,
-        name=scene or Path(image).stem,
-        licence=licence,
-        limits=limits and (tuple(limits[0]), tuple(limits[1])),
-        label_map=None if label_map is None else tuple(label_map.items()),
-        num_classes=num_classes,
-    )
+    files, mapped = (Path(image), Path(label), Path(out_dir)), None if label_map is None else tuple(label_map.items())
+    about = (dataset, split, scene or Path(image).stem, licence, "")
+    task = Scene(*files, Tiling(size=size, stride=stride, **tiling), *about, limits, mapped, num_classes)
     rows = list(_cut_all([(task, tile_windows(task))], processes))
     if num_classes is None:
         largest = max((row["classes"][-1] for row in rows), default=0)
@@ -150,6 +126,7 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     Raises DataError when the split has no scene, no labelled tile or only one class, and the errors of :func:`tile_scene`.
     """
     out_manifest, tiling = Path(out_manifest), dataset.tile
+    folder, label_map = out_manifest.with_suffix(""), None if dataset.tile_label_map is None else tuple(dataset.tile_label_map.items())
     scenes = read_scenes(scenes_manifest)
     regions = regions_of(scenes, dataset, split)
     if not regions:
@@ -158,20 +135,9 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     for row in scenes.itertuples():
         if row.scene not in regions:
             continue
-        task = Scene(
-            image=Path(row.image),
-            label=Path(row.label),
-            out_dir=out_manifest.with_suffix(""),
-            tiling=tiling,
-            dataset=dataset.name,
-            split=split,
-            name=row.scene,
-            licence=dataset.licence,
-            caption=row.caption,
-            limits=(tuple(row.low), tuple(row.high)) if tiling.scale else None,
-            label_map=None if dataset.tile_label_map is None else tuple(dataset.tile_label_map.items()),
-            num_classes=len(dataset.classes),
-        )
+        about = (dataset.name, split, row.scene, dataset.licence, row.caption)
+        limits = (row.low, row.high) if tiling.scale else None
+        task = Scene(Path(row.image), Path(row.label), folder, tiling, *about, limits, label_map, len(dataset.classes))
         tasks.append((task, tile_windows(task, regions[row.scene])))
     title = f"{dataset.name}/{split}"
     if selection := dataset.select.get(split):
@@ -179,7 +145,7 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
         _require_classes(found, dataset, scenes_manifest, split)
         chosen = select_tiles(pd.DataFrame(found), selection, f"select.{split}", dataset.classes)
         tasks = [(task, [tile for tile in tiles if _tile_id(task, tile) in chosen]) for task, tiles in tasks]
-    shutil.rmtree(out_manifest.with_suffix(""), ignore_errors=True)  # tiles of an earlier run, cut otherwise
+    shutil.rmtree(folder, ignore_errors=True)  # tiles of an earlier run, cut otherwise
     rows = list(_cut_all(tasks, processes, f"tiles of {title}"))
     _require_classes(rows, dataset, scenes_manifest, split)
     listed = out_manifest.with_suffix(".ids.txt")
