@@ -24,14 +24,28 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 FETCH_RECORD = "fetched.json"
-GATED = "stabilityai/stable-diffusion-3"  #: what repositories begin with whose licence must be accepted on their page
-SMALL_FILE = 10_000_000  # bytes; files up to it are fetched several at a time, as what they take is mostly the answering
+GATED = "stabilityai/stable-diffusion-3"  #: the names of repositories begin so whose licence must be accepted on their page
+SMALL_FILE = 10_000_000  # bytes; files up to it are fetched several at a time, as most of their time is waiting for the answer
 WORKERS = 8
 
 
 @dataclass(frozen=True)
-class _Request:
-    """The arguments of :func:`fetch_repository`."""
+class Repository:
+    """A repository of the model hub at one revision, and the folder it is fetched to.
+
+    Args:
+        revision: a commit; or a branch, which is fixed to its commit when the first download begins.
+        needed: which files, by name, are fetched.
+        check: gets the needed names before anything is downloaded and raises what is wrong with them.
+        key, place: messages name the configuration's keys ``{key}.repo``, ``{key}.revision`` and ``{key}.{place}`` (the folder).
+        instead: what helps without the hub, for messages.
+        command: what to run again where there is a network, for messages.
+
+    The token for gated repositories is that of the hub's own library: ``HF_TOKEN``, or what ``hf auth login`` stored (``HF_TOKEN_PATH``,
+    ``HF_HOME``). It is sent to huggingface.co alone, and to a mirror in ``HF_ENDPOINT`` only where ``CRFM_TOKEN_HOST`` is that mirror's
+    host; hosts that the hub redirects to do not get it. Files in the library's cache (``HF_HUB_CACHE``, ``HF_HOME``) are copied instead
+    of downloaded.
+    """
 
     repo: str
     revision: str
@@ -42,7 +56,26 @@ class _Request:
     key: str = "base_model"
     place: str = "path"
     instead: str = ""
-    command: str = "fetch_repository"
+    command: str = "fetch"
+
+    def fetch(self) -> Path:
+        """Download the needed files into the folder, and return the folder.
+
+        A stopped download continues inside the file where it stopped. Every file is compared with the hash the hub lists, then the record
+        ``fetched.json`` is written: ``repo``, ``asked`` (the configured revision), ``revision`` (the commit), ``files`` with ``size`` and
+        ``sha256``. A folder with that record and files of those sizes needs no network. Files of an earlier revision are removed.
+
+        Raises WeightsError for a model and DataError for a dataset (no access, no such repository, no network, wrong content, a name that
+        leads out of the folder), and ResourceError (no space on the disk, a folder that cannot be written).
+        """
+        if not self.is_complete():
+            access = _access(self.fault)
+            if access.withheld:
+                print(f"{access.no_token}; {access.give_token}", flush=True)
+            with _explained(self, access), exclusive(self.folder):
+                if not self.is_complete():  # another job may just have fetched it
+                    _fetch(self, access)
+        return self.folder
 
     @property
     def fault(self) -> type[CrfmError]:
@@ -56,7 +89,7 @@ class _Request:
 
     def is_complete(self) -> bool:
         """Whether all files of the revision are there, by the record and their sizes."""
-        record = self.record()
+        record = read_record(self.folder)
         return (
             record.get("revision") is not None
             and self.matches(record)
@@ -66,18 +99,13 @@ class _Request:
             )
         )
 
-    def record(self) -> dict:
-        """What the folder's record says; nothing where there is none."""
-        return read_record(self.folder)
-
     def matches(self, record: dict) -> bool:
         """Whether a record is of this revision: of that commit, or of the one that a branch of that name was fixed to."""
         return record.get("repo") == self.repo and self.revision in (record.get("revision"), record.get("asked"))
 
 
 def read_record(folder: Path) -> dict:
-    """What the record of a fetched folder says; nothing where there is none, or one that a power cut left damaged: then every file is
-    compared with what the hub lists."""
+    """The record of a fetched folder; {} if there is none or it is damaged: then every file is compared with the hub's list."""
     if not (folder / FETCH_RECORD).is_file():
         return {}
     try:
@@ -91,7 +119,7 @@ def fetch_base_model(hub: HubBase, command: str = "fetch_base_model") -> Path:
     """Download an SD3 pipeline at a pinned revision from the model hub into ``hub.path``, and return that folder.
 
     Only what the pipeline loads is fetched: configurations, tokenizers, weights in full precision as safetensors, the licence.
-    How, and what it raises: :func:`fetch_repository`.
+    Errors as of :meth:`Repository.fetch`.
     """
 
     def check(names: set[str]) -> None:
@@ -99,58 +127,13 @@ def fetch_base_model(hub: HubBase, command: str = "fetch_base_model") -> Path:
             raise WeightsError(f"base_model.repo: {hub.repo} lacks {', '.join(lacking)}; give one that holds an SD3 pipeline of diffusers")
 
     instead = "use a folder of the model as it is with `kind: folder`"
-    folder = fetch_repository(
-        hub.repo, hub.revision, hub.path, needed=_is_of_pipeline, check=check, key="base_model", instead=instead, command=command
-    )
-    return check_base_model(folder)
-
-
-def fetch_repository(
-    repo: str,
-    revision: str,
-    folder: Path | str,
-    *,
-    needed: Callable[[str], bool],
-    repo_type: Literal["model", "dataset"] = "model",
-    check: Callable[[set[str]], None] | None = None,
-    key: str = "base_model",
-    place: str = "path",
-    instead: str = "",
-    command: str = "fetch_repository",
-) -> Path:
-    """Download the files of a repository whose names are ``needed`` into ``folder``, and return that folder.
-
-    A ``revision`` that is a branch is fixed to the commit it stands at when the first download begins; later calls keep that commit.
-    A stopped download continues inside the file where it stopped. Every file is compared with the hash the hub lists, then the record
-    ``fetched.json`` is written: ``repo``, ``asked`` (the revision given), ``revision`` (the commit), ``files`` with ``size`` and
-    ``sha256``. A folder with that record and files of those sizes needs no network. Files of an earlier revision are removed.
-
-    The token for gated repositories is that of the hub's own library: ``HF_TOKEN``, or what ``hf auth login`` stored (``HF_TOKEN_PATH``,
-    ``HF_HOME``). It is sent to huggingface.co alone, and to a mirror in ``HF_ENDPOINT`` only where ``CRFM_TOKEN_HOST`` is that mirror's
-    host; hosts that the hub redirects to do not get it. Files in the library's cache (``HF_HUB_CACHE``, ``HF_HOME``) are copied instead
-    of downloaded.
-
-    ``check`` gets the needed names before anything is downloaded and raises what is wrong with them. Messages name the configuration's
-    keys ``{key}.repo``, ``{key}.revision`` and ``{key}.{place}`` (the folder), what to run where there is a network (``command``) and
-    what helps without the hub (``instead``).
-
-    Raises WeightsError for a model and DataError for a dataset (no access, no such repository, no network, wrong content, a name that
-    leads out of the folder), and ResourceError (no space on the disk, a folder that cannot be written).
-    """
-    request = _Request(repo, revision, Path(folder), needed, repo_type, check, key, place, instead, command)
-    if not request.is_complete():
-        access = _access(request.fault)
-        if access.withheld:
-            print(f"{access.no_token}; {access.give_token}", flush=True)
-        with _explained(request, access), exclusive(request.folder):
-            if not request.is_complete():  # another job may just have fetched it
-                _fetch(request, access)
-    return request.folder
+    wanted = Repository(hub.repo, hub.revision, Path(hub.path), _is_of_pipeline, check=check, instead=instead, command=command)
+    return check_base_model(wanted.fetch())
 
 
 def is_fetched(repo: str, revision: str, folder: Path | str) -> bool:
-    """Whether ``folder`` holds what :func:`fetch_repository` fetched of this revision, by its record and the files' sizes."""
-    return _Request(repo, revision, Path(folder)).is_complete()
+    """Whether ``folder`` holds what :meth:`Repository.fetch` fetches of this revision, by its record and the files' sizes."""
+    return Repository(repo, revision, Path(folder)).is_complete()
 
 
 def require_token(hub: HubBase) -> None:
@@ -225,35 +208,34 @@ def _access(fault: type[CrfmError]) -> _Access:
     return _Access(endpoint, token)
 
 
-def _fetch(request: _Request, access: _Access) -> None:
-    """Bring the folder to the wanted revision, file by file; what is there and right is kept."""
-    folder, record = request.folder, request.record()
-    begun = (record.get("revision") or record.get("begun")) if request.matches(record) else None
-    commit, files = _listing(request, begun or request.revision, access)
+def _fetch(wanted: Repository, access: _Access) -> None:
+    """Bring the folder to the revision, file by file; right files are kept."""
+    folder, record = wanted.folder, read_record(wanted.folder)
+    begun = (record.get("revision") or record.get("begun")) if wanted.matches(record) else None
+    commit, files = _listing(wanted, begun or wanted.revision, access)
     missing = {name: file for name, file in files.items() if not _matches(folder / name, file)}
     ours = record.get("files", {})
     if foreign := [name for name in missing if not ours and (folder / name).exists()]:
-        raise request.fault(
-            f"{request.key}.{request.place}: {folder / foreign[0]} is there already and is not the file of {request.repo} at {commit}; "
-            f"delete it, set another path{', or ' + request.instead if request.instead else ''}"
+        raise wanted.fault(
+            f"{wanted.key}.{wanted.place}: {folder / foreign[0]} is there already and is not the file of {wanted.repo} at {commit}; "
+            f"delete it, set another path{', or ' + wanted.instead if wanted.instead else ''}"
         )
-    # The library's own downloads begin a broken-off file anew; here its bytes are kept, under its name and hash.
+    # The library's own downloads restart an interrupted file; here its bytes are kept, under its name and hash.
     partial = folder / ".partial"
     partial.mkdir(exist_ok=True)
     parts = {name: partial / hash_of(name, file.lfs.sha256 if file.lfs else file.blob_id) for name, file in missing.items()}
     kept = sum(part.stat().st_size for part in parts.values() if part.exists())
     needed = sum(file.size for file in missing.values()) - kept
-    require_disk(folder, needed, f"set {request.key}.{request.place} to a folder on another disk")
+    require_disk(folder, needed, f"set {wanted.key}.{wanted.place} to a folder on another disk")
 
     ours |= dict.fromkeys(files)
-    asked = {"repo": request.repo, "asked": request.revision}
-    write_json(
-        folder / FETCH_RECORD, asked | {"revision": None, "begun": commit, "files": ours}
-    )  # ours, and not whole before the last line
+    asked = {"repo": wanted.repo, "asked": wanted.revision}
+    # the files are ours now, and complete only after the last line
+    write_json(folder / FETCH_RECORD, asked | {"revision": None, "begun": commit, "files": ours})
 
     def fetch_one(number: int, name: str) -> None:
         print(f"{name}, {files[name].size} bytes ({number} of {len(missing)})", flush=True)
-        _fetch_file(request, name, files[name], commit, parts[name], access)
+        _fetch_file(wanted, name, files[name], commit, parts[name], access)
 
     numbered = list(enumerate(sorted(missing, key=lambda name: files[name].size), 1))
     few = [(number, name) for number, name in numbered if files[name].size > SMALL_FILE]
@@ -274,7 +256,7 @@ def _fetch(request: _Request, access: _Access) -> None:
     write_json(folder / FETCH_RECORD, asked | {"revision": commit, "files": record})
 
 
-def _listing(request: _Request, revision: str, access: _Access) -> tuple[str, dict[str, RepoFile]]:
+def _listing(wanted: Repository, revision: str, access: _Access) -> tuple[str, dict[str, RepoFile]]:
     """The commit that ``revision`` stands for, and its needed files by name, with sizes and hashes.
 
     The files come from the tree, page by page: the list that comes with the commit is cut off for repositories of many files.
@@ -284,46 +266,44 @@ def _listing(request: _Request, revision: str, access: _Access) -> tuple[str, di
 
     api = HfApi(endpoint=access.endpoint, token=access.token or False)
     try:
-        commit = api.repo_info(request.repo, revision=revision, repo_type=request.repo_type, timeout=30).sha
+        commit = api.repo_info(wanted.repo, revision=revision, repo_type=wanted.repo_type, timeout=30).sha
         if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
             raise ValueError(f"it gives {commit!r} as the commit of {revision}")
-        tree = list(api.list_repo_tree(request.repo, recursive=True, revision=commit, repo_type=request.repo_type))
+        tree = list(api.list_repo_tree(wanted.repo, recursive=True, revision=commit, repo_type=wanted.repo_type))
     except (KeyError, TypeError) as error:  # JSON, but none of a hub
         raise ValueError(repr(error)) from None
-    files = {file.path: file for file in tree if isinstance(file, RepoFile) and request.needed(file.path)}
+    files = {file.path: file for file in tree if isinstance(file, RepoFile) and wanted.needed(file.path)}
     for name in files:
         if fault := name_fault(name) or ("is one of ours" if name.split("/")[0] in (FETCH_RECORD, ".partial", ".lock") else ""):
-            raise request.fault(f"{request.key}.repo: {request.repo} lists a file {name!r}, whose name {fault}; nothing of it is fetched")
-    if request.check:
-        request.check(set(files))
+            raise wanted.fault(f"{wanted.key}.repo: {wanted.repo} lists a file {name!r}, whose name {fault}; nothing of it is fetched")
+    if wanted.check:
+        wanted.check(set(files))
     if not files:
-        raise request.fault(
-            f"{request.key}.repo: {request.repo} at {commit} holds none of the files that are needed; give another repository"
-        )
+        raise wanted.fault(f"{wanted.key}.repo: {wanted.repo} at {commit} holds none of the files that are needed; give another repository")
     return commit, files
 
 
-def _fetch_file(request: _Request, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
+def _fetch_file(wanted: Repository, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
     """Copy a file from the library's cache, or download it, to ``part``; check it and give it its name."""
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(request.repo, name, revision=commit, repo_type=request.repo_type)
+    cached = try_to_load_from_cache(wanted.repo, name, revision=commit, repo_type=wanted.repo_type)
     if isinstance(cached, str) and _matches(Path(cached), file):
         shutil.copyfile(cached, part)
     else:
-        _download(request, name, file, commit, part, access)
+        _download(wanted, name, file, commit, part, access)
     if not _matches(part, file):
         found = part.stat().st_size
         part.unlink()
-        raise request.fault(
-            f"{request.repo}: {name} came with {found} bytes that are not the {file.size} bytes of its checksum at {access.endpoint}; "
-            f"they are deleted, run `{request.command}` again"
+        raise wanted.fault(
+            f"{wanted.repo}: {name} came with {found} bytes that are not the {file.size} bytes of its checksum at {access.endpoint}; "
+            f"they are deleted, run `{wanted.command}` again"
         )
-    (request.folder / name).parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, request.folder / name)
+    (wanted.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, wanted.folder / name)
 
 
-def _download(request: _Request, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
+def _download(wanted: Repository, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
     """Append to ``part`` what it lacks of a file. On its way to another host, a request loses the token."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -332,7 +312,7 @@ def _download(request: _Request, name: str, file: RepoFile, commit: str, part: P
     headers = build_hf_headers(token=access.token or False) | {"Accept-Encoding": "identity"}
     with part.open("ab") as handle:
         if (begin := handle.tell()) < file.size:
-            url = hf_hub_url(request.repo, name, repo_type=request.repo_type, revision=commit, endpoint=access.endpoint)
+            url = hf_hub_url(wanted.repo, name, repo_type=wanted.repo_type, revision=commit, endpoint=access.endpoint)
             http_get(url, handle, resume_size=begin, headers=headers, displayed_filename=name)
 
 
@@ -354,36 +334,36 @@ def _matches(path: Path, file: RepoFile) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(request: _Request, access: _Access) -> Iterator[None]:
+def _explained(wanted: Repository, access: _Access) -> Iterator[None]:
     """Turn what the hub's library raises into messages that say what to accept, set or do; none of them holds the token."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    key, endpoint = f"{request.key}.repo", access.endpoint
-    again = f"run `{request.command}` again with the same configuration, it continues where it stopped"
+    key, endpoint = f"{wanted.key}.repo", access.endpoint
+    again = f"run `{wanted.command}` again with the same configuration, it continues where it stopped"
     try:
         yield
     except HfHubHTTPError as error:
-        raise request.fault(_refusal(request, access, error, again)) from None
+        raise wanted.fault(_refusal(wanted, access, error, again)) from None
     except (HTTPError, OfflineModeIsEnabled) as error:
         cause = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else f"{type(error).__name__}: {error}"
-        raise request.fault(
+        raise wanted.fault(
             f"{key}: cannot reach {endpoint} ({cause}); where there is a network, such as the login node of a cluster, {again}"
-            f"{', or ' + request.instead if request.instead else ''}"
+            f"{', or ' + wanted.instead if wanted.instead else ''}"
         ) from None
     except ValueError as error:
-        raise request.fault(f"{key}: {endpoint} does not answer as a model hub ({error}); check HF_ENDPOINT and the network") from None
+        raise wanted.fault(f"{key}: {endpoint} does not answer as a model hub ({error}); check HF_ENDPOINT and the network") from None
     except OSError as error:
         raise ResourceError(
-            f"{request.key}.{request.place}: {error}; free some space there or set it to another folder, then {again}"
+            f"{wanted.key}.{wanted.place}: {error}; free some space there or set it to another folder, then {again}"
         ) from None
 
 
-def _refusal(request: _Request, access: _Access, error: HfHubHTTPError, again: str) -> str:
+def _refusal(wanted: Repository, access: _Access, error: HfHubHTTPError, again: str) -> str:
     """What an answer of the hub with an error means, by its error code and status, and what to do."""
     from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    repo, key, endpoint, status = request.repo, f"{request.key}.repo", access.endpoint, error.response.status_code
-    page, reason = f"{endpoint}/{request.url}", _reason(error, access.token)
+    repo, key, endpoint, status = wanted.repo, f"{wanted.key}.repo", access.endpoint, error.response.status_code
+    page, reason = f"{endpoint}/{wanted.url}", _reason(error, access.token)
     if isinstance(error, GatedRepoError):
         if access.token:
             return f"{key}: {repo} is gated and the token's account has no access to it{reason}; accept its licence at {page}"
@@ -391,10 +371,10 @@ def _refusal(request: _Request, access: _Access, error: HfHubHTTPError, again: s
     if isinstance(error, DisabledRepoError):
         return f"{key}: {endpoint} has disabled {repo}; give another repository"
     if isinstance(error, RevisionNotFoundError):
-        fixed = request.record().get("begun") or request.record().get("revision")
-        message = f"{request.key}.revision: {repo} has no revision {request.revision}; take one of {page}/commits/main"
+        fixed = read_record(wanted.folder).get("begun") or read_record(wanted.folder).get("revision")
+        message = f"{wanted.key}.revision: {repo} has no revision {wanted.revision}; take one of {page}/commits/main"
         return message + (
-            f", or delete {request.folder / FETCH_RECORD}, which fixed it to {fixed}" if fixed not in (None, request.revision) else ""
+            f", or delete {wanted.folder / FETCH_RECORD}, which fixed it to {fixed}" if fixed not in (None, wanted.revision) else ""
         )
     if status == 403 and access.token and re.search(r"token|permission|scope", reason, re.IGNORECASE):
         return (
@@ -406,7 +386,7 @@ def _refusal(request: _Request, access: _Access, error: HfHubHTTPError, again: s
         return f"{key}: {endpoint} refuses the token; set HF_TOKEN to a valid one of an account that may read {page}, or log in again"
     if status == 401:
         return (
-            f"{key}: {endpoint} has no {request.repo_type} {repo}, or wants a token for it, and {access.no_token}; check the name, or "
+            f"{key}: {endpoint} has no {wanted.repo_type} {repo}, or wants a token for it, and {access.no_token}; check the name, or "
             f"{access.give_token}"
         )
     if isinstance(error, RepositoryNotFoundError) or status == 404:

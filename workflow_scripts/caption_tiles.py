@@ -8,7 +8,8 @@ with job(snakemake):
     from crfm_core.devices import resolve, use_threads
     from crfm_core.settings import Captions, Dataset
     from crfm_core.text.captions import caption_tiles
-    from crfm_core.text.vision_language import model_folder
+    from crfm_core.text.model_folder import folder_at
+    from crfm_core.text.vision_language import CAPTION_KEY
 
     use_threads(snakemake.threads)
     caption_tiles(
@@ -16,6 +17,6 @@ with job(snakemake):
         Dataset(**snakemake.params.dataset, **snakemake.params.others),
         Captions(**snakemake.params.captions),
         Path(snakemake.output.manifest),
-        model=model_folder(snakemake.input.model) if snakemake.input.model else None,
+        model=folder_at(snakemake.input.model, CAPTION_KEY) if snakemake.input.model else None,
         device=resolve(snakemake.params.device),
     )

@@ -110,21 +110,6 @@ def name_of(source: rasterio.DatasetReader) -> str:
     return source.src_dataset.name if isinstance(source, WarpedVRT) else source.name
 
 
-def describe(path: Path | str) -> dict:
-    """Size and georeference without reading pixels: ``width``, ``height``, ``crs`` (WKT, "" without one), ``transform`` (6 floats or []).
-
-    A file counts as georeferenced when it has a CRS; a transform alone says nothing about the ground.
-    """
-    with open_raster(path) as source:
-        crs = source.crs.to_wkt() if source.crs else ""
-        return {
-            "width": source.width,
-            "height": source.height,
-            "crs": crs,
-            "transform": [float(value) for value in tuple(source.transform)[:6]] if crs else [],
-        }
-
-
 def read_tags(path: Path | str) -> dict[str, str]:
     """The text entries of a raster, as :func:`write_raster` wrote them."""
     with open_raster(path) as source:

@@ -155,18 +155,18 @@ def _refuse(first: dict, second: dict, how: str) -> None:
 
 def check_pair(image: Path, label: Path) -> None:
     """Raise DataError unless image and label are rasters of one size and, if both are georeferenced, in the same place."""
-    remedy = "the label to the grid of the image{}, or use a source of kind geotiff, which does"
+    remedy = "resample the label to the grid of the image, or use a source of kind geotiff, which does"
     with open_raster(image) as picture, open_raster(label) as ids:
-        require_same_size(picture, ids, "resample " + remedy.format(""))
+        require_same_size(picture, ids, remedy)
         ours, theirs = grid_of(picture), grid_of(ids)
     if not (ours.crs and theirs.crs):
         return
     if not same_crs(ours.crs, theirs.crs):
-        raise DataError(f"{label}: is in another coordinate system than its image {image}; warp {remedy.format(' (gdalwarp)')}")
+        raise DataError(f"{label}: is in another coordinate system than its image {image}; {remedy}")
     corners = [(0, 0), (ours.width, 0), (0, ours.height), (ours.width, ours.height)]
     one, other = (np.array([grid.transform @ corner for corner in corners]) for grid in (ours, theirs))
     if np.abs(one - other).max() > np.hypot(ours.transform.a, ours.transform.d) / 2:
-        raise DataError(f"{label}: lies elsewhere on the ground than its image {image}; resample {remedy.format('')}")
+        raise DataError(f"{label}: lies elsewhere on the ground than its image {image}; {remedy}")
 
 
 def same_crs(one: str, other: str) -> bool:

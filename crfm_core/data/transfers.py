@@ -85,12 +85,10 @@ def _fault(path: Path, size: int | None, checksums: dict[str, str]) -> str:
     if size is not None and path.stat().st_size != size:
         return f"has {path.stat().st_size} bytes, expected {size}"
     for name, expected in checksums.items():
-        digest = hashlib.new(name, usedforsecurity=False)
         with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-        if not digest.hexdigest().startswith(expected.lower()):
-            return f"has the {name} {digest.hexdigest()}, expected {expected.lower()}"
+            found = hashlib.file_digest(handle, lambda name=name: hashlib.new(name, usedforsecurity=False)).hexdigest()
+        if not found.startswith(expected.lower()):
+            return f"has the {name} {found}, expected {expected.lower()}"
     return ""
 
 

@@ -35,7 +35,7 @@ from crfm_core.models.flow_schedule import load_scheduler
 from crfm_core.models.sd3_names import SD3_SETTINGS
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
-from crfm_core.text.encoders import ENCODER_PARTS, NO_PROMPT, PromptCache, read_prompts
+from crfm_core.text.encoders import ENCODER_PARTS, NO_PROMPT, PromptCache
 
 #: Updates between two lines of the log and points of the curves.
 LOG_EVERY = 100
@@ -116,7 +116,7 @@ def _train(job: GeneratorTraining, group: ProcessGroup) -> None:
     )
     table = read_manifest(job.captions)
     cached = CachedLatents(job.latents, table)
-    embeddings = read_prompts(job.prompts)
+    embeddings = PromptCache(job.prompts)
     fingerprint = group.broadcast(job.fingerprint() if group.is_main else "")
     with group.work_folder(job.work, fingerprint) as held:
         if _is_done(job.out, fingerprint):  # another run has meanwhile finished this very training

@@ -20,7 +20,7 @@ from crfm_core.models.latent_space import encode_images
 from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
-from crfm_core.text.encoders import read_prompts
+from crfm_core.text.encoders import PromptCache
 
 #: Tiles whose masks are sampled, and noise levels at which each one's loss is taken.
 TILES, LEVELS = 8, 8
@@ -68,7 +68,7 @@ def sample_validation(
     table = table.iloc[chosen]
     images = np.stack([read_rgb(path) for path in paths_of(captions, table, "image", root)])
     labels = np.stack([read_label(path) for path in paths_of(captions, table, "label", root)])
-    embeds, pooled = read_prompts(prompts).take(list(table.prompt))
+    embeds, pooled = PromptCache(prompts).take(list(table.prompt))
     dtype = compute_dtype(device)
     pipeline = pipeline.to(device, dtype)
 

@@ -25,7 +25,7 @@ from crfm_core.models.mask_encoding import IGNORE
 from crfm_core.sampling.sampler import OpenedSampler, as_uint8
 from crfm_core.segmentor.evaluation import as_input
 from crfm_core.settings import PLAIN, PRESETS, Comparison, Sampler
-from crfm_core.text.encoders import read_prompts
+from crfm_core.text.encoders import PromptCache
 
 #: What is averaged over the samples at each corrected step.
 MEANS_BY_STEP = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
@@ -52,7 +52,7 @@ def compare_corrections(
     table = read_manifest(captions)
     table = table[(table.height == table.height[0]) & (table.width == table.width[0])].iloc[: comparison.masks]
     masks = np.stack([read_label(path) for path in paths_of(captions, table, "label", Layout.comparison.root(out))])
-    embeds, pooled = read_prompts(prompts).take(list(table.prompt))
+    embeds, pooled = PromptCache(prompts).take(list(table.prompt))
     forms = []
     for steps in [0] if preset == PLAIN else comparison.steps:
         correction = {} if preset == PLAIN else {"preset": preset, "rectify": {"steps": steps}}

@@ -25,7 +25,7 @@ from crfm_core.files import atomic_path, exclusive, hash_of, inside, require_dis
 from crfm_core.layout import Layout
 from crfm_core.manifest import in_subfolder, paths_of, read_manifest, write_manifest
 from crfm_core.sampling.sampler import SamplerSpec, as_uint8
-from crfm_core.text.encoders import NO_PROMPT, PromptCache, read_prompts
+from crfm_core.text.encoders import NO_PROMPT, PromptCache
 
 #: Columns that synthesis adds to those of the captioned tiles.
 SYNTHETIC_COLUMNS = (
@@ -122,7 +122,7 @@ def synthesise_shard(
         missing = {sample for sample in samples if not _finished(paths[sample], made_by)}
         print(f"{len(samples)} images, {len(samples) - len(missing)} of them already there", flush=True)
         if missing:
-            cache = read_prompts(prompts)
+            cache = PromptCache(prompts)
             draw = sampler.open(cache.take([NO_PROMPT]) if sampler.settings.guidance_scale > 1 else None)
 
             def seed_of_sample(sample: Sample) -> int:

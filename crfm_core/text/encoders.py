@@ -197,7 +197,10 @@ def hash_of_encoders(folder: Path | str) -> str:
 
 
 class PromptCache:
-    """Embeddings by prompt, read from their files on demand. ``prompts`` maps each key to its text."""
+    """Embeddings by prompt of the index ``path``, read from their files on demand. ``prompts`` maps each key to its text.
+
+    Raises DataError when the index, or a file of its store, is missing or damaged.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -242,8 +245,3 @@ class PromptCache:
             return _open_embedding(self._path(key), self.prompts[key], self._encoding)
         except DataError as error:
             raise DataError(f"{error}; {self._remedy}") from None
-
-
-def read_prompts(path: Path | str) -> PromptCache:
-    """Open the cache with the index ``path``. Raises DataError when it, or a file of its store, is missing or damaged."""
-    return PromptCache(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crfm_core import WeightsError
 from crfm_core.files import read_json
-from crfm_core.hub import fetch_repository
+from crfm_core.hub import Repository
 from crfm_core.settings import Model
 
 #: Suffixes of a model's files: configuration, tokenizer, chat template and weights.
@@ -25,7 +25,7 @@ def is_model_file(name: str) -> bool:
 
 
 def fetch_model(settings: Model, key: str, command: str) -> Path:
-    """Download a model from the hub into its folder, as :func:`crfm_core.hub.fetch_repository` does it, and return the folder.
+    """Download a model from the hub into its folder, and return the folder (:meth:`crfm_core.hub.Repository.fetch`).
 
     ``key`` is the configuration's section that messages name, ``command`` what to run where there is a network.
     """
@@ -35,11 +35,8 @@ def fetch_model(settings: Model, key: str, command: str) -> Path:
             raise WeightsError(f"{key}.repo: {settings.repo} has no config.json with weights in safetensors; give another model")
 
     instead = "give the folder of a model as path, without repo"
-    folder = fetch_repository(
-        settings.repo, settings.revision, settings.folder,
-        needed=is_model_file, check=check, key=key, instead=instead, command=command,
-    )  # fmt: skip
-    return check_folder(folder, key)
+    folder, options = Path(settings.folder), {"check": check, "key": key, "instead": instead, "command": command}
+    return check_folder(Repository(settings.repo, settings.revision, folder, is_model_file, **options).fetch(), key)
 
 
 def check_folder(folder: Path | str, key: str) -> Path:

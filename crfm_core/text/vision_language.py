@@ -23,9 +23,7 @@ from crfm_core.settings import CaptionModel
 from crfm_core.text.model_folder import (
     LOAD_OPTIONS,
     check_folder,
-    fetch_model,
     first_line,
-    folder_at,
     is_model_file,
     loading,
     require_weights,
@@ -33,21 +31,6 @@ from crfm_core.text.model_folder import (
 
 #: The section of the configuration that messages name.
 CAPTION_KEY = "captions.model"
-
-
-def fetch_caption_model(settings: CaptionModel, command: str) -> Path:
-    """Download the model from the hub into its folder, and return the folder (:func:`crfm_core.text.model_folder.fetch_model`)."""
-    return fetch_model(settings, CAPTION_KEY, command)
-
-
-def check_caption_model(folder: Path | str) -> Path:
-    """Return ``folder`` if it holds a model's configuration and weights in safetensors, by their names. Raises WeightsError if not."""
-    return check_folder(folder, CAPTION_KEY)
-
-
-def model_folder(place: Path | str) -> Path:
-    """The checked folder of a model: ``place`` itself, or what the JSON file ``place`` says it was fetched to."""
-    return folder_at(place, CAPTION_KEY)
 
 
 def hash_of_model(folder: Path) -> str:
@@ -78,7 +61,7 @@ def describe_images(
 
     Raises DataError naming the image whose answer is empty, and WeightsError or ResourceError when the model cannot be loaded or run.
     """
-    folder, images = check_caption_model(folder), list(images)
+    folder, images = check_folder(folder, CAPTION_KEY), list(images)
     subfolder = hash_of(hash_of_model(folder), settings.prompt, settings.max_new_tokens)[:16]
     digests = [digest_of(path) for path in tqdm(images, "hashes", disable=None)] if digests is None else list(digests)
     with exclusive(Path(answers) / subfolder / part):
@@ -149,7 +132,7 @@ class VisionLanguageModel:
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
-        folder = check_caption_model(folder)
+        folder = check_folder(folder, CAPTION_KEY)
         with loading(folder, CAPTION_KEY, "a model for image and text to text"):
             processor = AutoProcessor.from_pretrained(folder, **LOAD_OPTIONS)
             model, loaded = AutoModelForImageTextToText.from_pretrained(

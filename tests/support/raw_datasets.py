@@ -13,6 +13,7 @@ import shapely
 from PIL import Image
 from rasterio.transform import Affine
 
+from crfm_core.data.rasters import open_raster
 from crfm_core.data.scenes import list_scenes
 from crfm_core.data.splits import check_disjoint
 from crfm_core.data.tiling import tile_split
@@ -161,3 +162,15 @@ def as_palette(path: Path, colours: np.ndarray) -> None:
 def changes(**values):
     """A case that changes the configuration alone."""
     return lambda root, config: merged(config, **values)
+
+
+def describe(path: Path | str) -> dict:
+    """Size and georeference of a raster: ``width``, ``height``, ``crs`` (WKT, "" without one), ``transform`` (6 floats or [])."""
+    with open_raster(path) as source:
+        crs = source.crs.to_wkt() if source.crs else ""
+        return {
+            "width": source.width,
+            "height": source.height,
+            "crs": crs,
+            "transform": [float(value) for value in tuple(source.transform)[:6]] if crs else [],
+        }

@@ -29,7 +29,7 @@ import crfm_core.hub
 from crfm_core import DataError, ResourceError, WeightsError
 from crfm_core.checkpoints import base_folder, check_base_model
 from crfm_core.files import write_json
-from crfm_core.hub import fetch_base_model, fetch_repository, require_token
+from crfm_core.hub import Repository, fetch_base_model, require_token
 from crfm_core.settings import HubBase
 
 REPO, TOKEN = "someone/tiny-sd3", "hf_VerySecretToken"
@@ -343,7 +343,7 @@ def data_hub(monkeypatch) -> Iterator[Hub]:
 
 def fetch_data(folder: Path, revision: str = "main", **changes: object) -> Path:
     options = {"repo_type": "dataset", "needed": lambda name: not name.endswith(".py"), "key": "source", "place": "root"}
-    return fetch_repository(DATA, revision, folder / "data", **options | changes)
+    return Repository(DATA, revision, folder / "data", **options | changes).fetch()
 
 
 def test_a_dataset_is_fetched_from_its_branch_and_stays_at_the_commit_that_it_had_then(data_hub, tmp_path):

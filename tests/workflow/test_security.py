@@ -367,9 +367,9 @@ def test_a_run_tells_no_secret_and_runs_no_text(tmp_path, monkeypatch):
 
 
 def test_the_address_of_the_hub_holds_no_password(tmp_path, monkeypatch):
-    from crfm_core.hub import fetch_repository
+    from crfm_core.hub import Repository
 
     monkeypatch.setenv("HF_ENDPOINT", "https://me:canary@hub")
     with pytest.raises(CrfmError, match="HF_ENDPOINT holds a name or password") as caught:
-        fetch_repository("someone/data", "main", tmp_path / "data", needed=lambda name: True)
+        Repository("someone/data", "main", tmp_path / "data").fetch()
     assert "canary" not in str(caught.value)

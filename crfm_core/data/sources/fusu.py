@@ -10,7 +10,7 @@ from crfm_core.data.archives import ARCHIVE_SUFFIXES, extract, stem_of
 from crfm_core.data.sources import ExpectedScenes, FoundScene, SceneSource
 from crfm_core.data.sources.folder import holds_images, pair_files
 from crfm_core.files import read_json, remove, write_json
-from crfm_core.hub import FETCH_RECORD, fetch_repository, read_record
+from crfm_core.hub import FETCH_RECORD, Repository, read_record
 from crfm_core.settings import FolderSplit, FusuSource
 
 SPLITS = ("train", "val", "test")
@@ -152,7 +152,7 @@ class FUSU(SceneSource):
         if held and (held["repo"] != settings.repo or settings.revision not in (held["revision"], held["asked"])):
             shutil.rmtree(hub)  # with what was unpacked of the other revision
         options = {"repo_type": "dataset", "check": check, "key": "source", "place": "root", "instead": instead, "command": command}
-        fetch_repository(settings.repo, settings.revision, hub, needed=_is_needed, **options)
+        Repository(settings.repo, settings.revision, hub, _is_needed, **options).fetch()
         names = sorted(read_json(hub / FETCH_RECORD)["files"])
         targets = {name: (hub / name).with_name(stem_of(hub / name)) for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)}
         for name, target in targets.items():

@@ -20,7 +20,7 @@ from rasterio.windows import transform as window_transform
 
 from crfm_core import DataError
 from crfm_core.data.labels import LabelMap, require_ids
-from crfm_core.data.rasters import create_raster, describe, open_raster, read_bands, strips_of
+from crfm_core.data.rasters import create_raster, open_raster, read_bands, strips_of
 from crfm_core.data.sources import FoundScene, SceneSource, unmatched
 from crfm_core.data.sources.folder import files_by_key
 from crfm_core.settings import Dataset, GeotiffSource
@@ -49,11 +49,12 @@ class GeotiffScenes(SceneSource):
             if not images:
                 raise DataError(f"dataset {self.dataset.name}: no file matches {pattern} below {self.folder}; correct the glob or the root")
             for key, image in sorted(images.items()):
-                if not describe(image)["crs"]:
-                    raise DataError(
-                        f"{image}: has no coordinate system, so no label can be found for it by place; write it into the file "
-                        "(gdal_edit.py -a_srs EPSG:...), or use a source of kind folder with labels of the same grid"
-                    )
+                with open_raster(image) as picture:
+                    if not picture.crs:
+                        raise DataError(
+                            f"{image}: has no coordinate system, so no label can be found for it by place; write it into the file "
+                            "(gdal_edit.py -a_srs EPSG:...), or use a source of kind folder with labels of the same grid"
+                        )
                 scenes.append(FoundScene(key, image, None, image.relative_to(self.folder), split, "-".join(key[:-1])))
         return scenes
 

@@ -51,9 +51,9 @@ def model_fault(settings: Settings, key: str) -> str:
     """What is wrong with the given folder of the captioning model or of the CLIP-like one; "" if nothing."""
     try:
         if key == "captions.model":
-            from crfm_core.text.vision_language import check_caption_model
+            from crfm_core.text.model_folder import check_folder
 
-            check_caption_model(settings.captions.model.folder)
+            check_folder(settings.captions.model.folder, key)
         else:
             from crfm_core.text.clip import check_clip_model
 

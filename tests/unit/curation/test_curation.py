@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from raw_datasets import describe
 from segmentor_tiles import CLASSES, write_tiles
 
 from crfm_core import DataError
@@ -18,7 +19,7 @@ from crfm_core.curation.agreement import LOWEST, agreement_by_copy
 from crfm_core.curation.class_losses import class_losses
 from crfm_core.curation.filters import filter_manifest, filter_pixels
 from crfm_core.curation.mixing import mix
-from crfm_core.data.rasters import describe, read_label, read_rgb, write_raster
+from crfm_core.data.rasters import read_label, read_rgb, write_raster
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.dataset import WeightedDraws

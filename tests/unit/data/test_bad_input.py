@@ -181,7 +181,7 @@ CASES = [
     ("ground distance without a place", folder_data, changes(tile={"ground_distance": 1.0}),
      r"a\.png: has no coordinate system, so its ground distance is unknown; leave out tile\.ground_distance"),
     ("label in another CRS", tif_data, spoils(lambda r: write_tif(r / "train/labels/a.tif", pattern(0)[1], "EPSG:32632")),
-     r"labels/a\.tif: is in another coordinate system than its image .*images/a\.tif; warp the label .* kind geotiff, which does"),
+     r"labels/a\.tif: is in another coordinate system than its image .*images/a\.tif; resample the label .* kind geotiff, which does"),
     ("label elsewhere", tif_data, spoils(lambda r: write_tif(r / "train/labels/a.tif", pattern(0)[1],
      transform=PLACE @ Affine.translation(3, 0))), r"labels/a\.tif: lies elsewhere on the ground than its image"),
     ("label of other pixels", tif_data, spoils(

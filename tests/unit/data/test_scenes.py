@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from raw_datasets import describe
 
 from crfm_core import DataError
-from crfm_core.data.rasters import describe, read_label, read_rgb, write_raster
+from crfm_core.data.rasters import read_label, read_rgb, write_raster
 from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.sources.embedded import CLASSES, EmbeddedWorld, draw_scene
 from crfm_core.settings import Dataset

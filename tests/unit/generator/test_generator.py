@@ -43,7 +43,7 @@ from crfm_core.models.sd3_names import released_key
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.sampler import open_generator
 from crfm_core.settings import Control
-from crfm_core.text.encoders import NO_PROMPT, hash_of_encoders, read_prompts, write_prompts
+from crfm_core.text.encoders import NO_PROMPT, PromptCache, hash_of_encoders, write_prompts
 
 STEPS = 7
 
@@ -153,7 +153,7 @@ def test_a_generator_trained_with_empty_prompts_says_so_and_learns_from_them(wor
     without = train(world, tmp_path / "without", control(caption_dropout=0.9999))
     assert MaskToImagePipeline.load_config(tmp_path / "without" / "out")["caption_dropout"] == 0.9999
     # the same as with the empty prompt's embedding under every prompt's name
-    cache, emptied = read_prompts(world.prompts), tmp_path / "prompts.json"
+    cache, emptied = PromptCache(world.prompts), tmp_path / "prompts.json"
     empty = tuple(part[0] for part in cache.take([NO_PROMPT]))
     write_prompts(dict.fromkeys(cache.prompts.values(), empty), emptied, hash_of_encoders(world.base))
     assert same(without, train(world, tmp_path / "emptied", control(), prompts=emptied))

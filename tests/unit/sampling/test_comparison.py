@@ -23,7 +23,7 @@ from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.sampler import OpenedSampler
 from crfm_core.segmentor.critic import Critic, as_critic
 from crfm_core.settings import Comparison, Sampler
-from crfm_core.text.encoders import prompt_key, read_prompts, write_prompts
+from crfm_core.text.encoders import PromptCache, prompt_key, write_prompts
 
 STEPS = 4
 MASKS = 3
@@ -92,7 +92,7 @@ def found(bench) -> dict[str, dict]:
 def test_plain_scores_are_those_of_samples_drawn_from_the_documented_noise(bench):
     names = [f"t{index}" for index in range(MASKS)]
     labels = np.stack([read_label(bench.captions.parent / "test" / "labels" / f"{name}.png") for name in names])
-    embeds, pooled = read_prompts(bench.prompts).take([prompt_key(f"tile {index}") for index in range(MASKS)])
+    embeds, pooled = PromptCache(bench.prompts).take([prompt_key(f"tile {index}") for index in range(MASKS)])
     (form,) = bench.compare("plain", batch_size=MASKS, name="whole")["forms"]
     assert form["steps"] == 0 and [entry["seed"] for entry in form["seeds"]] == SEEDS
     for entry in form["seeds"]:

@@ -14,13 +14,14 @@ import rasterio
 import torch
 from PIL import Image
 from rasterio.transform import Affine
+from raw_datasets import describe
 from segmentor_tiles import CLASSES, PALETTE, write_tiles
 from segmentors import network_of, pictures, write_checkpoint
 from torch import nn
 
 from crfm_core import ConfigError, DataError, WeightsError
 from crfm_core.data.mosaic import mosaic
-from crfm_core.data.rasters import describe, read_label, read_rgb, read_tags, scaled
+from crfm_core.data.rasters import read_label, read_rgb, read_tags, scaled
 from crfm_core.data.scenes import SCENE_COLUMNS
 from crfm_core.data.sources import SceneSource, open_source
 from crfm_core.data.tiling import read_mask, tile_scene

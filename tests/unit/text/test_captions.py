@@ -50,16 +50,14 @@ from crfm_core.models.base import _text_components
 from crfm_core.settings import CaptionModel, Captions, Dataset
 from crfm_core.text.captions import COVER_WORDS, caption_of, caption_tiles, vocabulary_of
 from crfm_core.text.encoders import TextEncoders, prompt_key
+from crfm_core.text.model_folder import fetch_model, folder_at, is_model_file
 from crfm_core.text.vision_language import (
+    CAPTION_KEY,
     VisionLanguageModel,
-    check_caption_model,
     describe_images,
     digest_of,
-    fetch_caption_model,
     hash_of_model,
-    is_model_file,
     keep_answers,
-    model_folder,
     read_answers,
 )
 
@@ -584,10 +582,10 @@ def test_a_model_is_fetched_from_the_hub_without_what_can_run_code(tmp_path, lla
     extra = dict.fromkeys(("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "onnx/model.json"), b"not wanted")
     monkeypatch.chdir(tmp_path)
     with serve_hub(Hub(contents(llava) | extra, REPO["repo"]), monkeypatch) as hub:
-        folder = fetch_caption_model(CaptionModel(**REPO), "again")
+        folder = fetch_model(CaptionModel(**REPO), CAPTION_KEY, "again")
         assert folder == Path("models/Sees-2B") and fetched(folder) == contents(llava)
         stop(hub)
-        assert fetch_caption_model(CaptionModel(**REPO), "again") == folder, "it needs no network any more"
+        assert fetch_model(CaptionModel(**REPO), CAPTION_KEY, "again") == folder, "it needs no network any more"
     assert hash_of_model(folder) == hash_of_model(llava), "the record is no part of the model"
     own = VisionLanguageModel.from_folder(llava)
     assert VisionLanguageModel.from_folder(folder).answer([noise(32, 32)], PROMPT, 5) == own.answer([noise(32, 32)], PROMPT, 5)
@@ -598,18 +596,18 @@ def test_a_repository_without_safe_weights_is_refused_before_it_is_fetched(tmp_p
     with serve_hub(Hub(files, REPO["repo"]), monkeypatch) as hub:
         message = r"captions\.model\.repo: someone/Sees-2B has no config\.json with weights in safetensors; give another model"
         with pytest.raises(WeightsError, match=message):
-            fetch_caption_model(CaptionModel(**REPO, path=str(tmp_path / "x")), "again")
+            fetch_model(CaptionModel(**REPO, path=str(tmp_path / "x")), CAPTION_KEY, "again")
         assert hub.downloads() == []
 
 
 def test_a_fetched_model_is_found_by_its_record_and_missed_with_the_remedy(tmp_path, llava):
-    assert model_folder(llava) == check_caption_model(llava) == llava
+    assert folder_at(llava, CAPTION_KEY) == llava
     where = tmp_path / "caption_model.json"
     where.write_text(json.dumps({"folder": str(llava), "repo": "a/b", "revision": "0" * 40}))
-    assert model_folder(where) == llava
+    assert folder_at(where, CAPTION_KEY) == llava
     where.write_text(json.dumps({"folder": str(tmp_path / "gone"), "repo": "a/b", "revision": "0" * 40}))
     with pytest.raises(WeightsError, match=r"gone is no model folder.*; delete \S*caption_model\.json to have a/b fetched again"):
-        model_folder(where)
+        folder_at(where, CAPTION_KEY)
 
 
 NEEDED = ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "merges.txt", "spiece.model"]

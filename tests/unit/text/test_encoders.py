@@ -16,11 +16,11 @@ from crfm_core.files import read_json, write_json
 from crfm_core.text import encoders as encoders_module
 from crfm_core.text.encoders import (
     NO_PROMPT,
+    PromptCache,
     TextEncoders,
     encode_prompts_file,
     hash_of_encoders,
     prompt_key,
-    read_prompts,
     write_prompts,
 )
 
@@ -109,7 +109,7 @@ def full_size(tmp_path_factory) -> StableDiffusion3Pipeline:
 def test_embeddings_have_the_layout_of_stable_diffusion_3_in_bfloat16(full_size, tmp_path):
     prompt = PROMPTS[0]
     encode_prompts_file(full_size.folder, [prompt], tmp_path / "prompts.json", dtype=torch.bfloat16)
-    cache = read_prompts(tmp_path / "prompts.json")
+    cache = PromptCache(tmp_path / "prompts.json")
     (embeds,), (pooled,) = cache.take([prompt_key(prompt)])
     assert (embeds.shape, pooled.shape, cache.tokens) == ((77 + 256, 4096), (768 + 1280,), 333)
     assert embeds.dtype == pooled.dtype == torch.bfloat16
@@ -146,7 +146,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 def test_the_cache_holds_each_distinct_prompt_and_the_empty_one_as_encoded_alone(base, encoders, tmp_path):
     encode_prompts_file(base.folder, [*PROMPTS, *PROMPTS[::-1]], tmp_path / "prompts.json")
-    cache = read_prompts(tmp_path / "prompts.json")
+    cache = PromptCache(tmp_path / "prompts.json")
     assert cache.prompts == {prompt_key(prompt): prompt for prompt in (*PROMPTS, "")}
     embeds, pooled = cache.take([prompt_key(PROMPTS[1]), prompt_key(PROMPTS[1]), prompt_key(PROMPTS[0]), NO_PROMPT])
     for row, prompt in enumerate((PROMPTS[1], PROMPTS[1], PROMPTS[0], "")):
@@ -160,9 +160,9 @@ def test_the_store_is_named_by_encoders_dtype_and_length_and_the_index_finds_it_
     assert index["store"] == f"encoded/{hash_of_encoders(base.folder)[:16]}-float32-50"
     assert (index["encoders"], index["dtype"], index["t5_length"]) == (hash_of_encoders(base.folder), "float32", 50)
     assert set(files_of(tmp_path / "here")) == set(index["prompts"]) == {prompt_key(prompt) for prompt in (*PROMPTS, "")}
-    before = read_prompts(tmp_path / "here" / "train.json").take([NO_PROMPT])
+    before = PromptCache(tmp_path / "here" / "train.json").take([NO_PROMPT])
     (tmp_path / "here").rename(tmp_path / "there")
-    after = read_prompts(tmp_path / "there" / "train.json").take([NO_PROMPT])
+    after = PromptCache(tmp_path / "there" / "train.json").take([NO_PROMPT])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(before, after, strict=True))
 
 
@@ -177,7 +177,7 @@ def test_only_prompts_that_are_new_are_encoded_and_splits_share_what_is_there(ba
         encode_prompts_file(base.folder, ["water", "road"], tmp_path / "train.json")
     assert encoded[4:] == [] and (tmp_path / "train.json").read_bytes() == index
     assert times == {key: path.stat().st_mtime_ns for key, path in files_of(tmp_path).items()}
-    assert set(read_prompts(tmp_path / "train.json").prompts.values()) == {"", "road", "water"}, "not the other split's"
+    assert set(PromptCache(tmp_path / "train.json").prompts.values()) == {"", "road", "water"}, "not the other split's"
 
 
 def test_an_encoding_that_was_stopped_continues(base, tmp_path, encoded, monkeypatch):
@@ -194,7 +194,7 @@ def test_an_encoding_that_was_stopped_continues(base, tmp_path, encoded, monkeyp
             encode_prompts_file(base.folder, everything, tmp_path / "train.json")
     assert not (tmp_path / "train.json").exists() and encoded == ["", "a", "b"]
     encode_prompts_file(base.folder, everything, tmp_path / "train.json")
-    assert encoded == ["", *everything] and len(read_prompts(tmp_path / "train.json").take(list(map(prompt_key, everything)))[0]) == 4
+    assert encoded == ["", *everything] and len(PromptCache(tmp_path / "train.json").take(list(map(prompt_key, everything)))[0]) == 4
 
 
 def test_what_another_job_encodes_meanwhile_is_not_encoded_twice(base, tmp_path, encoded, monkeypatch):
@@ -218,15 +218,15 @@ def test_another_dtype_and_other_encoders_have_stores_of_their_own(base, tmp_pat
     encode_prompts_file(base.folder, ["road"], tmp_path / "whole.json")
     encode_prompts_file(base.folder, ["road"], tmp_path / "half.json", dtype=torch.bfloat16)
     encode_prompts_file(cut, ["road"], tmp_path / "cut.json")
-    whole, half, shorter = (read_prompts(tmp_path / f"{name}.json").take([prompt_key("road")]) for name in ("whole", "half", "cut"))
+    whole, half, shorter = (PromptCache(tmp_path / f"{name}.json").take([prompt_key("road")]) for name in ("whole", "half", "cut"))
     assert encoded == ["", "road"] * 3 and len(list((tmp_path / "encoded").iterdir())) == 3
     assert [part.dtype for part in (*whole, *half)] == [torch.float32] * 2 + [torch.bfloat16] * 2
     for ours, theirs in zip(whole, half, strict=True):
         assert 0 < (ours - theirs.float()).abs().max() < 0.05 * ours.abs().max()
     assert (whole[0].shape, shorter[0].shape) == ((1, 90, 32), (1, 60, 32))
-    read_prompts(tmp_path / "half.json").check(base.folder)
+    PromptCache(tmp_path / "half.json").check(base.folder)
     with pytest.raises(DataError, match=r"cut\.json: embeddings of other text encoders than those of"):
-        read_prompts(tmp_path / "cut.json").check(base.folder)
+        PromptCache(tmp_path / "cut.json").check(base.folder)
 
 
 def remove(path: Path, _: Path) -> None:
@@ -259,17 +259,17 @@ def test_a_file_that_is_missing_or_spoilt_is_named_and_running_again_makes_it(
 ):
     encode_prompts_file(base.folder, ["road", "water"], tmp_path / "train.json")
     keys, index = [prompt_key("water"), prompt_key("road")], tmp_path / "train.json"
-    right = read_prompts(index).take(keys)
+    right = PromptCache(index).take(keys)
     files = files_of(tmp_path)
     spoil(files[keys[1]], files[keys[0]])
     remedy = rf"; delete {index} and run the workflow again, it encodes what is missing"
     with pytest.raises(DataError, match=rf"{files[keys[1]]}: {message}.*{remedy}"):
-        read_prompts(index).take(keys)
+        PromptCache(index).take(keys)
     index.unlink()
     encoded.clear()
     encode_prompts_file(base.folder, ["road", "water"], index)
     assert encoded == ["road"]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(read_prompts(index).take(keys), right, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(PromptCache(index).take(keys), right, strict=True))
 
 
 def test_a_file_of_another_encoder_or_length_under_the_right_name_is_refused(base, tmp_path):
@@ -278,7 +278,7 @@ def test_a_file_of_another_encoder_or_length_under_the_right_name_is_refused(bas
     for change in ({"encoders": "0" * 64}, {"dtype": "bfloat16"}, {"t5_length": 49}):
         write_json(tmp_path / "other.json", index | change)
         with pytest.raises(DataError, match="not the embedding of prompt 'road' by the encoders, dtype and length"):
-            read_prompts(tmp_path / "other.json").take([prompt_key("road")])
+            PromptCache(tmp_path / "other.json").take([prompt_key("road")])
 
 
 def test_no_more_files_are_held_open_than_is_allowed(base, tmp_path, monkeypatch):
@@ -286,7 +286,7 @@ def test_no_more_files_are_held_open_than_is_allowed(base, tmp_path, monkeypatch
     opened, open_embedding = [], encoders_module._open_embedding
     monkeypatch.setattr(encoders_module, "_open_embedding", lambda path, *rest: opened.append(path.stem) or open_embedding(path, *rest))
     write_prompts({text: (torch.full((3, 4), float(ord(text))), torch.zeros(2)) for text in "abc"}, tmp_path / "train.json")
-    cache, (a, b, c) = read_prompts(tmp_path / "train.json"), map(prompt_key, "abc")
+    cache, (a, b, c) = PromptCache(tmp_path / "train.json"), map(prompt_key, "abc")
     assert [int(row[0, 0]) for row in cache.take([a, b, a, b, c, a])[0]] == [97, 98, 97, 98, 99, 97]
     assert opened[:4] == [a, b, c, a], "the one not used for longest is closed"
 
@@ -297,7 +297,7 @@ def test_embeddings_made_elsewhere_are_known_by_what_they_are(tmp_path):
         write_prompts({"": embeddings}, tmp_path / f"{name}.json")
     index = {name: (tmp_path / f"{name}.json").read_bytes() for name in "abc"}
     assert index["a"] == index["c"] != index["b"]
-    assert torch.equal(read_prompts(tmp_path / "b.json").take([NO_PROMPT])[0][0], zeros[0])
+    assert torch.equal(PromptCache(tmp_path / "b.json").take([NO_PROMPT])[0][0], zeros[0])
 
 
 def test_what_is_missing_or_damaged_is_named(base, tmp_path):
@@ -307,11 +307,11 @@ def test_what_is_missing_or_damaged_is_named(base, tmp_path):
     with pytest.raises(DataError, match="no prompts to encode"):
         encode_prompts_file(base.folder, [], tmp_path / "prompts.json")
     with pytest.raises(DataError, match="absent"):
-        read_prompts(tmp_path / "absent")
+        PromptCache(tmp_path / "absent")
     for content, message in (("{", "not valid JSON"), ("{}", "not an index of prompts; delete it and run the workflow again")):
         (tmp_path / "broken").write_text(content)
         with pytest.raises(DataError, match=f"broken: {message}"):
-            read_prompts(tmp_path / "broken")
+            PromptCache(tmp_path / "broken")
     encode_prompts_file(base.folder, ["road"], tmp_path / "prompts.json")
     with pytest.raises(DataError, match=prompt_key("water")):
-        read_prompts(tmp_path / "prompts.json").take([prompt_key("water")])
+        PromptCache(tmp_path / "prompts.json").take([prompt_key("water")])
