@@ -1,54 +1,67 @@
 """The typed configuration: every key, its meaning, its default and its bounds.
 
 ``config.yaml`` and ``configs/*.yaml`` are read into :class:`Settings`; the JSON schema in ``configs/schema.json`` is written from it
-(``python -m crfm_core.settings``), so what the documentation, the validator and the code say is one thing.
+(``python -m crfm_core.settings schema``), so what the documentation, the validator and the code say is one thing.
 """
 
-from crfm_core.settings.base import Byte, Location, Name, Positive, Section, Words
-from crfm_core.settings.curation import MARGIN, Filter, Recipe, Resampling
-from crfm_core.settings.data import (
-    BlockSplit,
-    Colour,
-    Dataset,
+from crfm_core.settings.base import Section, read_section
+from crfm_core.settings.curation import (
+    MARGIN,
+    AgreementFilter,
+    AnyFilter,
+    AnyResampling,
+    ClipFilter,
+    Filter,
+    HardnessResampling,
+    PixelFilter,
+    RareResampling,
+    Recipe,
+    Resampling,
+)
+from crfm_core.settings.data import AnySplit, BlockSplit, Dataset, GroupSplit, Scale, Selection, Split, Tiling
+from crfm_core.settings.generator import SCHEMES, AnyBase, Control, EmbeddedBase, EmbeddedVAE, FolderBase, HubBase
+from crfm_core.settings.layers import merge_layers
+from crfm_core.settings.loading import load_dataset, load_datasets, load_settings
+from crfm_core.settings.report import Generation, Table
+from crfm_core.settings.run import Settings
+from crfm_core.settings.sampling import PLAIN, PRESETS, Comparison, Preset, RectifySettings, Sampler
+from crfm_core.settings.schema import json_schema
+from crfm_core.settings.segmentor import Architecture, Download, Evaluation, Judge, Segmentor
+from crfm_core.settings.sources import (
+    AnySource,
     EmbeddedSource,
     FolderSource,
     FolderSplit,
     FusuSource,
     GeotiffSource,
-    GroupSplit,
     LoveDASource,
     ReleasedSource,
-    Scale,
-    Selection,
     Source,
-    Tiling,
 )
-from crfm_core.settings.generator import SCHEMES, Control, EmbeddedBase, EmbeddedTransformer, EmbeddedVAE, FolderBase, HubBase, LoRA
-from crfm_core.settings.loading import KINDS, json_schema, load_dataset, load_datasets, load_settings
-from crfm_core.settings.report import Generation, Table
-from crfm_core.settings.run import Settings
-from crfm_core.settings.sampling import PLAIN, PRESETS, Comparison, Preset, RectifySettings, Sampler
-from crfm_core.settings.segmentor import Download, Evaluation, Judge, Segmentor
 from crfm_core.settings.text import CaptionModel, Captions, Model
 
 __all__ = [
-    "KINDS",
     "MARGIN",
     "PLAIN",
     "PRESETS",
     "SCHEMES",
+    "AgreementFilter",
+    "AnyBase",
+    "AnyFilter",
+    "AnyResampling",
+    "AnySource",
+    "AnySplit",
+    "Architecture",
     "BlockSplit",
-    "Byte",
     "CaptionModel",
     "Captions",
-    "Colour",
+    "ClipFilter",
     "Comparison",
     "Control",
     "Dataset",
     "Download",
     "EmbeddedBase",
     "EmbeddedSource",
-    "EmbeddedTransformer",
     "EmbeddedVAE",
     "Evaluation",
     "Filter",
@@ -59,15 +72,14 @@ __all__ = [
     "Generation",
     "GeotiffSource",
     "GroupSplit",
+    "HardnessResampling",
     "HubBase",
     "Judge",
-    "LoRA",
-    "Location",
     "LoveDASource",
     "Model",
-    "Name",
-    "Positive",
+    "PixelFilter",
     "Preset",
+    "RareResampling",
     "Recipe",
     "RectifySettings",
     "ReleasedSource",
@@ -79,11 +91,13 @@ __all__ = [
     "Selection",
     "Settings",
     "Source",
+    "Split",
     "Table",
     "Tiling",
-    "Words",
     "json_schema",
     "load_dataset",
     "load_datasets",
     "load_settings",
+    "merge_layers",
+    "read_section",
 ]

@@ -1,4 +1,4 @@
-"""Print the JSON schema: ``python -m crfm_core.settings > configs/schema.json``."""
+"""Print the JSON schema: ``python -m crfm_core.settings schema > configs/schema.json``."""
 
 from crfm_core.settings import json_schema
 

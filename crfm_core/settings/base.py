@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="a name used in file paths")]
 Positive = Annotated[int, Field(gt=0)]
@@ -15,12 +15,12 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 def _plain(path: str) -> str:
     """Refuse a path with what the engine takes for a wildcard, or the shell that starts its jobs could take for a command."""
     if found := re.search(r"""^-|[{}"'`$;&|<>\\\n\t]""", path):
-        raise ValueError(f"a path may not {'begin with' if found[0] == '-' else 'hold'} {found[0]!r}; rename the file or folder")
+        raise ValueError(f"a path may not {'begin with' if found[0] == '-' else 'contain'} {found[0]!r}; rename the file or folder")
     return path
 
 
 Location = Annotated[str, AfterValidator(_plain)]
-#: What stands in cells of CSV files: none that a spreadsheet takes for a formula.
+#: Text that is written into cells of CSV files: nothing that a spreadsheet takes for a formula.
 Words = Annotated[str, Field(pattern=r"^[^=+@-]")]
 
 
@@ -47,9 +47,14 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _readable(cls, data: Any) -> Any:
-        """No text holds control characters, with which it could write anything to a terminal, but line ends and tabs."""
+        """Refuse text with control characters, which could write anything to a terminal; line ends and tabs are allowed."""
         for key, value in data.items() if isinstance(data, dict) else ():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text):
-                    raise ValueError(f"{key}: holds control characters, in {text!r}; write it without")
+                    raise ValueError(f"{key}: contains control characters, in {text!r}; remove them")
         return data
+
+
+def read_section(kind: Any, values: dict[str, Any]) -> Any:
+    """A section from plain values, as a job gets them; ``kind`` is its class, or a union of the classes of its kinds."""
+    return TypeAdapter(kind).validate_python(values)

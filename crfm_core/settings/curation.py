@@ -1,56 +1,119 @@
-"""What segmentors are trained on: filters and re-samplings of synthetic tiles, and recipes that mix them with real ones."""
+"""What segmentors are trained on: filters and re-samplings of synthetic tiles, and recipes that mix them with real ones.
+
+Each kind of filter and re-sampling is a class of its own, with what is known of the kind without loading a model.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from crfm_core.settings.base import Name, Positive, Section
 
-#: FreeMask's: a pixel is dropped whose loss exceeds so many times its class's mean.
+#: FreeMask's: a pixel is dropped whose loss exceeds the mean of its class times this.
 MARGIN = 1.25
 
 
 class Filter(Section):
-    """Which synthetic pixels or images are left out."""
+    """What all kinds of filter have in common."""
 
-    kind: Literal["pixel", "agreement", "clip"] = Field(
-        "pixel", description="pixel (those the critic finds too hard are ignored, FreeMask) | agreement (images, by the critic's mIoU with "
-        "their mask) | clip (images, by the score of image and caption)"
-    )  # fmt: skip
-    after: Name | None = Field(None, description="filter that is applied before; null: none")
-    margin: float | None = Field(None, gt=0, description="pixel: dropped above margin x its class's mean loss on real tiles; null: 1.25")
+    #: Whole images are left out, so that fewer are left than were drawn; otherwise pixels are ignored.
+    DROPS_IMAGES: ClassVar[bool] = False
+    #: Needs the predictions of the critic.
+    NEEDS_CRITIC: ClassVar[bool] = False
+    #: Needs the critic's mean losses per class on real tiles.
+    NEEDS_CLASS_LOSSES: ClassVar[bool] = False
+    #: Needs the CLIP-like model of the section ``clip``.
+    NEEDS_CLIP: ClassVar[bool] = False
+
+    after: Name | None = Field(None, description="filter that is applied before this one; null: none")
+
+    @property
+    def split_of_losses(self) -> str | None:
+        """Split of the real tiles whose mean losses count; None: the split trained on."""
+        return None
+
+
+class PixelFilter(Filter):
+    """Pixels that the critic finds too hard are ignored (FreeMask)."""
+
+    NEEDS_CRITIC = NEEDS_CLASS_LOSSES = True
+
+    kind: Literal["pixel"] = Field(description="kind of filter")
+    margin: float = Field(MARGIN, gt=0, description="a pixel is dropped above margin times its class's mean loss on real tiles")
     statistics_split: Name | None = Field(
-        None, description="pixel: real tiles of the mean losses, e.g. held-out ones; null: those trained on"
+        None, description="split of the real tiles whose mean losses count, e.g. a held-out one; null: the split trained on"
     )
-    keep: float | None = Field(None, gt=0, le=1, description="agreement, clip: share of the images that is kept, the best")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Filter:
-        of_pixels = self.kind == "pixel"
-        for key in ("margin", "statistics_split"):
-            if getattr(self, key) is not None and not of_pixels:
-                raise ValueError(f"{key}: is of kind pixel, and this filter is of kind {self.kind}")
-        if (self.keep is None) != of_pixels:
-            raise ValueError(
-                f"keep: kind {self.kind} {'drops pixels, not images; leave it out' if of_pixels else 'needs the share to keep'}"
-            )
-        return self
+    @property
+    def split_of_losses(self) -> str | None:
+        return self.statistics_split
+
+
+class ImageFilter(Filter):
+    """What filters that keep the best share of the images have in common."""
+
+    DROPS_IMAGES = True
+
+    keep: float = Field(gt=0, le=1, description="share of the images that is kept, the best")
+
+
+class AgreementFilter(ImageFilter):
+    """Keeps the images on which the critic's prediction agrees best with the mask, by mIoU."""
+
+    NEEDS_CRITIC = True
+
+    kind: Literal["agreement"] = Field(description="kind of filter")
+
+
+class ClipFilter(ImageFilter):
+    """Keeps the images that fit their captions best, by the score of a CLIP-like model."""
+
+    NEEDS_CLIP = True
+
+    kind: Literal["clip"] = Field(description="kind of filter")
+
+
+AnyFilter = Annotated[PixelFilter | AgreementFilter | ClipFilter, Field(discriminator="kind")]
 
 
 class Resampling(Section):
-    """Which of the synthetic images are used how often for lack of others like them."""
+    """What all kinds of re-sampling have in common."""
 
-    kind: Literal["hardness", "rare"] = Field(
-        description="hardness (more versions of masks whose classes the critic finds hard, FreeMask) | rare (images that show a poorly "
-        "segmented class, or of which most survived the pixel filter, TISynth)"
-    )
-    worst: Positive = Field(2, description="rare: so many classes with the highest mean loss on real tiles count as poorly segmented")
-    classes: list[str] | None = Field(None, description="rare: these instead")
-    min_pixels: Positive = Field(100, description="rare: an image is kept if it shows so many pixels of such a class after filtering")
-    survival: float = Field(0.8, ge=0, lt=1, description="rare: or if more than this share of its labelled pixels survived filtering")
-    seed: int = Field(0, description="hardness: draws which versions are kept")
+    #: Looks at the share of pixels that a filter of pixels has left, so one has to go before.
+    NEEDS_PIXEL_FILTER: ClassVar[bool] = False
+
+    @property
+    def named_classes(self) -> list[str]:
+        """Classes that the settings name, which the dataset must have."""
+        return []
+
+
+class HardnessResampling(Resampling):
+    """Keeps more versions of masks whose classes the critic finds hard (FreeMask)."""
+
+    kind: Literal["hardness"] = Field(description="kind of re-sampling")
+    seed: int = Field(0, description="seed of the choice among the versions of a mask")
+
+
+class RareResampling(Resampling):
+    """Keeps images that show a poorly segmented class, or of which most survived the pixel filter (TISynth)."""
+
+    NEEDS_PIXEL_FILTER = True
+
+    kind: Literal["rare"] = Field(description="kind of re-sampling")
+    worst: Positive = Field(2, description="number of classes, by highest mean loss on real tiles, that count as poorly segmented")
+    classes: list[str] | None = Field(None, description="names of the classes that count as poorly segmented; null: the worst ones")
+    min_pixels: Positive = Field(100, description="an image is kept if it shows at least this many pixels of such a class after filtering")
+    survival: float = Field(0.8, ge=0, lt=1, description="or if more than this share of its labelled pixels survived filtering")
+
+    @property
+    def named_classes(self) -> list[str]:
+        return self.classes or []
+
+
+AnyResampling = Annotated[HardnessResampling | RareResampling, Field(discriminator="kind")]
 
 
 class Recipe(Section):
@@ -61,13 +124,13 @@ class Recipe(Section):
         1.0, description="length as a multiple of the segmentor's iterations; longest: the longest of all compared recipes"
     )
     control: Name | None = Field(None, description="generator of the synthetic tiles; null: real tiles only")
-    sampler: Name | None = None
+    sampler: Name | None = Field(None, description="sampler of the synthetic tiles; null: real tiles only")
     filter: Name | None = Field(None, description="the last filter the synthetic tiles go through; null: none")
-    resample: Name | None = Field(None, description="re-sampling after it; null: none")
+    resample: Name | None = Field(None, description="re-sampling after the filter; null: none")
     synthetic_per_real: int = Field(
         0,
         ge=0,
-        description="synthetic tiles mixed in per real one; after a filter of images or a re-sampling as many as are left, at most so many",
+        description="synthetic tiles mixed in per real one; after a filter of images or a re-sampling at most this many",
     )
     real_weight: float = Field(1.0, gt=0, description="how often a real tile is drawn relative to a synthetic one")
 

@@ -5,143 +5,32 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from crfm_core.settings.base import Byte, Location, Name, Positive, Section, Words
+from crfm_core.settings.sources import AnySource
 
 
-class Source(Section):
-    """Where scenes come from. Each kind is a subclass here, and has a module of its name in crfm_core.data.sources."""
+class Split(Section):
+    """What all ways of making splits have in common."""
 
-    #: Whether it can be downloaded; its keys are then ``root`` and ``download``, among others.
-    CAN_DOWNLOAD: ClassVar[bool] = False
-    #: Whether it has images that a server of its own scores.
-    HAS_SERVER: ClassVar[bool] = False
-    #: Whether listing its scenes writes their labels, of training ids.
-    WRITES_LABELS: ClassVar[bool] = False
-    #: Whether its scenes come with prompts.
-    HAS_PROMPTS: ClassVar[bool] = False
+    #: Scenes are cut: one scene can have ground in several splits.
+    CUTS_SCENES: ClassVar[bool] = False
 
-    def split_names(self) -> list[str]:
-        """Names of its own splits, in their order; none where the dataset's section ``split`` makes them."""
-        return list(getattr(self, "splits", None) or [])
+    shares: dict[Name, Annotated[float, Field(gt=0)]] = Field(
+        min_length=2, description="split name to its share of the scenes or of the ground"
+    )
+    seed: int = Field(0, description="seed of the assignment")
 
 
-class EmbeddedSource(Source):
-    """Scenes drawn by the package itself."""
-
-    kind: Literal["embedded"]
-    scenes: dict[Name, Positive] = Field(description="how many scenes to draw per split")
-    size: Positive = Field(256, description="side of a scene in pixels of 0.3 m")
-    seed: int = Field(0, description="another seed is another world")
-
-    def split_names(self) -> list[str]:
-        return list(self.scenes)
-
-
-class FolderSplit(Section):
-    """Where the scenes of one split lie."""
-
-    images: str = Field(description="glob of image files below the root, e.g. Train/*/images_png/*.png")
-    labels: str = Field(description="glob of label rasters below the root; paired with the images by file stem and parent order")
-
-
-class FolderSource(Source):
-    """Images and label rasters on the same grid, as ids or as colours, in a folder; formats as of crfm_core.data.rasters."""
-
-    kind: Literal["folder"]
-    root: str = Field(description="the folder; relative to where the workflow runs")
-    splits: dict[Name, FolderSplit] | None = Field(None, description="split name to its files; or images and labels, and a section split")
-    images: str | None = Field(None, description="glob of all images, where the section split makes the splits")
-    labels: str | None = Field(None, description="glob of all label rasters")
-    label_suffix: str = Field("", description="what the label's stem has after the image's stem, e.g. _label")
-    exclude: list[str] = Field([], description="globs below the root of images to leave out")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> FolderSource:
-        if (self.images is None) != (self.labels is None) or (self.splits is None) == (self.images is None):
-            raise ValueError("splits: give splits with images and labels each, or images and labels for all scenes and a section split")
-        return self
-
-
-class GeotiffSource(Source):
-    """Georeferenced scenes, and labels that lie elsewhere: rasters of another grid, or polygons with an attribute."""
-
-    WRITES_LABELS = True
-
-    kind: Literal["geotiff"]
-    root: str = Field(description="the folder; relative to where the workflow runs")
-    splits: dict[Name, str] | None = Field(None, description="split name to a glob of its scenes; or images, and a section split")
-    images: str | None = Field(None, description="glob of all scenes, where the section split makes the splits")
-    labels: list[str] = Field(min_length=1, description="globs of label rasters or vector files; later ones lie over earlier ones")
-    attribute: str | None = Field(None, description="vector labels: the field that tells the class; its values are the keys of label_map")
-    layer: str | None = Field(None, description="vector labels: the layer; null: the only one")
-    background: int = Field(255, description="training id of ground that no label covers; 255: ignored")
-    exclude: list[str] = Field([], description="globs below the root of scenes to leave out")
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> GeotiffSource:
-        if (self.splits is None) == (self.images is None):
-            raise ValueError("splits: give splits with a glob each, or images for all scenes and a section split")
-        return self
-
-
-class ReleasedSource(Source):
-    """What the authors' released code reads: an index.jsonl of label, image and prompt per split.
-
-    ``captions: {kind: given}`` takes the prompts.
-    """
-
-    HAS_PROMPTS = True
-
-    kind: Literal["released"]
-    root: str = Field(description="the folder that the paths in the index count from")
-    splits: dict[Name, str] = Field(description="split name to its index file below the root")
-
-
-class LoveDASource(Source):
-    """LoveDA in its official layout, downloaded from its Zenodo record when it is not there."""
-
-    CAN_DOWNLOAD = True
-    HAS_SERVER = True
-
-    kind: Literal["loveda"]
-    root: str = Field("data/LoveDA", description="the folder that holds, or will hold, Train/ and Val/")
-    download: bool = Field(True, description="fetch what is missing; false: refuse to start without it")
-
-    def split_names(self) -> list[str]:
-        return ["train", "val"]
-
-
-class FusuSource(Source):
-    """FUSU in either of its layouts, downloaded from the model hub when it is not there."""
-
-    CAN_DOWNLOAD = True
-
-    kind: Literal["fusu"]
-    root: str = Field("data/FUSU", description="the folder that holds, or will hold, im1/ and im1_label/, or train/im1/, train/label1/ ...")
-    download: bool = Field(True, description="fetch what is missing; false: refuse to start without it")
-    repo: str = Field("sp-juni/FUSU-Fine_grained_Urban_Semantic_Understanding", pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str = Field("main", pattern=r"^[\w./-]+$", description="commit; a branch is fixed to its commit by the first download")
-    date: Literal[1, 2] = Field(1, description="which of the two dates: im1 or im2")
-    splits: list[Name] | None = Field(None, description="folders train, val, test if the copy has them; null: the section split makes them")
-
-
-class GroupSplit(Section):
+class GroupSplit(Split):
     """Splits that keep together what belongs together."""
 
-    by: Literal["group"]
+    by: Literal["group"] = Field(description="how the splits are made")
     group: str = Field(
         "folder", description="folder (what the globs' folder wildcards stand for) | scene | a regular expression with one group, "
         "searched in the image's path below the root"
     )  # fmt: skip
-    shares: dict[Name, Annotated[float, Field(gt=0)]] = Field(min_length=2, description="split name to its share of the scenes")
-    seed: int = 0
 
     @model_validator(mode="after")
     def _one_group(self) -> GroupSplit:
@@ -155,14 +44,17 @@ class GroupSplit(Section):
         return self
 
 
-class BlockSplit(Section):
+class BlockSplit(Split):
     """Splits of ground: square blocks, each wholly in one split, with ground left out between blocks of different splits."""
 
-    by: Literal["blocks"]
-    block: Positive = Field(description="least side of a block in pixels of the tiles")
+    CUTS_SCENES = True
+
+    by: Literal["blocks"] = Field(description="how the splits are made")
+    block: Positive = Field(description="smallest side of a block in pixels of the tiles")
     buffer: int = Field(0, ge=0, description="pixels left out between blocks of different splits")
-    shares: dict[Name, Annotated[float, Field(gt=0)]] = Field(min_length=2, description="split name to its share of the ground")
-    seed: int = 0
+
+
+AnySplit = Annotated[GroupSplit | BlockSplit, Field(discriminator="by")]
 
 
 class Scale(Section):
@@ -180,19 +72,21 @@ class Scale(Section):
 
 
 class Tiling(Section):
-    """How scenes are cut."""
+    """How scenes are cut into tiles."""
 
     size: Positive = Field(description="side of a tile in pixels")
     stride: Positive | None = Field(None, description="distance between tiles; null: the tile size (no overlap)")
     edge: Literal["shift", "pad", "drop"] = Field(
         "shift", description="where tiles do not fit: the last is shifted back, padded with ignored pixels, or left out"
     )
-    min_labelled: float = Field(0.0, ge=0, le=1, description="least labelled share of a tile's pixels; tiles without any are never kept")
+    min_labelled: float = Field(
+        0.0, ge=0, le=1, description="smallest labelled share of a tile's pixels; tiles without labels are never kept"
+    )
     bands: list[Positive] | None = Field(
         None,
         description="three bands, counted from 1, for red, green, blue, or one for grey; null: the first three, or the only one",
     )
-    scale: Scale | None = Field(None, description="scenes that are not uint8 need it; null: pixels stay as they are")
+    scale: Scale | None = Field(None, description="needed by scenes that are not uint8; null: pixels stay as they are")
     ground_distance: float | None = Field(None, gt=0, description="metres per pixel to resample scenes to; null: as they are")
     format: Literal["tif", "png"] | None = Field(None, description="null: GeoTIFF for georeferenced scenes, PNG for others")
 
@@ -208,11 +102,11 @@ class Tiling(Section):
 class Selection(Section):
     """Which tiles of a split are kept: drawn by the seed, classes present in about the shares of all, fewer always a part of more."""
 
-    tiles: Positive | None = Field(None, description="so many tiles, stratified by class presence")
-    fraction: float | None = Field(None, gt=0, le=1, description="this share of the tiles, likewise")
-    n_shot: Positive | None = Field(None, description="for each class so many tiles that show it")
-    ids: Location | None = Field(None, description="those of a file with one tile id per line")
-    seed: int = 0
+    tiles: Positive | None = Field(None, description="number of tiles, stratified by class presence")
+    fraction: float | None = Field(None, gt=0, le=1, description="share of the tiles, stratified likewise")
+    n_shot: Positive | None = Field(None, description="number of tiles for each class that show it")
+    ids: Location | None = Field(None, description="file with one tile id per line: these tiles")
+    seed: int = Field(0, description="seed of the draw")
 
     @model_validator(mode="after")
     def _one(self) -> Selection:
@@ -236,19 +130,20 @@ Colour = Annotated[tuple[Byte, Byte, Byte], BeforeValidator(_colour)]
 class Dataset(Section):
     """One dataset: where its scenes are, its classes and its splits (a file of configs/datasets/)."""
 
-    name: Name
+    name: Name = Field(description="name of the dataset in paths and reports")
     about: str = Field("", description="source and layout in a sentence or two")
     licence: str = Field("", description="shown at download and in the report, and written into every tile")
     classes: list[Words] = Field(min_length=2, max_length=254, description="class names in order of id 0...K-1")
     palette: list[Colour] = Field(description="one colour per class, for pictures: [red, green, blue] or '#RRGGBB'")
     label_map: dict[int | str, int] | None = Field(
         None,
-        description="what labels hold (ids, colours '#RRGGBB', values of the attribute) to training id; 255 = ignored. null: training ids",
+        description="from what labels contain (ids, colours '#RRGGBB', values of the attribute) to training ids; 255: ignored. "
+        "null: labels hold training ids",
     )
-    source: EmbeddedSource | FolderSource | GeotiffSource | ReleasedSource | LoveDASource | FusuSource = Field(discriminator="kind")
-    split: GroupSplit | BlockSplit | None = Field(None, discriminator="by", description="makes the splits; null: the source has them")
-    tile: Tiling
-    select: dict[Name, Selection] = Field({}, description="split name to which of its tiles are kept; all where none is named")
+    source: AnySource = Field(description="where the scenes are")
+    split: AnySplit | None = Field(None, description="makes the splits; null: the source has them")
+    tile: Tiling = Field(description="how scenes are cut into tiles")
+    select: dict[Name, Selection] = Field({}, description="split name to which of its tiles are kept; splits not listed keep all")
     train: Name = Field("train", description="split the generator, the critic and the recipes train on")
     test: Name = Field("test", description="split that is scored; nothing trains on it")
     val: Name | None = Field(None, description="split that chooses the best checkpoint of a segmentor; null: the last one is used")
@@ -284,44 +179,42 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Dataset:
+        self._check_classes()
+        self._check_splits()
+        self._check_label_map()
+        self._check_blocks()
+        return self
+
+    def _check_classes(self) -> None:
         if len(self.palette) != len(self.classes):
             raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
         if repeated := [name for name in self.classes if self.classes.count(name) > 1]:
             raise ValueError(f"classes: {repeated[0]!r} occurs twice")
-        if self.split and self.source.split_names():
-            raise ValueError("split: the source has splits of its own; leave one of them out")
+
+    def _check_splits(self) -> None:
+        if self.split and (own := self.source.split_names()):
+            raise ValueError(f"split: a source of kind {self.source.kind} has splits of its own here ({', '.join(own)}); leave one out")
         if not self.splits:
             raise ValueError("split: the source has no splits; add the section split, or splits to the source")
-        for key in ("train", "test", "val"):
-            if (name := getattr(self, key)) is not None and name not in self.splits:
+        named = {key: name for key in ("train", "test", "val") if (name := getattr(self, key)) is not None}
+        for key, name in [*named.items(), *(("select", name) for name in self.select)]:
+            if name not in self.splits:
                 raise ValueError(f"{key}: {name!r} is no split of the source; it has: {', '.join(self.splits)}")
         if self.val in (self.train, self.test):
             raise ValueError(
                 f"val: {self.val!r} is trained on or scored; a checkpoint chosen there would flatter itself; name another split"
             )
-        if unknown := [name for name in self.select if name not in self.splits]:
-            raise ValueError(f"select: {unknown[0]!r} is no split of the source; it has: {', '.join(self.splits)}")
+
+    def _check_label_map(self) -> None:
         for raw, new in (self.label_map or {}).items():
             if new != 255 and not 0 <= new < len(self.classes):
                 raise ValueError(f"label_map: {raw} -> {new} is no class id; allowed: 0...{len(self.classes) - 1} and 255")
-        self._check_labels()
-        if isinstance(self.split, BlockSplit) and self.tile.scale and self.tile.scale.over == "dataset":
-            raise ValueError("tile.scale.over: with a split by blocks no scene is for training alone; set it to scene")
-        if isinstance(self.split, BlockSplit) and self.split.block < self.tile.size + self.split.buffer:
-            raise ValueError(f"split.block: {self.split.block} is less than a tile of {self.tile.size} and a buffer of {self.split.buffer}")
-        return self
+        self.source.check_labels(self.label_map or {}, len(self.classes))
 
-    def _check_labels(self) -> None:
-        source, texts = self.source, [key for key in self.label_map or {} if isinstance(key, str)]
-        if isinstance(source, GeotiffSource):
-            if source.background != 255 and not 0 <= source.background < len(self.classes):
-                raise ValueError(f"source.background: {source.background} is no class id; allowed: 0...{len(self.classes) - 1} and 255")
-            if source.attribute and not self.label_map:
-                raise ValueError(f"label_map: give the training id of each value of the attribute {source.attribute}")
-            if texts and not source.attribute:
-                raise ValueError(f"label_map: {texts[0]!r} is no id; set source.attribute if the labels are polygons")
+    def _check_blocks(self) -> None:
+        if not isinstance(self.split, BlockSplit):
             return
-        if wrong := [key for key in texts if not key.startswith("#")]:
-            raise ValueError(f"label_map: {wrong[0]!r} is neither an id nor a colour '#RRGGBB'")
-        if texts and len(texts) < len(self.label_map):
-            raise ValueError("label_map: holds ids and colours; give one kind")
+        if self.tile.scale and self.tile.scale.over == "dataset":
+            raise ValueError("tile.scale.over: with a split by blocks no scene is for training alone; set it to scene")
+        if self.split.block < self.tile.size + self.split.buffer:
+            raise ValueError(f"split.block: {self.split.block} is less than a tile of {self.tile.size} and a buffer of {self.split.buffer}")

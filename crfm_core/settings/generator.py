@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,42 +14,55 @@ class EmbeddedVAE(Section):
     """The small autoencoder trained on the tiles."""
 
     channels: list[Positive] = Field([24, 48], description="channels per level; n levels shrink the image by 2^(n-1)")
-    latent_channels: Positive = 4
+    latent_channels: Positive = Field(4, description="channels of a latent")
     steps: Positive = Field(800, description="training steps")
-    batch_size: Positive = 8
-    learning_rate: float = Field(6e-3, gt=0)
+    batch_size: Positive = Field(8, description="tiles per training step")
+    learning_rate: float = Field(6e-3, gt=0, description="learning rate of its training")
 
 
 class EmbeddedTransformer(Section):
     """The small SD3 transformer (dual attention, qk-norm)."""
 
-    layers: Positive = 3
-    heads: Positive = 3
-    head_dim: Positive = 32
+    layers: Positive = Field(3, description="number of blocks")
+    heads: Positive = Field(3, description="attention heads")
+    head_dim: Positive = Field(32, description="channels of an attention head")
     patch_size: Positive = Field(4, description="side of a token in latents")
     text_dim: Positive = Field(32, description="width of the tiny text encoders")
 
 
-class EmbeddedBase(Section):
+class Base(Section):
+    """What all kinds of base model have in common."""
+
+    #: Built on the tiles of each dataset, instead of being a folder of weights that exist before the run.
+    IS_BUILT: ClassVar[bool] = False
+    #: Downloaded from the model hub by the run.
+    IS_FETCHED: ClassVar[bool] = False
+
+
+class EmbeddedBase(Base):
     """A tiny base model of the same classes as SD3.5, built on the dataset's own tiles."""
 
-    kind: Literal["embedded"]
-    seed: int = 0
-    vae: EmbeddedVAE = EmbeddedVAE()
-    transformer: EmbeddedTransformer = EmbeddedTransformer()
+    IS_BUILT = True
+
+    kind: Literal["embedded"] = Field(description="kind of base model")
+    seed: int = Field(0, description="seed of its weights and of the autoencoder's training")
+    vae: EmbeddedVAE = Field(EmbeddedVAE(), description="the autoencoder")
+    transformer: EmbeddedTransformer = Field(EmbeddedTransformer(), description="the transformer")
 
 
-class FolderBase(Section):
+class FolderBase(Base):
     """SD3.5 as a diffusers pipeline folder."""
 
-    kind: Literal["folder"]
-    path: Location = Field(description="the folder that holds model_index.json")
+    kind: Literal["folder"] = Field(description="kind of base model")
+    path: Location = Field(description="the folder that contains model_index.json")
 
 
-class HubBase(Section):
+class HubBase(Base):
     """SD3.5 from the model hub, downloaded once into a diffusers pipeline folder; HF_TOKEN gives access to gated models."""
 
-    kind: Literal["hub"]
+    IS_FETCHED = True
+
+    kind: Literal["hub"] = Field(description="kind of base model")
     repo: str = Field("stabilityai/stable-diffusion-3.5-medium", pattern=r"^[\w.-]+/[\w.-]+$", description="OWNER/NAME on the hub")
     revision: str = Field(
         "b940f670f0eda2d07fbb75229e779da1ad11eb80", pattern=r"^[0-9a-f]{40}$", description="commit, so that every run gets the same files"
@@ -57,10 +70,13 @@ class HubBase(Section):
     path: Location = Field("models/stable-diffusion-3.5-medium", description="folder to download to")
 
 
+AnyBase = Annotated[EmbeddedBase | FolderBase | HubBase, Field(discriminator="kind")]
+
+
 class LoRA(Section):
     """Low-rank updates of linear layers instead of training them whole; the saved generator has them added in."""
 
-    rank: Positive = 64
+    rank: Positive = Field(64, description="rank of the updates")
     alpha: float = Field(64, gt=0, description="the update is scaled by alpha / rank")
     branches: list[Literal["image", "mask"]] = Field(["image"], min_length=1, description="trained branches that get low-rank updates")
 
@@ -116,7 +132,9 @@ class Control(Section):
 
     PERFORMANCE_KEYS = frozenset({"parallel", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints"})
 
-    scheme: Literal["triattention", "siamese", "adapter", "controlnet"] = "triattention"
+    scheme: Literal["triattention", "siamese", "adapter", "controlnet"] = Field(
+        "triattention", description="control scheme: how the mask enters the network"
+    )
     mask_init: Literal["random", "copy"] | None = Field(
         None, description="mask weights at the start: random, or those of the image branch; null: copy for controlnet, else random"
     )
@@ -124,13 +142,15 @@ class Control(Section):
         "own", description="own (paper) or the image branch's vectors (released code); triattention and siamese"
     )
     controlnet_layers: Positive | None = Field(
-        None, description="blocks of the control network; null, and at most: half of the base model's"
+        None, description="scheme controlnet: blocks of the control network; null, and at most: half of the base model's"
     )
-    mask_code: Literal["grey", "grey_compat"] = Field("grey", description="grey_compat: as the released code, ignored pixels wrap around")
+    mask_code: Literal["grey", "grey_compat"] = Field(
+        "grey", description="grey levels that encode class ids; grey_compat: as the released code, ignored pixels wrap around"
+    )
     trainable: list[Literal["image", "mask", "text"]] | None = Field(
         None, min_length=1, description="branches that train; null: image and mask, for adapter and controlnet the mask alone"
     )
-    lora: LoRA | None = None
+    lora: LoRA | None = Field(None, description="low-rank updates of some branches; null: branches train whole")
     start_from: Location | None = Field(
         None, description="weights to start from: a generator folder of the same scheme, or a file with the released code's names"
     )
@@ -139,24 +159,24 @@ class Control(Section):
     accumulate: Positive = Field(1, description="micro-steps per update")
     processes: Positive = Field(1, description="training processes, each with a GPU of its own (with device: cpu, over gloo)")
     parallel: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="several processes: ddp (weights in each) | fsdp (weights and state shared out)"
+        "ddp", description="several processes: ddp (weights in each) | fsdp (weights and optimiser state sharded)"
     )
     optimiser: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit: state in 8 bits (needs bitsandbytes)")
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
+    learning_rate: float = Field(gt=0, description="peak learning rate")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate after the warm-up")
     warmup: int = Field(0, ge=0, description="updates of linear warm-up")
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; null: none")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimiser")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are saved; null: saves the last weights")
     density: Literal["uniform", "logit_normal"] = Field("uniform", description="density of training noise levels before the shift")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a joint horizontal flip")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of samples trained with an empty prompt; guidance_scale needs it")
     precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass; the weights that train stay float32")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
     compile: bool = Field(False, description="torch.compile of the transformer's blocks")
     checkpoint_every: Positive = Field(500, description="updates between checkpoints to resume from")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept while training")
-    seed: int = 0
+    seed: int = Field(0, description="seed of weights, batches and noise levels")
 
     @property
     def initialisation(self) -> str:

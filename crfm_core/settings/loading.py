@@ -1,76 +1,18 @@
-"""Reading and checking configurations and dataset files, with errors that name every wrong key; and their JSON schema."""
+"""Reading and checking configurations and dataset files, with errors that name every wrong key."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from crfm_core import ConfigError
+from crfm_core.settings.checks import faults_with_dataset
 from crfm_core.settings.data import Dataset
+from crfm_core.settings.errors import explained
 from crfm_core.settings.run import Settings
-
-
-def _explain(source: str, error: ValidationError) -> ConfigError:
-    """One line per fault: the key's path, what is wrong, what is allowed."""
-    lines = []
-    for fault in error.errors():
-        path = ".".join(_keys_of(fault["loc"]))
-        message = re.sub(r"^Value error, ", "", fault["msg"])
-        if fault["type"] == "extra_forbidden":
-            message = f"unknown key; allowed: {', '.join(_allowed_keys(error.title, fault['loc'][:-1])) or 'none'}"
-        elif "input" in fault and not isinstance(fault["input"], (dict, list)):
-            message += f" (found {fault['input']!r})"
-        # a section's own check names the key below it first ("rectify.steps: ...")
-        joint = "." if fault["type"] == "value_error" and re.match(r"[\w.]+: ", message) else ": "
-        lines += [f"  {path}{joint}{message}" if path else f"  {part}" for part in message.split("\n")[: 1 if path else None]]
-    return ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(lines))
-
-
-#: The kinds that pydantic puts between the keys of a fault's location.
-KINDS = {
-    "base_model": ("embedded", "folder", "hub"),
-    "source": ("embedded", "folder", "geotiff", "released", "loveda", "fusu"),
-    "split": ("group", "blocks"),
-}
-
-
-def _keys_of(location: tuple) -> Iterator[str]:
-    """The keys of a fault's location, without the kinds and types that pydantic puts between them."""
-    for before, part in zip(("", *location), location, strict=False):
-        is_kind = part in KINDS.get(before, ())
-        if not is_kind and not re.match(r"constrained-|literal\[|function-", str(part)):
-            yield str(part)
-
-
-def _allowed_keys(model_name: str, location: tuple) -> list[str]:
-    """Keys allowed in the section at ``location``, found by walking the schema the models give."""
-    schema = {"Settings": Settings, "Dataset": Dataset}[model_name].model_json_schema()
-    node = schema
-
-    def resolve(node: dict) -> dict:
-        while "$ref" in node or "anyOf" in node:
-            if "anyOf" in node:  # one or null
-                node = next(option for option in node["anyOf"] if option.get("type") != "null")
-            else:
-                node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-        return node
-
-    for part in location:
-        node = resolve(node)
-        if "discriminator" in node and part in node["discriminator"]["mapping"]:
-            node = {"$ref": node["discriminator"]["mapping"][part]}
-        elif isinstance(part, int):
-            node = node.get("items", {})
-        elif part in node.get("properties", {}):
-            node = node["properties"][part]
-        else:
-            node = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
-    return list(resolve(node).get("properties", {}))
 
 
 def load_settings(config: dict, source: str = "configuration") -> Settings:
@@ -78,7 +20,7 @@ def load_settings(config: dict, source: str = "configuration") -> Settings:
     try:
         return Settings.model_validate(config)
     except ValidationError as error:
-        raise _explain(source, error) from None
+        raise explained(source, error, Settings) from None
 
 
 def load_dataset(path: Path | str) -> Dataset:
@@ -90,7 +32,7 @@ def load_dataset(path: Path | str) -> Dataset:
     try:
         return Dataset.model_validate(content)
     except ValidationError as error:
-        raise _explain(str(path), error) from None
+        raise explained(str(path), error, Dataset) from None
 
 
 def _read_dataset(path: Path, liked: tuple[Path, ...] = ()) -> dict:
@@ -131,42 +73,6 @@ def load_datasets(settings: Settings, root: Path | str) -> dict[str, Dataset]:
                 datasets[name] = dataset
     compared = [name for table in settings.tables for name in settings.experiments[table].datasets or []]
     for name in dict.fromkeys([*list(datasets)[: len(settings.datasets)], *compared]):
-        _check_fit(settings, datasets[name])
+        if faults := faults_with_dataset(settings, datasets[name]):
+            raise ConfigError("\n".join(faults))
     return datasets
-
-
-def _check_fit(settings: Settings, dataset: Dataset) -> None:
-    """Raise ConfigError when the settings name splits or classes that the dataset does not have, or train on its test split."""
-    named = {f"recipes.{name}.split": recipe.split or dataset.train for name, recipe in settings.recipes.items()}
-    named |= {f"filters.{name}.statistics_split": one.statistics_split for name, one in settings.filters.items()}
-    for key, split in named.items():
-        if split is not None and split not in dataset.splits:
-            raise ConfigError(f"{key}: {dataset.name} has no split {split!r}; allowed: {', '.join(dataset.splits)}")
-        if split == dataset.test:
-            raise ConfigError(f"{key}: {split!r} is the test split of {dataset.name}; nothing may train on it")
-    looked = settings.evaluation
-    if looked.stride and looked.stride > (looked.window or dataset.tile.size):
-        raise ConfigError(
-            f"evaluation.stride: {looked.stride} with windows of {dataset.name}'s tile size, {dataset.tile.size}, leaves gaps"
-        )
-    if settings.generation.split not in (None, *dataset.splits):
-        raise ConfigError(
-            f"generation.split: {dataset.name} has no split {settings.generation.split!r}; allowed: {', '.join(dataset.splits)}"
-        )
-    for name, resampling in settings.resamplings.items():
-        if unknown := [one for one in resampling.classes or [] if one not in dataset.classes]:
-            raise ConfigError(
-                f"resamplings.{name}.classes: {dataset.name} has no class {unknown[0]!r}; allowed: {', '.join(dataset.classes)}"
-            )
-    for name, segmentor in settings.segmentors.items():
-        if isinstance(segmentor.class_weights, list) and len(segmentor.class_weights) != len(dataset.classes):
-            raise ConfigError(
-                f"segmentors.{name}.class_weights: {len(segmentor.class_weights)} numbers for the {len(dataset.classes)} classes of "
-                f"{dataset.name}; give one per class"
-            )
-
-
-def json_schema() -> str:
-    """The configuration's JSON schema, as written to configs/schema.json."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
-    return json.dumps(schema, indent=2) + "\n"

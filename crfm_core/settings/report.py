@@ -13,8 +13,8 @@ from crfm_core.settings.segmentor import Download
 class Table(Section):
     """Recipes that are compared."""
 
-    title: str
-    recipes: list[Name] = Field(min_length=1)
+    title: str = Field(description="the question that the table answers")
+    recipes: list[Name] = Field(min_length=1, description="recipes that are compared")
     segmentors: list[Name] = Field(min_length=1, description="each is trained on every recipe")
     datasets: list[Name] | None = Field(
         None,
@@ -46,4 +46,4 @@ class Generation(Section):
     cmmd: bool = Field(False, description="also the maximum mean discrepancy of CLIP embeddings (CMMD); needs the section clip")
     split: Name | None = Field(None, description="real tiles that samples are compared with; null: those trained on")
     subset: Positive = Field(100, description="KID: tiles per subset")
-    batch_size: Positive = 16
+    batch_size: Positive = Field(16, description="images whose features are computed together")

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from crfm_core.settings.base import Location, Name, Positive, Section
-from crfm_core.settings.curation import Filter, Recipe, Resampling
-from crfm_core.settings.generator import Control, EmbeddedBase, FolderBase, HubBase
+from crfm_core.settings.checks import faults_between_sections
+from crfm_core.settings.curation import AnyFilter, AnyResampling, Recipe
+from crfm_core.settings.generator import AnyBase, Control
 from crfm_core.settings.report import Generation, Table
 from crfm_core.settings.sampling import Comparison, Sampler
 from crfm_core.settings.segmentor import Evaluation, Judge, Segmentor
@@ -26,22 +27,22 @@ class Settings(Section):
     disk_gb: float = Field(1.0, gt=0, description="refuse to start with less free disk than this")
     shards: Positive = Field(description="jobs that share the synthesis of one sampler")
     datasets: list[str] = Field(min_length=1, description="names of configs/datasets/NAME.yaml, or paths of such files")
-    base_model: EmbeddedBase | FolderBase | HubBase = Field(discriminator="kind")
-    captions: Captions = Captions()
-    controls: dict[Name, Control]
-    samplers: dict[Name, Sampler]
-    segmentors: dict[Name, Segmentor]
-    filters: dict[Name, Filter] = {}
-    resamplings: dict[Name, Resampling] = {}
+    base_model: AnyBase = Field(description="the pre-trained model that the generator starts from")
+    captions: Captions = Field(Captions(), description="text that goes with a tile")
+    controls: dict[Name, Control] = Field(description="generators by name: how the mask steers each, and how it is trained")
+    samplers: dict[Name, Sampler] = Field(description="ways to draw images, by name")
+    segmentors: dict[Name, Segmentor] = Field(description="segmentation models, by name")
+    filters: dict[Name, AnyFilter] = Field({}, description="what is left out of the synthetic tiles, by name")
+    resamplings: dict[Name, AnyResampling] = Field({}, description="which synthetic tiles are used how often, by name")
     clip: Model | None = Field(
         None, description="CLIP-like model of transformers, for filters of kind clip and generation.cmmd; null: none"
     )
-    recipes: dict[Name, Recipe]
+    recipes: dict[Name, Recipe] = Field(description="what segmentors are trained on, by name")
     critic: Judge = Field(description="the segmentor that guides the sampling and filters pixels")
     judge: Judge = Field(description="an independent segmentor that says whether samples agree with their masks")
     comparison: Comparison | None = Field(None, description="forms of the correction to compare in the report; null: none")
-    evaluation: Evaluation = Evaluation()
-    generation: Generation = Generation()
+    evaluation: Evaluation = Field(Evaluation(), description="how a trained segmentor predicts tiles and scenes")
+    generation: Generation = Field(Generation(), description="how samples are compared with real tiles")
     experiments: dict[Name, Table] = Field(min_length=1, description="the tables that can be built, by name")
     tables: list[Name] = Field(min_length=1, description="those that are built and reported; all: every one")
 
@@ -56,67 +57,9 @@ class Settings(Section):
         return data
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Settings:
-        problems = []
-
-        def known(key: str, name: str | None, among: dict) -> None:
-            if name is not None and name not in among:
-                problems.append(f"{key}: unknown name {name!r}; allowed: {', '.join(among) or '(none defined)'}")
-
-        for name, recipe in self.recipes.items():
-            known(f"recipes.{name}.control", recipe.control, self.controls)
-            known(f"recipes.{name}.sampler", recipe.sampler, self.samplers)
-            known(f"recipes.{name}.filter", recipe.filter, self.filters)
-            known(f"recipes.{name}.resample", recipe.resample, self.resamplings)
-        for name, sampler in self.samplers.items():
-            for control in {r.control for r in self.recipes.values() if r.sampler == name and r.control in self.controls}:
-                if sampler.guidance_scale > 1 and not self.controls[control].caption_dropout:
-                    problems.append(f"samplers.{name}.guidance_scale: needs caption_dropout in controls.{control}; set it, or 1")
-        chains: dict[str | None, list[str]] = {}
-        for name, filter_ in self.filters.items():
-            known(f"filters.{name}.after", filter_.after, self.filters)
-            if filter_.kind == "clip" and not self.clip:
-                problems.append(f"filters.{name}.kind: clip needs the section clip; give path of a CLIP-like model, or repo and revision")
-            chain = chains[name] = [name]
-            while (before := self.filters[chain[-1]].after) in self.filters:
-                if before in chain:
-                    problems.append(f"filters.{name}.after: goes in a circle: {' after '.join([*chain, before])}")
-                    break
-                chain.append(before)
-        for name, recipe in self.recipes.items() if not problems else ():
-            rare = recipe.resample is not None and self.resamplings[recipe.resample].kind == "rare"
-            if rare and all(self.filters[one].kind != "pixel" for one in chains.get(recipe.filter, [])):
-                problems.append(f"recipes.{name}.filter: re-sampling of kind rare asks what survived a filter of kind pixel; name one")
-        if (self.generation.cmmd or self.generation.features == "clip") and not self.clip:
-            problems.append("generation: needs the section clip; give path of a CLIP-like model, or repo and revision")
-        for name, table in self.experiments.items():
-            for index, recipe in enumerate(table.recipes):
-                known(f"experiments.{name}.recipes.{index}", recipe, self.recipes)
-            for index, segmentor in enumerate(table.segmentors):
-                known(f"experiments.{name}.segmentors.{index}", segmentor, self.segmentors)
-        for index, name in enumerate(self.tables):
-            known(f"tables.{index}", name, self.experiments)
-        if "none" in self.filters:
-            problems.append("filters.none: none stands for no filter; give it another name")
-        for key in ("critic", "judge"):
-            known(f"{key}.recipe", getattr(self, key).recipe, self.recipes)
-            known(f"{key}.segmentor", getattr(self, key).segmentor, self.segmentors)
-            recipe = self.recipes.get(getattr(self, key).recipe or "")
-            if recipe and recipe.control:
-                problems.append(f"{key}.recipe: must train on real tiles only; {getattr(self, key).recipe!r} has synthetic ones")
-        if self.comparison:
-            known("comparison.control", self.comparison.control, self.controls)
-        if self.critic == self.judge:
-            problems.append("judge: is the critic itself; name another recipe, segmentor or seed, or its verdict is no evidence")
-        compared = [(r, s) for table in self.experiments.values() for r in table.recipes for s in table.segmentors]
-        compared += [(judge.recipe, judge.segmentor) for judge in (self.critic, self.judge) if judge.recipe]
-        for recipe, name in dict.fromkeys(compared) if not problems else ():
-            schedule = self.recipes[recipe].schedule
-            iterations = round(self.segmentors[name].iterations * (self.longest_schedule if schedule == "longest" else schedule))
-            if (warmup := self.segmentors[name].warmup) >= iterations:
-                problems.append(f"segmentors.{name}.warmup: {warmup} leaves nothing of the {iterations} iterations on {recipe}; shorten it")
-        if problems:
-            raise ValueError("\n".join(problems))
+    def _sections_fit(self) -> Settings:
+        if faults := faults_between_sections(self):
+            raise ValueError("\n".join(faults))
         return self
 
     @property

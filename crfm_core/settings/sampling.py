@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from crfm_core.settings.base import Location, Name, Positive, Section
@@ -19,50 +19,50 @@ class RectifySettings:
     critic. :meth:`paper` and :meth:`released` give the two published forms.
     """
 
-    steps: Annotated[int, Field(ge=0, description="How many of the first sampling steps are corrected.")] = 4
+    steps: Annotated[int, Field(ge=0, description="how many of the first sampling steps are corrected")] = 4
     step_size: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="Largest step size alpha against the gradient of the critic's loss.")
+        float, Field(ge=0, allow_inf_nan=False, description="largest step size alpha against the gradient of the critic's loss")
     ] = 0.3
     schedule: Annotated[
         Literal["constant", "linear_increase", "linear_decrease"],
-        Field(description="Step size over the sampling steps: always step_size, growing to it, or falling from it."),
+        Field(description="step size over the sampling steps: always step_size, growing to it, or falling from it"),
     ] = "constant"
-    inner_steps: Annotated[int, Field(ge=1, description="Corrections per corrected step; each decodes and judges anew.")] = 1
+    inner_steps: Annotated[int, Field(ge=1, description="corrections per corrected step; each decodes and judges anew")] = 1
     pixels: Annotated[
         Literal["valid", "wrong"],
-        Field(description="Pixels in the loss: all that are not ignored, or only those of them the critic gets wrong."),
+        Field(description="pixels in the loss: all that are not ignored, or only those of them that the critic gets wrong"),
     ] = "valid"
     reduction: Annotated[
         Literal["sum", "mean"],
-        Field(description="sum: a sample's gradient is its own; mean: it is divided by the batch size (as released)."),
+        Field(description="sum: a sample's gradient is its own; mean: it is divided by the batch size (as released)"),
     ] = "sum"
     normalise: Annotated[
         Literal["none", "l2", "relative"],
-        Field(description="Gradient as it is, scaled to length 1, or scaled to the length of the velocity."),
+        Field(description="gradient as it is, scaled to length 1, or scaled to the length of the velocity"),
     ] = "relative"
-    shrink: Annotated[bool, Field(description="Also shrink the velocity by the factor 1 - alpha.")] = False
-    clamp: Annotated[bool, Field(description="Clip the corrected velocity to [-1, 1]; it changes far more than the gradient does.")] = False
+    shrink: Annotated[bool, Field(description="also shrink the velocity by the factor 1 - alpha")] = False
+    clamp: Annotated[bool, Field(description="clip the corrected velocity to [-1, 1]; changes far more than the gradient does")] = False
     ascend: Annotated[
-        bool, Field(description="Add the gradient instead of taking it away, as releases before 2026-02-04 did; for comparison only.")
+        bool, Field(description="add the gradient instead of subtracting it, as releases before 2026-02-04 did; for comparison only")
     ] = False
     search: Annotated[
         Literal["none", "backtracking"],
-        Field(description="backtracking: each sample's step is the first one tried that lowers its loss; the step size is the longest."),
+        Field(description="backtracking: each sample takes the first step tried that lowers its loss; step_size is the longest"),
     ] = "none"
-    trials: Annotated[int, Field(ge=1, description="Backtracking: steps tried at most per corrected step.")] = 2
+    trials: Annotated[int, Field(ge=1, description="backtracking: steps tried at most per corrected step")] = 2
     agreement: Annotated[
-        float, Field(gt=0, le=1, description="Backtracking: a sample is done once the critic agrees on this share of its labelled pixels.")
+        float, Field(gt=0, le=1, description="backtracking: a sample is done once the critic agrees on this share of its labelled pixels")
     ] = 0.99
-    patience: Annotated[int, Field(ge=1, description="Backtracking: it is also done after so many steps running that lowered nothing.")] = 3
-    measure: Annotated[bool, Field(description="Also measure the loss after each correction, which takes a third of its time.")] = True
+    patience: Annotated[
+        int, Field(ge=1, description="backtracking: a sample is also done after this many steps in a row that lowered nothing")
+    ] = 3
+    measure: Annotated[bool, Field(description="also measure the loss after each correction, which takes a third of its time")] = True
 
     def __post_init__(self) -> None:
-        alone = not (self.shrink or self.clamp or self.ascend) and (self.normalise, self.pixels, self.inner_steps) == (
-            "relative",
-            "valid",
-            1,
-        )
-        if self.search == "backtracking" and not alone:
+        as_searched = ("relative", "valid", 1, False, False, False)
+        if self.search == "backtracking" and as_searched != (
+            self.normalise, self.pixels, self.inner_steps, self.shrink, self.clamp, self.ascend
+        ):  # fmt: skip
             raise ValueError(
                 "search: backtracking needs normalise: relative, pixels: valid, one inner step, and no shrink, clamp or ascend"
             )
@@ -118,48 +118,49 @@ class Sampler(Section):
     PERFORMANCE_KEYS = frozenset({"batch_size", "compile", "pad"})
 
     num_steps: Positive = Field(23, description="Euler steps")
-    preset: Preset | None = Field(None, description="settings of the correction to start from; null: none")
-    rectify: dict[str, Any] = Field({}, description="fields of RectifySettings that differ from the preset")
+    preset: Preset | None = Field(None, description="correction to start from; null: none")
+    rectify: RectifySettings | None = Field(None, description="settings of the correction that differ from the preset")
     batch_size: Positive = Field(8, description="images sampled together")
     guidance_scale: float = Field(1.0, ge=1, description="classifier-free guidance; above 1 the generator needs caption_dropout")
     pad: bool = Field(False, description="pad masks that the latent grid does not divide, and crop their images; false: refuse them")
     compile: Literal["default", "reduce-overhead"] | None = Field(
-        None, description="torch.compile of the transformer's blocks; reduce-overhead: with CUDA graphs"
+        None, description="torch.compile of the transformer's blocks; reduce-overhead: with CUDA graphs; null: not compiled"
     )
     critic_decoder: Location | None = Field(
         None, description="folder of a smaller diffusers decoder for the same latents, which the critic looks through; null: the VAE"
     )
 
-    @property
-    def rectification(self) -> RectifySettings | None:
-        """The correction's settings, None when there is none."""
-        if self.preset is None:
-            return None
-        return PRESETS[self.preset](**self.rectify)
-
     def _performance_key_names(self) -> frozenset[str]:
         """All of :attr:`PERFORMANCE_KEYS`; without the batch size where the correction divides by it."""
-        correction = self.rectification
-        return self.PERFORMANCE_KEYS - ({"batch_size"} if correction and correction.reduction == "mean" else set())
+        return self.PERFORMANCE_KEYS - ({"batch_size"} if self.rectify and self.rectify.reduction == "mean" else set())
+
+    @property
+    def changed(self) -> list[str]:
+        """The settings of the correction that differ from the preset."""
+        if self.preset is None or self.rectify is None:
+            return []
+        preset, own = asdict(PRESETS[self.preset]()), asdict(self.rectify)
+        return [key for key, value in own.items() if value != preset[key]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_preset(cls, data: Any) -> Any:
+        """``rectify`` as the whole settings of the correction: those of the preset with the changes over them; None without a preset."""
+        if not isinstance(data, dict) or not isinstance(changes := data.get("rectify") or {}, dict):
+            return data
+        preset = data.get("preset")
+        if preset is None and changes:
+            raise ValueError(f"rectify: needs a preset to start from; allowed: {', '.join(PRESETS)}")
+        if preset is None or preset not in PRESETS:
+            return data | {"rectify": None}
+        return data | {"rectify": asdict(PRESETS[preset]()) | changes}
 
     @model_validator(mode="after")
     def _consistent(self) -> Sampler:
-        if self.preset is None and self.rectify:
-            raise ValueError(f"rectify: needs a preset to start from; allowed: {', '.join(PRESETS)}")
         if self.preset is None and self.critic_decoder:
             raise ValueError("critic_decoder: nothing is corrected without a preset; leave it out")
-        known = [field.name for field in fields(RectifySettings)]
-        if unknown := [key for key in self.rectify if key not in known]:
-            raise ValueError(f"rectify.{unknown[0]}: unknown key; allowed: {', '.join(known)}")
-        try:
-            settings = self.rectification
-        except ValidationError as error:
-            fault = error.errors()[0]
-            if not fault["loc"]:
-                raise ValueError(f"rectify.{fault['msg'].removeprefix('Value error, ')}") from None
-            raise ValueError(f"rectify.{fault['loc'][0]}: {fault['msg']} (found {fault['input']!r})") from None
-        if settings and settings.steps > self.num_steps:
-            raise ValueError(f"rectify.steps: {settings.steps} corrected steps of {self.num_steps}; allowed: at most num_steps")
+        if self.rectify and self.rectify.steps > self.num_steps:
+            raise ValueError(f"rectify.steps: {self.rectify.steps} corrected steps of {self.num_steps}; allowed: at most num_steps")
         return self
 
 
@@ -167,12 +168,12 @@ class Comparison(Section):
     """Forms of the correction that the report compares by what they do to the samples, without training segmentors on them."""
 
     control: Name = Field(description="generator that draws the samples")
-    presets: list[Preset] = Field(["released", "paper", "default", "adaptive"], min_length=1)
+    presets: list[Preset] = Field(["released", "paper", "default", "adaptive"], min_length=1, description="corrections that are compared")
     steps: list[Positive] = Field([2, 4, 6, 23], min_length=1, description="numbers of corrected steps; none is always compared")
-    num_steps: Positive = 23
-    masks: Positive = Field(32, description="masks of the test split, the first ones")
+    num_steps: Positive = Field(23, description="Euler steps")
+    masks: Positive = Field(32, description="number of masks of the test split, the first ones")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of the noise; all forms start from the same")
-    batch_size: Positive = 8
+    batch_size: Positive = Field(8, description="images sampled together")
 
     @model_validator(mode="after")
     def _consistent(self) -> Comparison:

@@ -32,15 +32,15 @@ class Model(Section):
 
 
 class CaptionModel(Model):
-    """A vision-language model of transformers (any that takes an image and a text and gives text), asked for the captions."""
+    """A vision-language model of transformers (any that takes an image and a text and returns text) that writes the captions."""
 
     prompt: str = Field(
         "Describe this satellite image in one sentence.",
         pattern=r"\S",
-        description="what it is asked; a model without a chat template may need its sign for the image in it, such as <image>",
+        description="the prompt; a model without a chat template may need its placeholder for the image in it, such as <image>",
     )
-    max_new_tokens: Positive = Field(60, description="an answer is cut after so many tokens")
-    batch_size: Positive = Field(8, description="images asked about together")
+    max_new_tokens: Positive = Field(60, description="a caption is cut after this many tokens")
+    batch_size: Positive = Field(8, description="images captioned together")
 
 
 class Captions(Section):
@@ -54,7 +54,7 @@ class Captions(Section):
         description="{classes}: names of the classes present, in order of id; {shares}, {words}: with their shares of the labelled pixels "
         "in percent or in words, the largest first. With the other kinds it captions the windows of whole scenes, which are no tiles",
     )
-    model: CaptionModel | None = Field(None, description="kind vlm: the model that is asked")
+    model: CaptionModel | None = Field(None, description="kind vlm: the model that describes the images")
 
     @model_validator(mode="after")
     def _consistent(self) -> Captions:
@@ -65,5 +65,5 @@ class Captions(Section):
         if self.kind == "vlm" and not self.model:
             raise ValueError("model: kind vlm needs a model; give its path, or repo and revision")
         if self.model and self.kind != "vlm":
-            raise ValueError(f"model: is not asked with kind {self.kind}; set kind: vlm, or leave it out")
+            raise ValueError(f"model: is not used with kind {self.kind}; set kind: vlm, or model: null")
         return self

@@ -1,0 +1,195 @@
+"""What has to fit between the sections of a configuration, and between a configuration and a dataset: one function per check.
+
+A check yields a line per fault: the key, what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
+
+from crfm_core.settings.data import Dataset
+
+if TYPE_CHECKING:
+    from crfm_core.settings.run import Settings
+
+
+def faults_between_sections(settings: Settings) -> list[str]:
+    """The faults that no section shows alone; checks that follow names run where all names exist."""
+    faults = [fault for check in (*NAME_CHECKS, *SECTION_CHECKS) for fault in check(settings)]
+    return faults or [fault for check in CHAIN_CHECKS for fault in check(settings)]
+
+
+def faults_with_dataset(settings: Settings, dataset: Dataset) -> list[str]:
+    """What the settings say that does not fit a dataset."""
+    return [fault for check in DATASET_CHECKS for fault in check(settings, dataset)]
+
+
+def _unknown(key: str, name: str | None, known: Collection[str]) -> Iterator[str]:
+    if name is not None and name not in known:
+        yield f"{key}: unknown name {name!r}; allowed: {', '.join(known) or '(none defined)'}"
+
+
+def _chain(settings: Settings, name: str | None) -> Iterator[str]:
+    """A filter and those before it, the last one first; endless where they go in a circle."""
+    while name in settings.filters:
+        yield name
+        name = settings.filters[name].after
+
+
+# ------------------------------------------------------------------------------------------------- names that exist
+
+
+def names_in_recipes(settings: Settings) -> Iterator[str]:
+    for name, recipe in settings.recipes.items():
+        yield from _unknown(f"recipes.{name}.control", recipe.control, settings.controls)
+        yield from _unknown(f"recipes.{name}.sampler", recipe.sampler, settings.samplers)
+        yield from _unknown(f"recipes.{name}.filter", recipe.filter, settings.filters)
+        yield from _unknown(f"recipes.{name}.resample", recipe.resample, settings.resamplings)
+
+
+def names_in_filters(settings: Settings) -> Iterator[str]:
+    for name, filter_ in settings.filters.items():
+        yield from _unknown(f"filters.{name}.after", filter_.after, settings.filters)
+    if "none" in settings.filters:
+        yield "filters.none: none stands for no filter; give it another name"
+
+
+def names_in_tables(settings: Settings) -> Iterator[str]:
+    for name, table in settings.experiments.items():
+        for index, recipe in enumerate(table.recipes):
+            yield from _unknown(f"experiments.{name}.recipes.{index}", recipe, settings.recipes)
+        for index, segmentor in enumerate(table.segmentors):
+            yield from _unknown(f"experiments.{name}.segmentors.{index}", segmentor, settings.segmentors)
+    for index, name in enumerate(settings.tables):
+        yield from _unknown(f"tables.{index}", name, settings.experiments)
+
+
+def names_of_judges(settings: Settings) -> Iterator[str]:
+    for key, judge in (("critic", settings.critic), ("judge", settings.judge)):
+        yield from _unknown(f"{key}.recipe", judge.recipe, settings.recipes)
+        yield from _unknown(f"{key}.segmentor", judge.segmentor, settings.segmentors)
+
+
+def name_in_comparison(settings: Settings) -> Iterator[str]:
+    if settings.comparison:
+        yield from _unknown("comparison.control", settings.comparison.control, settings.controls)
+
+
+# ----------------------------------------------------------------------------------------- sections that fit together
+
+
+def guidance_needs_caption_dropout(settings: Settings) -> Iterator[str]:
+    for name, sampler in settings.samplers.items():
+        used_with = {recipe.control for recipe in settings.recipes.values() if recipe.sampler == name and recipe.control}
+        for control in sorted(used_with & set(settings.controls)) if sampler.guidance_scale > 1 else ():
+            if not settings.controls[control].caption_dropout:
+                yield f"samplers.{name}.guidance_scale: needs caption_dropout in controls.{control}; set it, or 1"
+
+
+def filters_need_the_section_clip(settings: Settings) -> Iterator[str]:
+    for name, filter_ in settings.filters.items() if not settings.clip else ():
+        if filter_.NEEDS_CLIP:
+            yield f"filters.{name}.kind: {filter_.kind} needs the section clip; give path of a CLIP-like model, or repo and revision"
+
+
+def generation_needs_the_section_clip(settings: Settings) -> Iterator[str]:
+    if (settings.generation.cmmd or settings.generation.features == "clip") and not settings.clip:
+        yield "generation: needs the section clip; give path of a CLIP-like model, or repo and revision"
+
+
+def filters_in_a_circle(settings: Settings) -> Iterator[str]:
+    for name in settings.filters:
+        passed: list[str] = []
+        for one in _chain(settings, name):
+            passed.append(one)
+            if one in passed[:-1]:
+                yield f"filters.{name}.after: goes in a circle: {' after '.join(passed)}"
+                break
+
+
+def judges_train_on_real_tiles(settings: Settings) -> Iterator[str]:
+    for key, judge in (("critic", settings.critic), ("judge", settings.judge)):
+        if judge.recipe in settings.recipes and settings.recipes[judge.recipe].control:
+            yield f"{key}.recipe: must train on real tiles only; {judge.recipe!r} has synthetic ones"
+
+
+def judge_is_not_the_critic(settings: Settings) -> Iterator[str]:
+    if settings.critic == settings.judge:
+        yield "judge: is the critic itself; name another recipe, segmentor or seed, or its verdict is no evidence"
+
+
+# --------------------------------------------------------------------------------- where names lead from one to another
+
+
+def rare_resampling_needs_a_pixel_filter(settings: Settings) -> Iterator[str]:
+    for name, recipe in settings.recipes.items():
+        resampling = settings.resamplings[recipe.resample] if recipe.resample else None
+        if not resampling or not resampling.NEEDS_PIXEL_FILTER:
+            continue
+        if all(settings.filters[one].DROPS_IMAGES for one in _chain(settings, recipe.filter)):
+            yield f"recipes.{name}.filter: re-sampling of kind {resampling.kind} needs a filter of kind pixel before it; name one"
+
+
+def warmup_is_shorter_than_training(settings: Settings) -> Iterator[str]:
+    trained = [(recipe, name) for table in settings.experiments.values() for recipe in table.recipes for name in table.segmentors]
+    trained += [(judge.recipe, judge.segmentor) for judge in (settings.critic, settings.judge) if judge.recipe and judge.segmentor]
+    for recipe, name in dict.fromkeys(trained):
+        schedule = settings.recipes[recipe].schedule
+        iterations = round(settings.segmentors[name].iterations * (settings.longest_schedule if schedule == "longest" else schedule))
+        if (warmup := settings.segmentors[name].warmup) >= iterations:
+            yield f"segmentors.{name}.warmup: {warmup} leaves nothing of the {iterations} iterations on {recipe}; shorten it"
+
+
+NAME_CHECKS: tuple[Callable[[Settings], Iterator[str]], ...] = (
+    names_in_recipes, names_in_filters, names_in_tables, names_of_judges, name_in_comparison,
+)  # fmt: skip
+SECTION_CHECKS: tuple[Callable[[Settings], Iterator[str]], ...] = (
+    guidance_needs_caption_dropout, filters_need_the_section_clip, generation_needs_the_section_clip, filters_in_a_circle,
+    judges_train_on_real_tiles, judge_is_not_the_critic,
+)  # fmt: skip
+CHAIN_CHECKS: tuple[Callable[[Settings], Iterator[str]], ...] = (rare_resampling_needs_a_pixel_filter, warmup_is_shorter_than_training)
+
+
+# ------------------------------------------------------------------------------------------------------- with a dataset
+
+
+def splits_that_train(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    named = {f"recipes.{name}.split": recipe.split or dataset.train for name, recipe in settings.recipes.items()}
+    named |= {f"filters.{name}.statistics_split": one.split_of_losses for name, one in settings.filters.items()}
+    for key, split in named.items():
+        if split is not None and split not in dataset.splits:
+            yield f"{key}: {dataset.name} has no split {split!r}; allowed: {', '.join(dataset.splits)}"
+        if split == dataset.test:
+            yield f"{key}: {split!r} is the test split of {dataset.name}; nothing may train on it"
+
+
+def split_compared_with(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    if (split := settings.generation.split) not in (None, *dataset.splits):
+        yield f"generation.split: {dataset.name} has no split {split!r}; allowed: {', '.join(dataset.splits)}"
+
+
+def windows_without_gaps(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    stride, window = settings.evaluation.stride, settings.evaluation.window or dataset.tile.size
+    if stride and stride > window:
+        yield f"evaluation.stride: {stride} with windows of {dataset.name}'s tile size, {dataset.tile.size}, leaves gaps"
+
+
+def classes_of_resamplings(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    for name, resampling in settings.resamplings.items():
+        for unknown in [one for one in resampling.named_classes if one not in dataset.classes][:1]:
+            yield f"resamplings.{name}.classes: {dataset.name} has no class {unknown!r}; allowed: {', '.join(dataset.classes)}"
+
+
+def weights_per_class(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    for name, segmentor in settings.segmentors.items():
+        if isinstance(weights := segmentor.class_weights, list) and len(weights) != len(dataset.classes):
+            yield (
+                f"segmentors.{name}.class_weights: {len(weights)} numbers for the {len(dataset.classes)} classes of {dataset.name}; "
+                "give one per class"
+            )
+
+
+DATASET_CHECKS: tuple[Callable[[Settings, Dataset], Iterator[str]], ...] = (
+    splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, weights_per_class,
+)  # fmt: skip
