@@ -39,7 +39,7 @@ def filter_chain(settings: Settings, name: str | None) -> list[str]:
 def keeps_every_image(settings: Settings, recipe: str) -> bool:
     """Whether nothing before the mix leaves out whole images, so that the recipe gets as many as it names."""
     one = settings.recipes[recipe]
-    return not one.resample and all(settings.filters[name].kind == "pixel" for name in filter_chain(settings, one.filter))
+    return not one.resample and not any(settings.filters[name].DROPS_IMAGES for name in filter_chain(settings, one.filter))
 
 
 def hub_models(settings: Settings) -> dict[str, Section]:
@@ -112,7 +112,7 @@ class Experiment:
     def used_splits(self, dataset: str) -> list[str]:
         """The splits that anything trains on, is chosen by, is compared with or is scored on."""
         one, settings = self.datasets[dataset], self.settings
-        named = [recipe.split for recipe in settings.recipes.values()] + [one.statistics_split for one in settings.filters.values()]
+        named = [recipe.split for recipe in settings.recipes.values()] + [one.split_of_losses for one in settings.filters.values()]
         return _once(filter(None, [one.train, one.test, one.val, *named, settings.generation.split]))
 
     # ----------------------------------------------------------------------------------------------------------- files

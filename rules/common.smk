@@ -14,7 +14,7 @@ from snakemake.utils import validate
 from crfm_core import CrfmError
 from crfm_core.experiment import Experiment, copies, downloads, iterations, keeps_every_image
 from crfm_core.files import hash_of
-from crfm_core.settings import PLAIN, PRESETS, Download, EmbeddedBase, FolderBase, HubBase, load_datasets, load_settings
+from crfm_core.settings import PLAIN, PRESETS, Download, load_datasets, load_settings
 
 HERE = Path(workflow.basedir)
 
@@ -171,7 +171,7 @@ def control_of(wildcards):
 
 def base_model(wildcards):
     """The folder of the embedded base model, or the file that says where the given or fetched one is."""
-    if isinstance(settings.base_model, EmbeddedBase):
+    if settings.base_model.IS_BUILT:
         return f"{RESULTS}/{wildcards.dataset}/base_model"
     return f"{RESULTS}/base_model.json"
 
@@ -239,15 +239,15 @@ def synthetic_tiles(wildcards):
         raise WorkflowError(str(error)) from None
 
 
-def filters_of_kind(*kinds):
-    """A pattern of the filters of these kinds, for a rule's wildcard constraint."""
-    return "|".join(name for name, one in settings.filters.items() if one.kind in kinds) or "none-of-this-kind"
+def filters_that(drop_images):
+    """A pattern of the filters that drop whole images, or of those that do not, for a rule's wildcard constraint."""
+    return "|".join(name for name, one in settings.filters.items() if one.DROPS_IMAGES == drop_images) or "none-of-these"
 
 
 def class_losses(wildcards):
     """The critic's mean losses on real tiles that a filter, or a re-sampling, compares with."""
     one = settings.filters.get(getattr(wildcards, "filter", ""))
-    split = (one and one.statistics_split) or dataset_of(wildcards).train
+    split = (one and one.split_of_losses) or dataset_of(wildcards).train
     return f"{RESULTS}/{wildcards.dataset}/class_losses/{split}.json"
 
 
@@ -265,14 +265,14 @@ def critic_of_sampler(wildcards):
 
 def critic_of_filter(wildcards):
     """The critic, for a filter that asks it."""
-    if settings.filters[wildcards.filter].kind != "agreement":
+    if not settings.filters[wildcards.filter].NEEDS_CRITIC:
         return []
     return checkpoint_of(settings.critic)(wildcards)
 
 
 def clip_of_filter(wildcards):
     """Where the CLIP-like model is, for a filter that asks it."""
-    return clip_model(wildcards) if settings.filters[wildcards.filter].kind == "clip" else []
+    return clip_model(wildcards) if settings.filters[wildcards.filter].NEEDS_CLIP else []
 
 
 def losses_of_training_tiles(wildcards):

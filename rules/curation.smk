@@ -63,7 +63,7 @@ rule filter_pixels:
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.tsv"
     wildcard_constraints:
-        filter=filters_of_kind("pixel"),
+        filter=filters_that(drop_images=False),
     retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
@@ -93,7 +93,7 @@ rule filter_images:
     benchmark:
         f"{RESULTS}/benchmarks/{{dataset}}/filter_images-{{control}}-{{sampler}}-{{filter}}.tsv"
     wildcard_constraints:
-        filter=filters_of_kind("agreement", "clip"),
+        filter=filters_that(drop_images=True),
     retries: RETRIES
     conda:
         "../envs/segmentor.yaml"

@@ -1,7 +1,7 @@
 # Generator: the base model, latents of the training tiles, and the fine-tuned mask-conditioned transformer.
 
 
-if isinstance(settings.base_model, HubBase):
+if settings.base_model.IS_FETCHED:
 
     rule fetch_base_model:
         output:
@@ -25,7 +25,7 @@ if isinstance(settings.base_model, HubBase):
         script:
             "../workflow_scripts/fetch_base_model.py"
 
-elif isinstance(settings.base_model, FolderBase):
+elif not settings.base_model.IS_BUILT:
 
     rule check_base_model:
         output:

@@ -9,18 +9,17 @@ with job(snakemake):
     from crfm_core.devices import resolve, use_threads
     from crfm_core.layout import Layout
     from crfm_core.segmentor.critic import load_critic
-    from crfm_core.settings import Filter
+    from crfm_core.settings import AnyFilter, read_section
     from crfm_core.text.clip import load_clip
 
     use_threads(snakemake.threads)
-    asked, out = Filter(**snakemake.params.filter), Path(snakemake.output.manifest)
+    settings, out = read_section(AnyFilter, snakemake.params.filter), Path(snakemake.output.manifest)
     device, classes = resolve(snakemake.params.device), snakemake.params.classes
-    by_clip = asked.kind == "clip"
     filter_images(
         manifest=Path(snakemake.input.synthetic),
         root=Layout.filtered.root(out),
-        scorer=load_clip(snakemake.input.clip, device) if by_clip else load_critic(snakemake.input.critic, device, classes),
-        keep=asked.keep,
+        scorer=load_clip(snakemake.input.clip, device) if settings.NEEDS_CLIP else load_critic(snakemake.input.critic, device, classes),
+        keep=settings.keep,
         out=out,
         classes=classes,
     )

@@ -42,7 +42,7 @@ def filter_manifest(
     root: Path | str,
     critic: Critic,
     class_losses: Sequence[float | None],
-    margin: float | None,
+    margin: float,
     out: Path | str,
     batch_size: int = 16,
 ) -> pd.DataFrame:
@@ -50,11 +50,11 @@ def filter_manifest(
 
     Images stay where they are. Labels go to folders in the folder named like ``out`` without its suffix, with the georeference of
     their tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of the pixels labelled in
-    the tile's mask that has stayed, through earlier pixel filters too (1 when it had none). ``margin`` None is :data:`MARGIN`.
+    the tile's mask that has stayed, through earlier pixel filters too (1 when it had none).
 
     Raises DataError when a class loss is missing, no pixel at all stays, or ``out`` lies outside ``root``.
     """
-    num_classes, out, margin = len(critic.classes), Path(out), MARGIN if margin is None else margin
+    num_classes, out = len(critic.classes), Path(out)
     if len(class_losses) != num_classes:
         raise DataError(f"{len(class_losses)} class losses for {num_classes} classes; compute them with this critic")
     inside(root, str(out.resolve()))

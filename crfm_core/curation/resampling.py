@@ -15,14 +15,14 @@ from crfm_core import DataError
 from crfm_core.curation.selection import keep_rows
 from crfm_core.files import hash_of
 from crfm_core.manifest import check_paths, read_manifest
-from crfm_core.settings import Resampling
+from crfm_core.settings import AnyResampling, RareResampling
 
 
 def resample(
     manifest: Path | str,
     tiles: Path | str,
     class_losses: Sequence[float | None],
-    settings: Resampling,
+    settings: AnyResampling,
     classes: Sequence[str],
     out: Path | str,
     root: Path | str | None = None,
@@ -119,7 +119,7 @@ def _hardness_of_masks(table: pd.DataFrame, manifest: Path | str, tiles: Path | 
     return hardness
 
 
-def _rare_classes(class_losses: Sequence[float | None], settings: Resampling, classes: Sequence[str]) -> list[int]:
+def _rare_classes(class_losses: Sequence[float | None], settings: RareResampling, classes: Sequence[str]) -> list[int]:
     """Ids of the classes that count as poorly segmented: the named ones, or the worst by their loss."""
     if settings.classes:
         return [list(classes).index(name) for name in settings.classes]

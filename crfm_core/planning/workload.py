@@ -212,7 +212,7 @@ class JobCounts:
         if preset is None:
             sampler = settings.samplers[self.names["sampler"]]
             passes = sampler.num_steps * (2 if sampler.guidance_scale > 1 else 1)
-            yield self.synthetic_tiles() / settings.shards, passes, sampler.rectification
+            yield self.synthetic_tiles() / settings.shards, passes, sampler.rectify
             return
         images = min(settings.comparison.masks, self._tiles(self.dataset.test)) * len(settings.comparison.seeds)
         for steps in [0] if preset == PLAIN else settings.comparison.steps:

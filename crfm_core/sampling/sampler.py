@@ -51,7 +51,7 @@ class SamplerSpec:
         """
         settings, dtype = self.settings, compute_dtype(self.device)
         # The critic first: it may be for other classes, and the generator takes longer to load.
-        critic = load_critic(self.critic, self.device, self.classes) if settings.rectification else None
+        critic = load_critic(self.critic, self.device, self.classes) if settings.rectify else None
         decoder = open_decoder(settings.critic_decoder).to(self.device, dtype) if settings.critic_decoder else None
         pipeline = open_generator(self.generator).to(self.device, dtype)
         if settings.compile:
@@ -64,7 +64,7 @@ class SamplerSpec:
 
     def dependencies(self) -> dict[str, Any]:
         """What an image depends on beside generator, prompt and seed: settings, and the files they name by their contents."""
-        correction = self.settings.rectification
+        correction = self.settings.rectify
         found = {key: value for key, value in self.settings.result_keys().items() if key not in ("preset", "rectify", "critic_decoder")}
         if correction:
             found["rectify"] = asdict(correction)
@@ -105,7 +105,7 @@ class OpenedSampler:
             guidance_scale=self.settings.guidance_scale,
             critic=self.critic,
             critic_decoder=self.critic_decoder,
-            rectify=self.settings.rectification,
+            rectify=self.settings.rectify,
             num_inference_steps=self.settings.num_steps,
             pad=self.settings.pad,
             generator=generator,

@@ -116,7 +116,7 @@ def sample_scene(
 
     device, dtype = pipeline._execution_device, pipeline.transformer.dtype
     sigmas = pipeline.noise_levels(settings.num_steps)
-    decoder, correction = sampler.critic_decoder or pipeline.vae, settings.rectification
+    decoder, correction = sampler.critic_decoder or pipeline.vae, settings.rectify
 
     def prepare(windows: list[Window]) -> WindowBatch:
         own_labels, own_judged = (torch.stack([window.of(whole, shrink) for window in windows]) for whole in (labels, judged))

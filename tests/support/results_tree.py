@@ -179,7 +179,7 @@ class Tree:
     def synthesise(self, control: str, sampler: str) -> None:
         """The gathered manifest of one sampler, and what was measured of its samples."""
         out = self.add("synthetic", self.root / "synthetic" / control / sampler / "all.parquet")
-        correction, made = self.settings.samplers[sampler].rectification, []
+        correction, made = self.settings.samplers[sampler].rectify, []
         for row in self.train:
             for copy in range(copies(self.settings, control, sampler)):
                 name = f"{row['tile_id']}-{copy}"

@@ -74,8 +74,8 @@ def faults_of_given(settings: Settings) -> list[str]:
 
 def check_judges(work: Work, found: Findings) -> None:
     settings = work.settings
-    filters = [settings.filters[name].kind for name in work.named("filter", "filter_images")]
-    if work.of(*ASK_CRITIC) or "agreement" in filters:
+    filters = [settings.filters[name] for name in work.named("filter", "filter_images")]
+    if work.of(*ASK_CRITIC) or any(one.NEEDS_CRITIC for one in filters):
         found.problems += filter(None, [judge_fault(settings, "critic")])
     if work.of(*ASK_JUDGE) or (settings.generation.features == "judge" and work.of("measure_generation")):
         found.problems += filter(None, [judge_fault(settings, "judge")])
@@ -124,7 +124,7 @@ def check_base(work: Work, found: Findings) -> None:
 def check_models(work: Work, found: Findings) -> None:
     """Captioning and CLIP-like models, and weights of segmentors and Inception."""
     settings, generation = work.settings, work.settings.generation
-    ask_clip = "clip" in [settings.filters[name].kind for name in work.named("filter", "filter_images")]
+    ask_clip = any(settings.filters[name].NEEDS_CLIP for name in work.named("filter", "filter_images"))
     ask_clip |= bool(work.of("measure_generation")) and (generation.cmmd or generation.features == "clip")
     wanted: list[tuple[str, Model | None, bool, str]] = [
         ("captions.model", settings.captions.model, bool(work.of("caption_tiles")), "fetch_caption_model"),

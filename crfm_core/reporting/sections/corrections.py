@@ -83,7 +83,7 @@ def notes_on_samples(material: Material) -> list[str]:
 def sampler_line(sampler: Sampler) -> str:
     """The settings of a sampler that its images depend on, beside its steps."""
     parts = []
-    if correction := sampler.rectification:
+    if correction := sampler.rectify:
         parts.append(f"first {correction.steps} steps, {correction_line(correction)}")
     if sampler.critic_decoder:
         parts.append(f"the critic looks through {sampler.critic_decoder}")

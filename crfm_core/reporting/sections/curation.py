@@ -17,7 +17,7 @@ from crfm_core.reporting.findings import listed
 from crfm_core.reporting.material import Material
 from crfm_core.reporting.mixes import Mix
 from crfm_core.reporting.rendering import Pictures
-from crfm_core.settings import MARGIN, Dataset, Filter, Recipe, Resampling, Settings
+from crfm_core.settings import AnyFilter, AnyResampling, Dataset, Recipe, Settings
 
 
 @dataclass(frozen=True)
@@ -125,20 +125,20 @@ def _steps(name: str, recipe: Recipe, mix: Mix, material: Material, settings: Se
     if recipe.resample:
         why = why_resampled(settings.resamplings[recipe.resample])
         then(f"re-sampling {recipe.resample}", why, *of("resampled", (*key, recipe.filter or "none", recipe.resample)))
-    drawn = recipe.resample or any(settings.filters[one].kind != "pixel" for one in chain)
+    drawn = recipe.resample or any(settings.filters[one].DROPS_IMAGES for one in chain)
     most = f"{'at most ' if drawn else ''}{recipe.synthetic_per_real} for each of {mix.real} real tiles"
     order = "drawn among those left, whatever their copy" if drawn else "first copies before second ones"
     then("mixed in", f"takes {most}, {order}", files["mixes"][name], mix.synthetic)
     return steps
 
 
-def why_filtered(filter_: Filter, dataset: Dataset, settings: Settings) -> str:
+def why_filtered(filter_: AnyFilter, dataset: Dataset, settings: Settings) -> str:
     """What a filter keeps and by what, from its settings."""
     if filter_.kind == "pixel":
-        margin = MARGIN if filter_.margin is None else filter_.margin
-        split = filter_.statistics_split or dataset.train
+        split = filter_.split_of_losses or dataset.train
         return (
-            f"ignores pixels on which the critic's loss exceeds {margin:g} times the mean loss of their class on real tiles (split {split})"
+            f"ignores pixels on which the critic's loss exceeds {filter_.margin:g} times the mean loss of their class on real tiles "
+            f"(split {split})"
         )
     share = f"keeps the {100 * filter_.keep:g} % of the images"
     if filter_.kind == "agreement":
@@ -147,7 +147,7 @@ def why_filtered(filter_: Filter, dataset: Dataset, settings: Settings) -> str:
     return f"{share} that fit their captions best{by}"
 
 
-def why_resampled(resampling: Resampling) -> str:
+def why_resampled(resampling: AnyResampling) -> str:
     """What a re-sampling keeps and by what, from its settings."""
     if resampling.kind == "hardness":
         return "keeps more versions of masks whose classes the critic finds hard on real tiles, fewer of easy ones"

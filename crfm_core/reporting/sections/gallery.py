@@ -69,7 +69,7 @@ def _columns(material: Material, keys: list[Key], settings: Settings) -> list[Co
         table = material.synthetic[key]
         first = table["copy"].min()
         columns.append(Column(material.name_of(key), _files(material.files["synthetic"][key], table, "image", first, root), read_rgb))
-        filters = [name for *of, name in material.filtered if tuple(of) == key and settings.filters[name].kind == "pixel"]
+        filters = [name for *of, name in material.filtered if tuple(of) == key and not settings.filters[name].DROPS_IMAGES]
         for name in filters:
             title = f"{material.name_of(key)}, {'filtered' if len(filters) == 1 else name}"
             files = _files(material.files["filtered"][(*key, name)], material.filtered[(*key, name)], "label", first, root)

@@ -20,7 +20,7 @@ from crfm_core.curation.selection import class_counts, keep_rows, print_counts
 from crfm_core.data.rasters import read_label, read_rgb, write_raster
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor.critic import as_critic
-from crfm_core.settings import Filter
+from crfm_core.settings import PixelFilter
 from crfm_core.text.clip import load_clip
 
 
@@ -98,7 +98,7 @@ def test_the_filter_of_a_tile_is_as_computed_by_hand(tmp_path, capsys):
 
     # so the limits are 0.25 and 0.625; the class that the real tiles lack is kept whatever its loss
     synthetic = tiles_of(tmp_path / "synthetic.parquet", SYNTHETIC)
-    table = filter_manifest(synthetic, tmp_path, by_loss(), losses["losses"], None, tmp_path / "f" / "pixel.parquet")
+    table = filter_manifest(synthetic, tmp_path, by_loss(), losses["losses"], MARGIN, tmp_path / "f" / "pixel.parquet")
     (label,) = paths_of(tmp_path / "f" / "pixel.parquet", table, "label", tmp_path)
     assert read_label(label).tolist() == LEFT
     assert table.pixels.tolist() == [[3, 3, 4]] and table.classes.tolist() == [[0, 1, 2]]
@@ -113,18 +113,18 @@ def test_the_filter_of_a_tile_is_as_computed_by_hand(tmp_path, capsys):
 
 
 def test_no_margin_is_that_of_freemask_and_another_is_taken(tmp_path):
-    assert Filter().margin is None and MARGIN == 1.25
+    assert PixelFilter(kind="pixel").margin == MARGIN == 1.25
     loss, label = np.array([1.25, 1.26]), np.zeros(2, np.uint8)
     assert filter_pixels(loss, label, [1.0]).tolist() == [0, 255]
     synthetic = tiles_of(tmp_path / "synthetic.parquet", SYNTHETIC)
-    for margin, kept in ((None, [3, 3, 4]), (2.0, [5, 5, 4]), (0.75, [1, 1, 4])):
+    for margin, kept in ((MARGIN, [3, 3, 4]), (2.0, [5, 5, 4]), (0.75, [1, 1, 4])):
         out = tmp_path / str(margin) / "pixel.parquet"
         assert filter_manifest(synthetic, tmp_path, by_loss(), [0.2, 0.5, None], margin, out).pixels.tolist() == [kept]
 
 
 def test_a_class_that_no_synthetic_tile_shows_is_not_complained_of(tmp_path, capsys):
     synthetic = tiles_of(tmp_path / "synthetic.parquet", ([[1] * 4] * 4, [[0] * 4] * 4))
-    filter_manifest(synthetic, tmp_path, by_loss(), [0.2, None, None], None, tmp_path / "pixel.parquet")
+    filter_manifest(synthetic, tmp_path, by_loss(), [0.2, None, None], MARGIN, tmp_path / "pixel.parquet")
     said = capsys.readouterr().out
     assert "no real pixels" not in said and said.splitlines()[-2].split() == ["water", "0", "0", "–", "0", "0"]
 
@@ -140,7 +140,7 @@ def test_what_two_pixel_filters_kept_is_counted_from_the_mask(tmp_path):
 def test_a_filter_that_leaves_no_pixel_is_an_error_with_the_remedy(tmp_path):
     synthetic = tiles_of(tmp_path / "synthetic.parquet", SYNTHETIC)
     with pytest.raises(DataError, match=r"pixel\.parquet: no pixel of the 1 tiles of \S*synthetic\.parquet .* 1\.25 times .*raise"):
-        filter_manifest(synthetic, tmp_path, by_loss(), [0.01, 0.01, 0.01], None, tmp_path / "pixel.parquet")
+        filter_manifest(synthetic, tmp_path, by_loss(), [0.01, 0.01, 0.01], MARGIN, tmp_path / "pixel.parquet")
     assert not (tmp_path / "pixel.parquet").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_pixel_filter_after_one_of_images_sees_what_that_left(tmp_path):
     first, second = (tmp_path / "filtered" / "crfm" / f"{name}.parquet" for name in ("agreement", "agreement-pixel"))
     filter_images(manifest, tmp_path, as_critic(ClassInTheImage(), CLASSES), 0.4, first, CLASSES)
     # the loss written into these images is 0 for what they show, and without end for what they do not
-    table = filter_manifest(first, tmp_path, by_loss(), [0.1, 0.1, 0.1], None, second)
+    table = filter_manifest(first, tmp_path, by_loss(), [0.1, 0.1, 0.1], MARGIN, second)
     assert table.tile_id.tolist() == ["t0", "t1"] and table.agreement.tolist() == pytest.approx(AGREEMENT[:2])
     assert table.pixels.tolist() == [[8, 8, 0], [6, 7, 0]] and table.kept.tolist() == [1, 13 / 15]
     assert all(path.is_file() for column in ("image", "label") for path in paths_of(second, table, column, tmp_path))

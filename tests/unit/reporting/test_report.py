@@ -550,7 +550,7 @@ def test_the_samplers_are_told_by_what_their_images_depend_on(odd, report):
         "3 steps without gain, the critic looks through models/taesd3"
     ) in text_of(odd)
     fixed = "first 23 steps, step size 0.3 (constant), 1 per step, valid pixels, sum, normalise relative, no shrink, no clamp"
-    assert f"plain 23 none (plain) – crfm 23 preset default, changed: steps, step_size {fixed}" in text_of(report[1])
+    assert f"plain 23 none (plain) – crfm 23 preset default, changed: steps {fixed}" in text_of(report[1])
 
 
 # --------------------------------------------------------------------------------------------------------- small parts

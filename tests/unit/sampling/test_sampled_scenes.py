@@ -50,7 +50,7 @@ def test_a_mask_within_one_window_gives_what_the_pipeline_gives(pipeline, sample
     mask = MASK[:16, :12]
     image, _ = draw(pipeline, mask, sampler=sampler)
     own = pipeline(mask[None], prompt_embeds=TEXT, pooled_prompt_embeds=TEXT[:, 0, :24], num_inference_steps=STEPS, output_type="np",
-                   critic=TinyCritic(), rectify=sampler.rectification, generator=torch.Generator().manual_seed(1),
+                   critic=TinyCritic(), rectify=sampler.rectify, generator=torch.Generator().manual_seed(1),
                    progress=False).images[0]  # fmt: skip
     assert np.abs(image - (own * 255).round()).max() <= 1
 
