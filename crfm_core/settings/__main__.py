@@ -1,5 +1,14 @@
-"""Print the JSON schema: ``python -m crfm_core.settings schema > configs/schema.json``."""
+"""Print what is generated from the settings: ``python -m crfm_core.settings schema`` (configs/schema.json) or ``docs``
+(docs/configuration.md)."""
 
-from crfm_core.settings import json_schema
+import sys
 
-print(json_schema(), end="")
+from crfm_core.settings.documentation import configuration_page
+from crfm_core.settings.schema import json_schema
+
+PRINTED = {"schema": json_schema, "docs": configuration_page}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in PRINTED:
+        sys.exit(f"usage: python -m crfm_core.settings {' | '.join(PRINTED)}")
+    print(PRINTED[sys.argv[1]](), end="")

@@ -29,8 +29,10 @@ class Place:
     #: Of a section that has kinds: the key that names the kind, and by kind its section.
     discriminator: str = ""
     kinds: dict[str, Node] = field(default_factory=dict)
+    nullable: bool = False
 
     def __post_init__(self) -> None:
+        self.nullable = any(option.get("type") == "null" for option in self.node.get("anyOf", []))
         self.node = self._resolved(self.node)
         if found := self.node.get("discriminator"):
             self.discriminator = found["propertyName"]
