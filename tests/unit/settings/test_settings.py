@@ -15,6 +15,7 @@ from snakemake.utils import update_config
 from crfm_core import ConfigError
 from crfm_core.experiment import copies, iterations, selected_tables
 from crfm_core.settings import RectifySettings, Settings, json_schema, load_dataset, load_datasets, load_settings
+from crfm_core.settings.documentation import configuration_page
 
 DATASETS = ROOT / "configs" / "datasets"
 
@@ -256,8 +257,9 @@ def test_a_dataset_like_itself_or_like_a_path_is_refused(tmp_path):
             load_dataset(tmp_path / f"{name}.yaml")
 
 
-def test_the_schema_file_is_the_models_schema():
-    assert (ROOT / "configs" / "schema.json").read_text(encoding="utf-8") == json_schema()
+@pytest.mark.parametrize(("file", "written"), [("configs/schema.json", json_schema), ("docs/configuration.md", configuration_page)])
+def test_what_is_generated_from_the_settings_is_in_step_with_them(file, written):
+    assert (ROOT / file).read_text(encoding="utf-8") == written()
 
 
 def test_the_embedded_default_shows_every_key_that_it_could_set():
