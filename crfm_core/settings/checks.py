@@ -6,12 +6,9 @@ A check yields a line per fault: the key, what is wrong and what to do.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING
 
 from crfm_core.settings.data import Dataset
-
-if TYPE_CHECKING:
-    from crfm_core.settings.run import Settings
+from crfm_core.settings.run import Settings
 
 
 def faults_between_sections(settings: Settings) -> list[str]:

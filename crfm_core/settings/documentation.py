@@ -17,8 +17,8 @@ INTRO = """\
 A run reads two kinds of YAML files: the *configuration of the run*, which says what is made and compared, and one *dataset file* per
 dataset, which says where its scenes are and what their classes are. This page lists every key of both.
 
-**Which files are read.** Without further arguments Snakemake reads `config.yaml`, the embedded default, which explains its keys in
-comments. `snakemake --configfile FILE` reads FILE instead of it. `snakemake --configfile config.yaml FILE` lays FILE over it.
+**Which files are read.** Without further arguments a run reads `config.yaml`, the embedded default, which explains its keys in comments.
+With `--configfile FILE` it reads FILE instead. With `--configfile config.yaml FILE` it lays FILE over `config.yaml`.
 The names in `datasets` are those of files `configs/datasets/NAME.yaml`; an entry that ends in `.yaml` is the path of a file. A dataset
 file with `like: OTHER` takes the keys that it does not have from `OTHER.yaml` beside it.
 

@@ -12,13 +12,17 @@ from crfm_core.settings.base import Section
 from crfm_core.settings.schema import Place, locate
 
 
-def explained(source: str, error: ValidationError, model: type[Section]) -> ConfigError:
-    """The error of a configuration that is not valid, from pydantic's; ``source`` says which file it was read from."""
+def invalid(source: str, faults: list[str]) -> ConfigError:
+    """The error of a configuration with these faults; ``source`` says where it was read from."""
+    return ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults)))
+
+
+def faults_of(error: ValidationError, model: type[Section]) -> list[str]:
+    """The faults that pydantic found."""
     schema, faults = model.model_json_schema(), error.errors()
     places = [locate(schema, fault["loc"]) for fault in faults]
-    lines = [line for fault, place in zip(faults, places, strict=True) if not _of_another_type(fault, place, faults, places)
-             for line in _lines(fault, place, schema)]  # fmt: skip
-    return ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines)))
+    pairs = zip(faults, places, strict=True)
+    return [_line(fault, place, schema) for fault, place in pairs if not _of_another_type(fault, place, faults, places)]
 
 
 def _of_another_type(fault: Any, place: Place, faults: list[Any], places: list[Place]) -> bool:
@@ -28,18 +32,17 @@ def _of_another_type(fault: Any, place: Place, faults: list[Any], places: list[P
     )
 
 
-def _lines(fault: Any, place: Place, schema: dict[str, Any]) -> list[str]:
+def _line(fault: Any, place: Place, schema: dict[str, Any]) -> str:
     path, message = ".".join(place.keys), re.sub(r"^Value error, ", "", fault["msg"])
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return [f"{path}: {_why_unknown(place.keys[-1], locate(schema, fault['loc'][:-1]))}"]
+        return f"{path}: {_why_unknown(place.keys[-1], locate(schema, fault['loc'][:-1]))}"
     if fault["type"] == "union_tag_invalid":
-        return [f"{path}.{place.discriminator}: unknown kind {fault['ctx']['tag']!r}; allowed: {', '.join(place.kinds)}"]
+        return f"{path}.{place.discriminator}: unknown kind {fault['ctx']['tag']!r}; allowed: {', '.join(place.kinds)}"
     if fault["type"] == "union_tag_not_found":
-        return [f"{path}.{place.discriminator}: missing; allowed: {', '.join(place.kinds)}"]
-    if fault["type"] == "value_error" and not path:
-        return message.split("\n")  # of the whole configuration: a line for each of its faults
+        return f"{path}.{place.discriminator}: missing; allowed: {', '.join(place.kinds)}"
     names_a_key = fault["type"] == "value_error" and re.match(r"[\w.]+: ", message)  # a section's own check: "steps: ..."
-    return [f"{path}{'.' if names_a_key else ': '}{message}{_found(fault)}"]
+    joint = "" if not path else "." if names_a_key else ": "
+    return f"{path}{joint}{message}{_found(fault)}"
 
 
 def _found(fault: Any) -> str:

@@ -9,18 +9,21 @@ import yaml
 from pydantic import ValidationError
 
 from crfm_core import ConfigError
-from crfm_core.settings.checks import faults_with_dataset
+from crfm_core.settings.checks import faults_between_sections, faults_with_dataset
 from crfm_core.settings.data import Dataset
-from crfm_core.settings.errors import explained
+from crfm_core.settings.errors import faults_of, invalid
 from crfm_core.settings.run import Settings
 
 
 def load_settings(config: dict, source: str = "configuration") -> Settings:
     """Check a configuration as read from YAML. Raises ConfigError naming every wrong key, with what is allowed."""
     try:
-        return Settings.model_validate(config)
+        settings = Settings.model_validate(config)
     except ValidationError as error:
-        raise explained(source, error, Settings) from None
+        raise invalid(source, faults_of(error, Settings)) from None
+    if faults := faults_between_sections(settings):
+        raise invalid(source, faults)
+    return settings
 
 
 def load_dataset(path: Path | str) -> Dataset:
@@ -32,7 +35,7 @@ def load_dataset(path: Path | str) -> Dataset:
     try:
         return Dataset.model_validate(content)
     except ValidationError as error:
-        raise explained(str(path), error, Dataset) from None
+        raise invalid(str(path), faults_of(error, Dataset)) from None
 
 
 def _read_dataset(path: Path, liked: tuple[Path, ...] = ()) -> dict:

@@ -1,4 +1,4 @@
-"""The whole configuration of a run, and what has to fit between its sections."""
+"""The whole configuration of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from crfm_core.settings.base import Location, Name, Positive, Section
-from crfm_core.settings.checks import faults_between_sections
 from crfm_core.settings.curation import AnyFilter, AnyResampling, Recipe
 from crfm_core.settings.generator import AnyBase, Control
 from crfm_core.settings.report import Generation, Table
@@ -17,7 +16,7 @@ from crfm_core.settings.text import Captions, Model
 
 
 class Settings(Section):
-    """The whole configuration of one run."""
+    """The whole configuration of one run; :func:`crfm_core.settings.load_settings` also checks that its sections fit together."""
 
     scale: str = Field(pattern=r"^[^=+@{}-][^{}]*$", description="what the report calls this size of experiment")
     results: Location = Field("results", min_length=1, description="folder of everything that is made")
@@ -55,12 +54,6 @@ class Settings(Section):
             names = list(known) if said == "all" and isinstance(known, dict) else [name.strip() for name in said.split(",")]
             return data | {"tables": names}
         return data
-
-    @model_validator(mode="after")
-    def _sections_fit(self) -> Settings:
-        if faults := faults_between_sections(self):
-            raise ValueError("\n".join(faults))
-        return self
 
     @property
     def longest_schedule(self) -> float:
