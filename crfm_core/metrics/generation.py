@@ -37,7 +37,7 @@ def frechet_distance(real: Any, samples: Any) -> float:
 def _root(features: np.ndarray) -> np.ndarray:
     """R [at most D, D] with Rᵀ R the covariance of the features."""
     root = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root
+    return np.asarray(np.linalg.qr(root, mode="r")) if len(root) > root.shape[1] else root
 
 
 def kernel_distance(real: Any, samples: Any, subset: int = 100, subsets: int = 100, seed: int = 0) -> tuple[float, float | None, int]:
@@ -142,7 +142,7 @@ def nearest_references(
     indices, ratios = [], []
     for part in torch.as_tensor(samples).split(chunk):
         part = part.to(device).float()
-        squares = None
+        squares: Any = None
         for one, length in zip(references, lengths, strict=True):
             found = torch.addmm(length, part, one.T, alpha=-2).add_(part.square().sum(dim=1, keepdim=True))
             squares = found if squares is None else torch.minimum(squares, found)

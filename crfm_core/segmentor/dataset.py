@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,8 @@ class Tiles(torch.utils.data.Dataset):
     Raises DataError for a tile that cannot be read or does not fit the classes.
     """
 
+    metainfo: dict[str, Any]  #: classes and palette, as mmengine's datasets have it
+
     def __init__(
         self, manifest: Path | str, table: pd.DataFrame, root: Path | str, num_classes: int, seed: int, copies: Path | None = None
     ):
@@ -131,7 +134,7 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> t
     Seen from above there is no up: all eight orientations are alike. Square tiles keep their size; others turn by halves only.
     """
     turns = rng.integers(4) if label.shape[0] == label.shape[1] else 2 * rng.integers(2)
-    image, label = np.rot90(image, turns), np.rot90(label, turns)
+    image, label = np.rot90(image, int(turns)), np.rot90(label, int(turns))
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
     contrast = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -49,7 +49,8 @@ def tile_batches(manifest: Path | str, root: Path | str, batch_size: int) -> Ite
 
 def batches_of_one_size(pairs: Iterable[tuple[T, np.ndarray]], batch_size: int) -> Iterator[tuple[list[T], np.ndarray]]:
     """Pairs of (member, image [H,W,3]) in batches of neighbours of one size: ([member, ...], images [B,H,W,3])."""
-    members, images = [], []
+    members: list[T] = []
+    images: list[np.ndarray] = []
     for member, image in pairs:
         if images and (len(images) == batch_size or image.shape != images[-1].shape):
             yield members, np.stack(images)
@@ -83,7 +84,7 @@ def class_maps(critic: Critic, images: Tensor, evaluation: Evaluation) -> Tensor
     The most likely class of a pixel is the highest of its K numbers. Where the evaluation gives no window, mode ``slide`` takes the side of
     the images. Raises ConfigError for windows that leave gaps.
     """
-    answer = critic
+    answer: Callable[[Tensor], Tensor] = critic
     if evaluation.mode == "slide":
         window, stride = window_and_stride(evaluation, max(images.shape[-2:]))
         answer = partial(slide, critic, window=window, stride=stride)
@@ -100,10 +101,10 @@ def _mean_over_views(answer: Callable[[Tensor], Tensor], images: Tensor, scales:
     """
     height, width = images.shape[-2:]
     views = list(product(scales, (False, True) if flip else (False,)))
-    total = 0
+    total: Any = 0
     for scale, mirrored in views:
         # sides are rounded as mmcv's rescaling does
-        view = _resized(images, tuple(max(1, int(side * scale + 0.5)) for side in (height, width)))
+        view = _resized(images, (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))))
         logits = answer(view.flip(-1)).flip(-1) if mirrored else answer(view)
         total = total + _resized(logits, (height, width)).softmax(dim=1)
     return total / len(views)

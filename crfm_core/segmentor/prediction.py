@@ -85,8 +85,8 @@ def predict_tiles(
                     for row, label in zip(rows, predict(critic, pictures, evaluation.batch_size, evaluation), strict=True):
                         _write_tile(paths[row], label, table.iloc[row], {"made_by": made_by[row], "checkpoint": weights[:12]})
                     progress.update(len(rows))
-        rows = [_row(table.iloc[row], images[row], paths[row], manifest, out) for row in range(len(table))]
-        return write_manifest(out, [row | {"predicted_by": weights[:12]} for row in rows])
+        entries = [_row(table.iloc[row], images[row], paths[row], manifest, out) for row in range(len(table))]
+        return write_manifest(out, [entry | {"predicted_by": weights[:12]} for entry in entries])
 
 
 def _remove_others(folder: Path, paths: list[Path]) -> None:
@@ -109,8 +109,8 @@ def _write_tile(path: Path, label: np.ndarray, row: pd.Series, tags: Mapping[str
     label[int(row.get("inner_height", len(label))) :] = IGNORE
     label[:, int(row.get("inner_width", label.shape[1])) :] = IGNORE
     tags = {**tags, "prediction_of": row.tile_id} | ({"licence": row.licence} if row.get("licence") else {})
-    place = (row.crs, list(row["transform"])) if row.crs and path.suffix != ".png" else (None, None)
-    write_raster(path, label, *place, tags)
+    crs, transform = (row.crs, list(row["transform"])) if row.crs and path.suffix != ".png" else (None, None)
+    write_raster(path, label, crs, transform, tags)
 
 
 def _row(row: pd.Series, image: Path, label: Path, manifest: Path | str, out: Path) -> dict:

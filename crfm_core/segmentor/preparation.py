@@ -34,7 +34,8 @@ class Preparation:
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of an image after padding."""
-        return tuple(max(least, side + -side % self.divisor) for side, least in zip((height, width), self.size, strict=True))
+        least_height, least_width = self.size
+        return max(least_height, height + -height % self.divisor), max(least_width, width + -width % self.divisor)
 
 
 #: What segmentors see that this workflow trains by the name of an architecture.

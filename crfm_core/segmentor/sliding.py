@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -55,11 +56,11 @@ def slide(answer: Callable[[Tensor], Tensor], images: Tensor, window: int, strid
     multiple of 32 pads each. An image smaller than a window is one window.
     """
     height, width = images.shape[-2:]
-    canvas = None
-    for top in window_offsets(height, min(window, height), stride):
-        for left in window_offsets(width, min(window, width), stride):
-            logits = answer(images[..., top : top + window, left : left + window])
-            if canvas is None:
-                canvas = Canvas(tuple(logits.shape[:2]), height, width, logits.device)
-            canvas.add(top, left, logits)
+    tops, lefts = window_offsets(height, min(window, height), stride), window_offsets(width, min(window, width), stride)
+    canvas: Canvas | None = None
+    for top, left in product(tops, lefts):
+        logits = answer(images[..., top : top + window, left : left + window])
+        canvas = canvas or Canvas(tuple(logits.shape[:2]), height, width, logits.device)
+        canvas.add(top, left, logits)
+    assert canvas is not None, "an image has at least one window"
     return canvas.mean()

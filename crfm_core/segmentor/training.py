@@ -25,7 +25,7 @@ from crfm_core.segmentor.mmseg.networks import build_described, describe_archite
 from crfm_core.segmentor.mmseg.running import TrainingRunner, collate, training_runner, versions
 from crfm_core.segmentor.preparation import DIVISOR, Preparation
 from crfm_core.segmentor.validation import Validation, best_of, newest_checkpoint
-from crfm_core.settings import Segmentor
+from crfm_core.settings import Download, Segmentor
 
 
 class SegmentorTraining(ParallelJob):
@@ -91,21 +91,21 @@ def train_segmentor(job: SegmentorTraining) -> None:
             checkpoint, done = group.broadcast(newest_checkpoint(folder) if group.is_main else None) or (None, 0)
 
             tiles = Tiles(job.manifest, table, job.root, num_classes, job.seed, copies)
-            tiles.metainfo = {"classes": job.classes, "palette": [list(colour) for colour in job.palette]}  # as mmengine's datasets have it
+            tiles.metainfo = {"classes": job.classes, "palette": [list(colour) for colour in job.palette]}
             own = group.share(segmentor.batch_size)
             draws = WeightedDraws(table.weight.to_numpy(float), job.seed, done * segmentor.batch_size, segmentor.batch_size, own)
             workers = 0 if tiles.cached and job.device == "cpu" else 4  # a GPU would wait for the augmentation
             loader = DataLoader(tiles, len(own), sampler=draws, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0)
 
             validation = None
-            if val_table is not None:
+            if job.val is not None and val_table is not None:
                 val_tiles = Tiles(job.val, val_table, job.root, num_classes, job.seed)
                 every = segmentor.validate_every or -(-job.iterations // 10)
                 images = _preparation_of(description)
                 validation = Validation(val_tiles, folder, every, job.iterations, max(1, len(own)), images, group)
 
             torch.manual_seed(job.seed)  # the weights follow from the seed alone
-            network = build_described(description, segmentor.config or segmentor.architecture, ConfigError)
+            network = build_described(description, str(segmentor.config or segmentor.architecture), ConfigError)
             if segmentor.config:
                 try_out(network, (int(table.height.max()), int(table.width.max())), segmentor.config)
             runner = training_runner(network, loader, segmentor, job.iterations, job.seed, folder, group, validation, checkpoint, backbone)
@@ -122,7 +122,7 @@ def train_segmentor(job: SegmentorTraining) -> None:
 def _pretrained(job: SegmentorTraining) -> Path | None:
     """The file of pretrained backbone weights, if any."""
     file = job.pretrained or job.segmentor.pretrained
-    if file and not isinstance(file, str | Path):
+    if isinstance(file, Download):
         raise ConfigError(f"segmentor pretrained: fetch {file.url} first and pass the file as `pretrained`")
     if file and not Path(file).is_file():
         raise WeightsError(f"{file}: there is no such file of pretrained weights; fetch it, or correct `pretrained` of the segmentor")
@@ -142,7 +142,7 @@ def _describe(segmentor: Segmentor, num_classes: int, weights: list[float] | Non
     if segmentor.config:
         description = describe_file(segmentor.config, num_classes)
     else:
-        description = describe_architecture(segmentor.architecture, num_classes)
+        description = describe_architecture(str(segmentor.architecture), num_classes)
     if weights:
         weigh_classes(description, weights)
     return description

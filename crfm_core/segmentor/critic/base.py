@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,15 @@ class Critic(nn.Module):
     The network computes in the type of its weights, whatever that of the images, which is also that of the logits.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         classes: Sequence[str],
         preparation: Preparation = OWN,
-        answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
+        answer: Callable[[Any, Tensor], Tensor] | None = None,
     ):
         super().__init__()
         self.network = network
@@ -65,5 +69,5 @@ class Critic(nn.Module):
         return self(images)
 
 
-def _encode_decode(network: nn.Module, inputs: Tensor) -> Tensor:
+def _encode_decode(network: Any, inputs: Tensor) -> Tensor:
     return network.encode_decode(inputs, [{"img_shape": inputs.shape[2:]}])

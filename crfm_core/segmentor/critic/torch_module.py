@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ def as_critic(
     return Critic(network, classes, Preparation(tuple(mean), tuple(std), **preparation), _logits_of)
 
 
-def _logits_of(network: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
+def _logits_of(network: Any, inputs: Tensor) -> Tensor:
     """The logits of anything that has a method, or an output, of that name, or that returns them."""
     answer = getattr(network, "logits", network)(inputs)
     return getattr(answer, "logits", answer)

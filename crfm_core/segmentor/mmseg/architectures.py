@@ -98,7 +98,7 @@ def _pspnet_r50(num_classes: int) -> dict:
 
 def _deeplabv3plus_r50(num_classes: int) -> dict:
     """DeepLabv3+ (Chen et al., ECCV 2018) on ResNet-50-v1c at stride 8 with an auxiliary head."""
-    layers = {"in_channels": 2048, "in_index": 3, "channels": 512, "dilations": (1, 12, 24, 36), "dropout_ratio": 0.1}
+    layers: dict[str, Any] = {"in_channels": 2048, "in_index": 3, "channels": 512, "dilations": (1, 12, 24, 36), "dropout_ratio": 0.1}
     head = _head("DepthwiseSeparableASPPHead", num_classes, c1_in_channels=256, c1_channels=48, **layers)
     return {"backbone": _resnet50(), "decode_head": head, "auxiliary_head": _auxiliary(num_classes, 1024)}
 
@@ -114,10 +114,10 @@ def _upernet_convnext_t(num_classes: int) -> dict:
         "layer_scale_init_value": 1.0,
         "gap_before_final_norm": False,
     }
-    layers = {"in_channels": widths, "in_index": [0, 1, 2, 3], "pool_scales": (1, 2, 3, 6), "channels": 512, "dropout_ratio": 0.1}
+    pooling: dict[str, Any] = {"in_index": [0, 1, 2, 3], "pool_scales": (1, 2, 3, 6)}
     return {
         "backbone": backbone,
-        "decode_head": _head("UPerHead", num_classes, **layers),
+        "decode_head": _head("UPerHead", num_classes, in_channels=widths, channels=512, dropout_ratio=0.1, **pooling),
         "auxiliary_head": _auxiliary(num_classes, widths[2]),
     }
 

@@ -103,7 +103,9 @@ def _base_path(name: str, path: Path) -> Path:
         return (path.parent / name).resolve()
     if package != "mmseg":
         raise ValueError(f"inherits from {name!r}; of packages only mmseg:: is known")
-    return Path(importlib.util.find_spec("mmseg").submodule_search_locations[0]) / ".mim" / "configs" / below
+    package_spec = importlib.util.find_spec("mmseg")
+    assert package_spec and package_spec.submodule_search_locations, "mmsegmentation is a requirement"
+    return Path(package_spec.submodule_search_locations[0]) / ".mim" / "configs" / below
 
 
 def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) ->
     try:
         statements = ast.parse(text).body
         bases = [one.value for one in statements if inherit and isinstance(one, ast.Assign) and _target(one) == "_base_"]
-        base = inherit(_value(bases[0], {})) if bases else {}
+        base = inherit(_value(bases[0], {})) if inherit and bases else {}
         names: dict[str, Any] = {"inf": math.inf, "nan": math.nan} | ({"_base_": base} if inherit else {})
         own: dict[str, Any] = {}
         for statement in statements:
@@ -175,7 +177,7 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
         case ast.Tuple(elts=items):
             return tuple(_value(item, names) for item in items)
         case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_key(key, names): _value(value, names) for key, value in zip(keys, values, strict=True)}
+            return {_key(key, names): _value(value, names) for key, value in zip(keys, values, strict=True) if key}
         # mmengine writes dict({...}) where a key is no identifier
         case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()] as arguments, keywords=pairs) if all(pair.arg for pair in pairs):
             return {**(_value(arguments[0], names) if arguments else {}), **{pair.arg: _value(pair.value, names) for pair in pairs}}
@@ -202,7 +204,7 @@ def _readable(value: Any) -> Any:
     return value
 
 
-def _no_value(node: ast.AST) -> ValueError:
+def _no_value(node: ast.expr | ast.stmt) -> ValueError:
     return ValueError(f"holds more than values (line {node.lineno}: {ast.unparse(node)[:80]})")
 
 

@@ -105,14 +105,15 @@ def _preparation_of(config: dict[str, Any], default: Preparation | None) -> Prep
         images = {"type": "SegDataPreProcessor", "mean": old["mean"], "std": old["std"], "bgr_to_rgb": old.get("to_rgb", True)}
     if images.get("type") != "SegDataPreProcessor":
         raise ValueError(f"prepares images with {images.get('type')}; known is SegDataPreProcessor")
-    mean, std = images.get("mean"), images.get("std")
+    mean: Any = images.get("mean")
+    std: Any = images.get("std")
     if mean is None:
         mean, std = [0.0], [1.0]
     if not all(isinstance(one, list | tuple) and len(one) in (1, 3) for one in (mean, std)):
         raise ValueError(f"normalises with mean={mean} and std={std}; the images of a critic have three channels")
     padding = images.get("test_cfg") or {}  # without it, prediction does not pad
     reversed_channels = bool(images.get("bgr_to_rgb") or images.get("rgb_to_bgr"))
-    first_step = next(iter(config.get("test_pipeline") or [{}]), {})
+    first_step: dict[str, Any] = next(iter(config.get("test_pipeline") or [{}]), {})
     loads_rgb = first_step.get("type") == RGB_STEP["type"] or first_step.get("imdecode_backend") == "tifffile"
     return Preparation(
         mean=[value / 255 for value in mean],

@@ -41,7 +41,7 @@ class _NoOperators(types.ModuleType):
 def replaced_modules(**modules: types.ModuleType | None) -> Iterator[None]:
     """Other modules under these names for imports inside the block, None for one that cannot be found; afterwards all is as before."""
     before = {name: sys.modules[name] for name in modules if name in sys.modules}
-    sys.modules.update(modules)
+    sys.modules.update(modules)  # type: ignore[arg-type]  # None is what the import system takes for a module that is not there
     try:
         yield
     finally:

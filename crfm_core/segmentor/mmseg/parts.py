@@ -6,6 +6,7 @@ Importing this module imports mmsegmentation and registers all its parts and the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ class WeightedCrossEntropyLoss(CrossEntropyLoss):
     those that are not ignored.
     """
 
-    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, avg_factor: float | None = None, **more) -> Tensor:
+    def forward(self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, avg_factor: Any = None, **more) -> Tensor:
         """Logits [B,K,H,W] and labels [B,H,W] -> a number."""
         more = {"ignore_index": 255} | more
         if avg_factor is None and self.reduction == "mean":

@@ -148,7 +148,7 @@ class TrainingHook(Hook):
         own = () if self.group.is_main else (self.group.rank,)
         torch.manual_seed(seed_of("iteration", self.seed, batch_idx, *own))
 
-    def after_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None) -> None:
+    def after_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: dict | None = None, outputs: Any = None) -> None:
         loss, number = self.group.mean(outputs["loss"]), batch_idx + 1
         if not math.isfinite(loss):
             raise ConfigError(f"training diverged: loss is {loss} at iteration {number}; lower learning_rate or lengthen warmup")
@@ -161,6 +161,8 @@ class TrainingHook(Hook):
 
 class TrainingRunner(Runner):
     """mmengine's Runner on a chosen device, with atomic checkpoints that are read without running code, and a quiet start."""
+
+    model: Any
 
     def start_from(self, group: ProcessGroup, checkpoint: Path | None, backbone: Path | None, find_unused: bool) -> None:
         """Choose the device and what :meth:`train` starts from: a training checkpoint, or else pretrained backbone weights.

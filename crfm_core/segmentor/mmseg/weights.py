@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def _mmengine_types() -> list:
     with lean_imports():
         from mmengine.logging import HistoryBuffer
 
-    makers = [np._core.multiarray._reconstruct, np._core.multiarray.scalar]
+    makers = [np._core.multiarray._reconstruct, np._core.multiarray.scalar]  # type: ignore[attr-defined]  # what pickles name is private
     before_numpy_2 = [(maker, f"numpy.core.multiarray.{maker.__name__}") for maker in makers]
     numbers = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
 
@@ -54,7 +55,7 @@ def load_weights(network: nn.Module, weights: dict, source: Path | str) -> None:
         raise WeightsError(f"{source}: the weights do not fit its own architecture ({reason}); train or fetch it again") from None
 
 
-def load_backbone(network: nn.Module, path: Path | str) -> None:
+def load_backbone(network: Any, path: Path | str) -> None:
     """Load pretrained backbone weights: a state dict of the backbone or of a whole segmentor, in mmsegmentation's names.
 
     Raises WeightsError when fewer than nine in ten of the backbone's tensors are found, or shapes differ.
