@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
 from snakemake.utils import validate
@@ -14,9 +15,16 @@ from snakemake.utils import validate
 from crfm_core import CrfmError
 from crfm_core.experiment import Experiment, copies, downloads, iterations, keeps_every_image
 from crfm_core.files import hash_of
-from crfm_core.settings import PLAIN, PRESETS, Download, load_datasets, load_settings
+from crfm_core.settings import PLAIN, PRESETS, Download, load_datasets, load_settings, merge_layers
 
 HERE = Path(workflow.basedir)
+
+# What each file says: where a later one chooses another kind of a section, keys of earlier ones that only the old kind has are dropped.
+merged, unused = merge_layers([*map(load_configfile, workflow.configfiles), workflow.config_settings.config])
+config.clear()
+config.update(merged)
+if unused and workflow.is_main_process:
+    print(f"unused settings: {', '.join(unused)}", file=sys.stderr)
 
 try:
     settings = load_settings(config)

@@ -22,16 +22,15 @@ def merge_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], l
     unused: list[str] = []
     for layer in layers:
         _lay_over(merged, layer, Place(schema, schema), unused)
-    return merged, unused
+    return merged, list(dict.fromkeys(unused))
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any], place: Place, unused: list[str]) -> None:
     if place.kinds:
         before, kind = below.get(place.discriminator), above.get(place.discriminator, below.get(place.discriminator))
-        if kind not in place.kinds:
-            place = Place(place.schema, {}, place.keys)
-        elif (place := place.of_kind(kind)) and before not in (None, kind):
-            _drop(below, [key for key in below if key not in place.allowed], place, unused)
+        if isinstance(kind, str) and kind in place.kinds:
+            place = place.of_kind(kind)
+            _drop(below, [key for key in below if before not in (None, kind) and key not in place.allowed], place, unused)
     for group in place.node.get("alternatives", []):
         if any(above.get(key) is not None for key in group):
             others = {key for other in place.node["alternatives"] if other != group for key in other}
