@@ -48,7 +48,7 @@ class WeightedDraws(torch.utils.data.Sampler):
         self.batch_size, self.positions = batch_size, positions
 
     def __len__(self) -> int:
-        return self.round  # mmengine asks for the length of an epoch when it builds schedules
+        return self.round  # mmengine reads the length of an epoch when it builds schedules
 
     def __iter__(self) -> Iterator[Draw]:
         for number in itertools.count(self.start):
@@ -59,7 +59,7 @@ class WeightedDraws(torch.utils.data.Sampler):
                 yield Draw(number, int(order[position]))
 
     def _order(self, rounds: int) -> np.ndarray:
-        """The rows [N] that are drawn after so many whole rounds, in their order."""
+        """The rows [N] of the round that follows ``rounds`` others, in the order of their draws."""
         rng = np.random.default_rng(seed_of("draws", self.seed, rounds))
         points = (np.arange(self.round) + rng.random()) / self.round
         # A point on the far side of the last edge by rounding belongs to the last row that has any weight.

@@ -148,7 +148,7 @@ def evaluate(
     """Scores of a checkpoint over a whole split, from one confusion matrix over all its pixels that are not ignored.
 
     Returns :meth:`ConfusionMatrix.scores` with ``classes``, the number of ``tiles``, ``confusion`` (the matrix as lists, rows are
-    labels) and ``evaluation`` (the settings). ``batch_size`` is that of ``evaluation`` unless given; it changes nothing but rounding.
+    labels) and ``evaluation`` (the settings). ``batch_size`` is by default that of ``evaluation``; it changes nothing but rounding.
     Classes that no pixel is labelled as are logged: their recall is undefined, and so are IoU and F1 where they are not predicted either.
 
     Raises DataError naming the row whose label holds an id outside the classes, and WeightsError for a checkpoint that cannot be read.

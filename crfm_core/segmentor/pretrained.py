@@ -14,7 +14,7 @@ from crfm_core.settings import Download
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path, elsewhere: str) -> Iterator[None]:
-    """Two segmentors may start from one file."""
+    """Hold the folder while a file is fetched: two segmentors may start from the same one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / ".lock").touch()
@@ -25,9 +25,11 @@ def _one_at_a_time(path: Path, elsewhere: str) -> Iterator[None]:
 
 
 def fetch_weights(download: Download, command: str = "fetch_weights", optional: bool = False) -> dict[str, str]:
-    """Fetch a file unless it is there, and say where it is: {"file": its absolute path, "url", "sha256": its whole checksum}.
+    """Fetch a file unless it is there; returns {"file": its absolute path, "url", "sha256": its whole checksum}.
 
-    ``command`` is what messages tell to run again. With ``optional``, what goes wrong is said as {"missing": reason}.
+    Args:
+        command: to run again, for messages.
+        optional: return {"missing": reason} for a file that cannot be fetched, and go on.
 
     Raises DataError (no network, wrong content) and ResourceError (the disk).
     """
@@ -39,6 +41,6 @@ def fetch_weights(download: Download, command: str = "fetch_weights", optional: 
     except CrfmError as error:
         if not optional:
             raise
-        print(f"going on without these weights: {error}", flush=True)
+        print(f"continuing without these weights: {error}", flush=True)
         return {"missing": str(error)}
     return {"file": str(path), "url": download.url, "sha256": sha256_of(path)}

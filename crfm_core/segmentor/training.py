@@ -24,7 +24,7 @@ from crfm_core.segmentor.mmseg.descriptions import describe_file, text_of, weigh
 from crfm_core.segmentor.mmseg.networks import build_described, describe_architecture, try_out
 from crfm_core.segmentor.mmseg.running import TrainingRunner, collate, training_runner, versions
 from crfm_core.segmentor.preparation import DIVISOR, Preparation
-from crfm_core.segmentor.validation import Validation, best_of, newest_checkpoint
+from crfm_core.segmentor.validation import Validator, best_of, newest_checkpoint
 from crfm_core.settings import Download, Segmentor
 
 
@@ -102,7 +102,7 @@ def train_segmentor(job: SegmentorTraining) -> None:
                 val_tiles = Tiles(job.val, val_table, job.root, num_classes, job.seed)
                 every = segmentor.validate_every or -(-job.iterations // 10)
                 images = _preparation_of(description)
-                validation = Validation(val_tiles, folder, every, job.iterations, max(1, len(own)), images, group)
+                validation = Validator(val_tiles, folder, every, job.iterations, max(1, len(own)), images, group)
 
             torch.manual_seed(job.seed)  # the weights follow from the seed alone
             network = build_described(description, str(segmentor.config or segmentor.architecture), ConfigError)
@@ -171,7 +171,7 @@ def _copies(group: ProcessGroup, scratch: Path | None) -> Iterator[Path | None]:
         yield group.broadcast(Path(folder))
 
 
-def _write(out: Path, runner: TrainingRunner, meta: dict[str, Any], validation: Validation | None) -> None:
+def _write(out: Path, runner: TrainingRunner, meta: dict[str, Any], validation: Validator | None) -> None:
     """Write the last weights, or with validation the best ones, and beside them the last ones if they are others."""
     weights = {name: tensor.detach().cpu().clone() for name, tensor in runner.network.state_dict().items()}
     last = out.with_name("last.pth")

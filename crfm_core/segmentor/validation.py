@@ -18,7 +18,7 @@ from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.dataset import Tiles
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size
 from crfm_core.segmentor.mmseg.running import History, history_of
-from crfm_core.segmentor.mmseg.weights import read_checkpoint
+from crfm_core.segmentor.mmseg.weights import read_mmseg_checkpoint
 from crfm_core.segmentor.preparation import Preparation
 
 
@@ -34,8 +34,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """
     for iteration, path in sorted(_checkpoints(folder).items(), reverse=True):
         try:
-            if history := history_of(read_checkpoint(path)):
-                read_checkpoint(_best_path(folder, best_of(history)))
+            if history := history_of(read_mmseg_checkpoint(path)):
+                read_mmseg_checkpoint(_best_path(folder, best_of(history)))
         except WeightsError as error:
             print(f"{error}; continuing from an older one", flush=True)
         else:
@@ -44,7 +44,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return None
 
 
-class Validation:
+class Validator:
     """Measures the mIoU on validation tiles every so often and at the end, and keeps the best weights in the work folder.
 
     Each process measures its part of the tiles. What was measured is part of the training checkpoints, so a training that continues
@@ -82,7 +82,7 @@ class Validation:
 
     def best_weights(self, history: History) -> dict[str, torch.Tensor]:
         """The kept weights that ``history`` says are best."""
-        return read_checkpoint(_best_path(self.folder, best_of(history)))["state_dict"]
+        return read_mmseg_checkpoint(_best_path(self.folder, best_of(history)))["state_dict"]
 
     @torch.no_grad()
     def measure(self, network: torch.nn.Module) -> float:

@@ -11,7 +11,7 @@ from torch import nn
 
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import as_input
-from crfm_core.segmentor.mmseg.networks import build_network, describe_architecture
+from crfm_core.segmentor.mmseg.networks import build_segmentor, describe_architecture
 from crfm_core.segmentor.training import SegmentorTraining, train_segmentor
 from crfm_core.settings import Segmentor
 
@@ -26,7 +26,7 @@ def train_on(manifest: Path, out: Path, segmentor: Segmentor, work: Path | None 
 def network_of(seed: int, **changes) -> nn.Module:
     """A small SegFormer whose random weights tell classes apart."""
     torch.manual_seed(seed)
-    network = build_network(describe_architecture("segformer_tiny", len(CLASSES)) | changes)
+    network = build_segmentor(describe_architecture("segformer_tiny", len(CLASSES)) | changes)
     nn.init.normal_(network.decode_head.conv_seg.weight)
     network.eval()
     with torch.no_grad():  # none is the most likely everywhere

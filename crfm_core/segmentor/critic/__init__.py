@@ -1,7 +1,7 @@
 """Critics: segmentors as frozen, differentiable functions from images to logits, from this workflow or from elsewhere.
 
-Each place that a critic may come from is a module here. It says what it reads (``READS``), whether a file or folder is its kind
-(``recognises``) and what critic it is (``critic_of``).
+Each origin of critics is a module here, with a sentence on what it reads (``READS``), a test of whether a file or folder is its own
+(``recognises``), and the reading itself (``critic_of``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from crfm_core import WeightsError
 from crfm_core.segmentor.critic import mmseg_checkpoint, own_checkpoint, transformers_folder
 from crfm_core.segmentor.critic.base import Critic
 from crfm_core.segmentor.critic.torch_module import as_critic
-from crfm_core.segmentor.mmseg.weights import read_checkpoint
+from crfm_core.segmentor.mmseg.weights import read_mmseg_checkpoint
 
 __all__ = ["ORIGINS", "Critic", "as_critic", "check_classes", "load_critic"]
 
@@ -28,7 +28,7 @@ _GENERIC = re.compile(r"((label|class)[\s_-]*)?\d+", re.IGNORECASE)
 
 
 def load_critic(path: Path | str, device: torch.device | str = "cpu", classes: Sequence[str] | None = None) -> Critic:
-    """The critic of a checkpoint or model folder, which :data:`ORIGINS` tell apart by what it is.
+    """The critic of a checkpoint or model folder, by the first of :data:`ORIGINS` that recognises it.
 
     Nothing is downloaded and no code from the checkpoint is run. With ``classes``, those of the data, the critic's must be the same
     (:func:`check_classes`).
@@ -36,7 +36,7 @@ def load_critic(path: Path | str, device: torch.device | str = "cpu", classes: S
     Raises WeightsError when the file is missing, damaged, of another kind, or for other classes.
     """
     path = Path(path)
-    content = {} if path.is_dir() else read_checkpoint(path)
+    content = {} if path.is_dir() else read_mmseg_checkpoint(path)
     weights, meta = content.get("state_dict"), content.get("meta")
     if not isinstance(weights, dict) or not isinstance(meta, dict):
         weights, meta = {}, {}

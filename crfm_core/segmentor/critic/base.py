@@ -22,7 +22,7 @@ class Critic(nn.Module):
         answer: (network, prepared images [B,3,h,w]) -> logits [B,K,h',w'], enlarged bilinearly to [h,w] if they are smaller; the
             default is mmsegmentation's ``encode_decode`` of the whole image.
 
-    The network computes in the type of its weights, whatever that of the images, which is also that of the logits.
+    The network computes in the type of its weights; logits have the type of the images.
     """
 
     mean: Tensor

@@ -34,7 +34,7 @@ def critic_of(path: Path, weights: dict[str, Tensor], meta: dict) -> Critic:
             are numbered.
 
     Images are prepared as mmsegmentation does for prediction: ``data_preprocessor`` with its ``test_cfg``, or ``img_norm_cfg``. The
-    whole image is predicted at once, also where the configuration asks for sliding windows.
+    whole image is predicted at once, also where the configuration has sliding windows.
 
     Raises WeightsError when the configuration is no plain description of a network that this mmsegmentation has, or the weights do
     not fit it.

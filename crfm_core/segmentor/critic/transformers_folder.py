@@ -22,15 +22,15 @@ READS = "a folder of a transformers model for semantic segmentation (save_pretra
 
 
 def recognises(path: Path, meta: dict) -> bool:
-    """Whether it is a folder: what it lacks is named when it is read."""
+    """Whether it is a folder; missing files are named when it is read."""
     return path.is_dir()
 
 
 def critic_of(folder: Path, weights: dict[str, Tensor], meta: dict) -> Critic:
     """The critic of a folder as ``save_pretrained`` of a model and of its image processor write it (``weights`` and ``meta`` are empty).
 
-    The processor says how values are scaled and normalised and in which order channels come. Images are not resized, as it may ask
-    for, but padded to a multiple of 32, or of the patches where those do not divide 32, so that feature maps lie where the pixels do.
+    The processor says how values are scaled and normalised and in which order channels come. Images are not resized, as it may say,
+    but padded to a multiple of 32, or of the patches where those do not divide 32, so that feature maps lie where the pixels do.
 
     Raises WeightsError when files are missing or damaged, weights are not in safetensors, tensors are missing, or the model does not
     give a map of logits per class.

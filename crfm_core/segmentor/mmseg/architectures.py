@@ -6,12 +6,12 @@ from typing import Any
 
 
 def _batch_norm() -> dict:
-    # A fresh one for each use: builders modify what they are given. Plain BN, because SyncBN needs several processes.
+    # A fresh one for each use, as builders modify it. Plain BN, because SyncBN needs several processes.
     return {"type": "BN", "requires_grad": True}
 
 
 def _head(kind: str, num_classes: int, weight: float = 1.0, **settings: Any) -> dict:
-    """A decode head with cross-entropy over all pixels; ignored pixels add nothing, so a tile counts by what is left of it."""
+    """A decode head with cross-entropy over all pixels; ignored pixels add nothing, so a tile counts by its other pixels."""
     loss = {"type": "CrossEntropyLoss", "loss_weight": weight}
     return {"type": kind, "num_classes": num_classes, "norm_cfg": _batch_norm(), "align_corners": False, "loss_decode": loss, **settings}
 
@@ -85,7 +85,7 @@ def _resnet50() -> dict:
 
 
 def _auxiliary(num_classes: int, in_channels: int) -> dict:
-    """The head that looks at the third stage while training."""
+    """The head on the third stage, for training only."""
     layers = {"in_channels": in_channels, "in_index": 2, "channels": 256, "num_convs": 1, "concat_input": False, "dropout_ratio": 0.1}
     return _head("FCNHead", num_classes, 0.4, **layers)
 

@@ -40,7 +40,7 @@ def read_description(
         dropped: further keys that are left out, wherever they occur.
         default: how images are prepared where the configuration does not say it; None: it must.
 
-    Raises ``fault`` when it describes no network that can segment, or asks for parts that this mmsegmentation does not have.
+    Raises ``fault`` when it describes no network that can segment, or names parts that this mmsegmentation does not have.
     """
     try:
         if "model" not in config:
@@ -59,7 +59,7 @@ def read_description(
 def _checked(value: Any, where: str, dropped: Collection[str]) -> Any:
     """A copy without the keys in ``dropped``; ValueError for a type that is not registered, and text that could name a file or address.
 
-    A registered part may open what it is given (class weights, embeddings, backbones), and mmengine opens pickles too.
+    A registered part may open files that its arguments name (class weights, embeddings, backbones), and mmengine opens pickles too.
     """
     if isinstance(value, dict):
         value = {key: item for key, item in value.items() if key not in dropped}
@@ -67,7 +67,7 @@ def _checked(value: Any, where: str, dropped: Collection[str]) -> Any:
             kind = value["type"]
             kind = SAME_TYPES.get(kind, kind) if isinstance(kind, str) else kind
             if not isinstance(kind, str) or not _registered(kind):
-                raise ValueError(f"asks for {where}.type: {kind!r}, which this mmsegmentation does not have")
+                raise ValueError(f"names {where}.type: {kind!r}, which this mmsegmentation does not have")
             value["type"] = kind
         return {key: _checked(item, f"{where}.{key}", dropped) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -129,13 +129,13 @@ def _preparation_of(config: dict[str, Any], default: Preparation | None) -> Prep
 
 
 def describe_file(path: Path | str, num_classes: int) -> dict[str, Any]:
-    """The network that a configuration file of mmsegmentation describes, for training on images that are given as RGB in 0...255.
+    """The network that a configuration file of mmsegmentation describes, for training on RGB images in 0...255.
 
     The file is read as data (:func:`crfm_core.segmentor.mmseg.configuration.read_config`). Its heads get ``num_classes`` maps; batch norm
     is that of one process; weights to start from are not fetched; images are padded to a multiple of 32. The network sees them with the
     file's mean and deviation (ImageNet's where it has none) and in the order of channels that the file describes. Losses stay.
 
-    Raises ConfigError when the file holds no such network, or asks for parts that this mmsegmentation does not have.
+    Raises ConfigError when the file holds no such network, or names parts that this mmsegmentation does not have.
     """
     model, images = read_description(read_config(path), path, ConfigError, default=Preparation())
     for _, head in _heads(model):

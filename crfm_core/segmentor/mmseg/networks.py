@@ -48,7 +48,7 @@ def describe_architecture(architecture: str, num_classes: int) -> dict[str, Any]
     return {"type": "EncoderDecoder", "data_preprocessor": preprocessor(OWN), "train_cfg": {}, "test_cfg": {"mode": "whole"}, **network}
 
 
-def build_network(description: dict[str, Any]) -> BaseSegmentor:
+def build_segmentor(description: dict[str, Any]) -> BaseSegmentor:
     """The network of a description that is trusted (building it calls whatever ``type`` names), with random weights from torch's
     generator, in training mode. The description stays as it is."""
     load_mmseg()
@@ -62,17 +62,17 @@ def build_network(description: dict[str, Any]) -> BaseSegmentor:
 
 
 def build_model(architecture: str, num_classes: int) -> BaseSegmentor:
-    """The network of an architecture, as :func:`build_network` builds it."""
-    return build_network(describe_architecture(architecture, num_classes))
+    """The network of an architecture, as :func:`build_segmentor` builds it."""
+    return build_segmentor(describe_architecture(architecture, num_classes))
 
 
 def build_described(description: dict[str, Any], path: Path | str, fault: type[CrfmError]) -> BaseSegmentor:
     """The network of a checked description from the file ``path``. Raises ``fault``, naming ``path``, when it cannot be built."""
     try:
-        return build_network(description)
+        return build_segmentor(description)
     except CrfmError as error:
         raise fault(f"{path}: {error}") from None
-    except Exception as error:  # whatever a constructor says to arguments that it cannot take
+    except Exception as error:  # constructors raise all kinds for arguments that do not fit
         raise fault(f"{path}: its network cannot be built with this mmsegmentation ({_reason(error)})") from None
 
 
@@ -91,7 +91,7 @@ def try_out(network: BaseSegmentor, size: tuple[int, int], path: Path | str) -> 
             trial(**data, mode="loss")
     except CrfmError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # whatever its parts say to each other
+    except Exception as error:  # and so do networks whose parts do not fit
         tiles = "x".join(map(str, size))
         raise ConfigError(f"{path}: its network cannot learn from tiles of {tiles} pixels ({_reason(error)})") from None
 

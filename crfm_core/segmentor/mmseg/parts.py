@@ -66,7 +66,7 @@ class ConvNeXt(BaseModule):
         in_channels: of the images.
         drop_path_rate: share of samples that skip the last block; it grows to it from 0.
         layer_scale_init_value: of each block's scale per channel; 0: none.
-        out_indices: stages whose maps are given.
+        out_indices: stages whose maps are returned.
         gap_before_final_norm: must be False, a mean over the image is no map.
     """
 
@@ -109,7 +109,7 @@ class ConvNeXt(BaseModule):
 
 @MODELS.register_module()
 class WeightedCrossEntropyLoss(CrossEntropyLoss):
-    """mmsegmentation's CrossEntropyLoss with class weights that can bear ignored pixels, for which its own looks up a weight too.
+    """mmsegmentation's CrossEntropyLoss with class weights that allows ignored pixels; its own reads a weight for them, too.
 
     The sum of the weighted losses is divided by the number of all pixels, or with ``avg_non_ignore`` by the sum of the weights of
     those that are not ignored.

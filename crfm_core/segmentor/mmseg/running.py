@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,7 +16,7 @@ from crfm_core import ConfigError, __version__
 from crfm_core.distributed import ProcessGroup
 from crfm_core.files import atomic_path, seed_of
 from crfm_core.segmentor.mmseg.libraries import lean_imports
-from crfm_core.segmentor.mmseg.weights import load_backbone, read_checkpoint
+from crfm_core.segmentor.mmseg.weights import load_backbone, read_mmseg_checkpoint
 from crfm_core.settings import Segmentor
 
 with lean_imports():
@@ -31,10 +31,8 @@ with lean_imports():
 History = list[list[float]]
 
 
-class Validator(Protocol):
-    """What :class:`TrainingHook` calls after an iteration: it returns the history with its own entry, if it has one."""
-
-    def __call__(self, number: int, network: torch.nn.Module, history: History) -> History: ...
+#: Called after each iteration with its number and the network: the history of before -> that with what it measured, if anything.
+Validate = Callable[[int, torch.nn.Module, History], History]
 
 
 def training_runner(
@@ -45,7 +43,7 @@ def training_runner(
     seed: int,
     folder: Path,
     group: ProcessGroup,
-    validation: Validator | None,
+    validation: Validate | None,
     checkpoint: Path | None,
     backbone: Path | None,
 ) -> TrainingRunner:
@@ -140,7 +138,7 @@ class TrainLoop(IterBasedTrainLoop):
 class TrainingHook(Hook):
     """Seeds what is random in an iteration; after it stops a run whose loss is not finite, logs progress, and validates."""
 
-    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validator | None = None, log_every: int = 50):
+    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validate | None = None, log_every: int = 50):
         self.seed, self.iterations, self.log_every = seed, iterations, log_every
         self.group, self.validation = group, validation
 
@@ -167,7 +165,7 @@ class TrainingRunner(Runner):
     def start_from(self, group: ProcessGroup, checkpoint: Path | None, backbone: Path | None, find_unused: bool) -> None:
         """Choose the device and what :meth:`train` starts from: a training checkpoint, or else pretrained backbone weights.
 
-        ``find_unused``: with several processes, look for weights that an iteration does not use.
+        ``find_unused``: with several processes, allow weights that an iteration does not use.
         """
         self._start = (checkpoint, backbone)
         self.model.to(group.device, memory_format=torch.channels_last)  # convolutions are a seventh faster so
@@ -202,7 +200,7 @@ class TrainingRunner(Runner):
             load_backbone(self.network, backbone)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        checkpoint = read_checkpoint(filename)
+        checkpoint = read_mmseg_checkpoint(filename)
         checkpoint.get("meta", {}).pop("config", None)  # mmengine would run it as Python to compare it with its own
         self.network.load_state_dict(checkpoint["state_dict"])
         return checkpoint
@@ -213,7 +211,7 @@ class TrainingRunner(Runner):
                 super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
 
     def _log_env(self, env_cfg: dict) -> None:
-        """Nothing: it would start compilers to ask for their versions."""
+        """Nothing: it would start compilers only to log their versions."""
 
 
 def history_of(checkpoint: dict[str, Any]) -> History:

@@ -14,7 +14,7 @@ from crfm_core.checkpoints import read_torch_file
 from crfm_core.segmentor.mmseg.libraries import lean_imports
 
 
-def read_checkpoint(path: Path | str) -> dict:
+def read_mmseg_checkpoint(path: Path | str) -> dict:
     """Read a checkpoint onto the CPU without running code from it: tensors, plain values and mmengine's log histories only.
 
     Raises WeightsError when the file is missing, cut short, no checkpoint, or holds anything else.
@@ -60,7 +60,7 @@ def load_backbone(network: Any, path: Path | str) -> None:
 
     Raises WeightsError when fewer than nine in ten of the backbone's tensors are found, or shapes differ.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_mmseg_checkpoint(path)
     weights = checkpoint.get("state_dict", checkpoint)
     prefix = "backbone."
     if any(name.startswith(prefix) for name in weights):

@@ -128,7 +128,7 @@ def test_convnext_gives_the_stages_that_are_asked_for_and_says_what_it_cannot_be
 def test_an_architecture_trains_on_the_smallest_tiles(tmp_path, architecture, precision):
     tiles = write_tiles(tmp_path / "train.parquet", 4)
     segmentor = Segmentor(architecture=architecture, iterations=2, batch_size=2, learning_rate=1e-3, precision=precision)
-    trained = weights.read_checkpoint(train_on(tiles, tmp_path / "out.pth", segmentor))["state_dict"]
+    trained = weights.read_mmseg_checkpoint(train_on(tiles, tmp_path / "out.pth", segmentor))["state_dict"]
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32, torch.int64}  # counts of batches are whole numbers
     assert all(tensor.isfinite().all() for tensor in trained.values())
     assert load_critic(tmp_path / "out.pth", classes=CLASSES)(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)

@@ -18,7 +18,7 @@ from crfm_core.segmentor.evaluation import evaluate
 from crfm_core.segmentor.mmseg.configuration import read_config
 from crfm_core.segmentor.mmseg.descriptions import describe_file, weigh_classes
 from crfm_core.segmentor.mmseg.networks import build_described
-from crfm_core.segmentor.mmseg.weights import read_checkpoint
+from crfm_core.segmentor.mmseg.weights import read_mmseg_checkpoint
 from crfm_core.settings import Segmentor
 
 BASE = """
@@ -194,9 +194,9 @@ def test_a_file_without_a_preprocessor_gets_that_of_imagenet_for_rgb(write):
     [
         ({"model = ": "network = "}, "its configuration holds no `model`"),
         ({"EncoderDecoder": "MaskRCNN"}, "describes a model of type MaskRCNN; EncoderDecoder or CascadeEncoderDecoder is needed"),
-        ({"'MixVisionTransformer'": "'MyNet'"}, "asks for model.backbone.type: 'MyNet', which this mmsegmentation does not have"),
-        ({"'LovaszLoss'": "'MyLoss'"}, r"asks for model.auxiliary_head.loss_decode.0.type: 'MyLoss'"),
-        ({"'MixVisionTransformer'": "'os.mkdir'"}, "asks for model.backbone.type: 'os.mkdir'"),
+        ({"'MixVisionTransformer'": "'MyNet'"}, "names model.backbone.type: 'MyNet', which this mmsegmentation does not have"),
+        ({"'LovaszLoss'": "'MyLoss'"}, r"names model.auxiliary_head.loss_decode.0.type: 'MyLoss'"),
+        ({"'MixVisionTransformer'": "'os.mkdir'"}, "names model.backbone.type: 'os.mkdir'"),
         ({"embed_dims=8": "embed_dims='/etc/passwd'"}, "has text that could name a file or an address: model.backbone.embed_dims"),
         (
             {"per_image=True": "per_image=True, class_weight=[1.0, 2.0]"},
@@ -292,7 +292,7 @@ def test_a_stored_description_is_not_trusted(tiles, write):
     out = train(tiles, write(base=BASE))
     stored = torch.load(out, weights_only=True)
     for old, new, message in (
-        ("'MixVisionTransformer'", "'os.mkdir'", "asks for model.backbone.type: 'os.mkdir'"),
+        ("'MixVisionTransformer'", "'os.mkdir'", "names model.backbone.type: 'os.mkdir'"),
         ("model = ", "import os\nmodel = ", "holds more than values"),
         ("'embed_dims': 8", "'embed_dims': 16", "cannot be built|do not fit"),
     ):
@@ -304,7 +304,7 @@ def test_a_stored_description_is_not_trusted(tiles, write):
 
 def test_the_seed_of_the_weights_is_the_trainings_whether_the_file_is_tried_out_or_not(tiles, write, monkeypatch):
     path = write(base=BASE)
-    tried = read_checkpoint(train(tiles, path))["state_dict"]
+    tried = read_mmseg_checkpoint(train(tiles, path))["state_dict"]
     monkeypatch.setattr(training, "try_out", lambda *arguments: None)
-    untried = read_checkpoint(train(tiles, path))["state_dict"]
+    untried = read_mmseg_checkpoint(train(tiles, path))["state_dict"]
     assert all(torch.equal(tensor, untried[name]) for name, tensor in tried.items())

@@ -24,7 +24,7 @@ from segmentors import train_on
 from crfm_core import ConfigError, DataError, WeightsError
 from crfm_core.files import sha256_of
 from crfm_core.segmentor.mmseg.networks import build_model
-from crfm_core.segmentor.mmseg.weights import read_checkpoint
+from crfm_core.segmentor.mmseg.weights import read_mmseg_checkpoint
 from crfm_core.segmentor.pretrained import fetch_weights
 from crfm_core.settings import Download, Segmentor
 
@@ -92,7 +92,7 @@ def test_weights_of_another_content_are_refused_and_left_out_only_where_that_is_
     gone = server.download(tmp_path, url=server.url.replace("weights", "other"))
     found = fetch_weights(gone, optional=True)
     assert list(found) == ["missing"] and "other.pth: answered with status 404" in found["missing"]
-    assert "going on without these weights: " in capsys.readouterr().out
+    assert "continuing without these weights: " in capsys.readouterr().out
     assert not (tmp_path / "w.pth").exists()
     (tmp_path / "w.pth").write_bytes(b"something else")
     with pytest.raises(DataError, match=r"w\.pth: has the sha256 .*; delete it to have it fetched"):
@@ -113,7 +113,7 @@ def test_a_training_starts_from_the_file_it_is_given_or_that_its_settings_name(t
     hardly = {"architecture": "segformer_tiny", "iterations": 1, "batch_size": 2, "learning_rate": 1e-12}
 
     def started(segmentor: Segmentor, **given: Path) -> bool:
-        weights = read_checkpoint(train_on(tiles, tmp_path / "out.pth", segmentor, **given))["state_dict"]
+        weights = read_mmseg_checkpoint(train_on(tiles, tmp_path / "out.pth", segmentor, **given))["state_dict"]
         return all(torch.allclose(weights[f"backbone.{name}"], tensor) for name, tensor in backbone.items())
 
     assert started(Segmentor(**hardly), pretrained=tmp_path / "w.pth")

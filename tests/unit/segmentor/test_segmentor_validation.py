@@ -15,7 +15,7 @@ from crfm_core.data.rasters import write_raster
 from crfm_core.manifest import read_manifest, write_manifest
 from crfm_core.segmentor.evaluation import evaluate
 from crfm_core.segmentor.mmseg.running import TrainingHook
-from crfm_core.segmentor.validation import Validation, best_of
+from crfm_core.segmentor.validation import Validator, best_of
 from crfm_core.settings import Segmentor
 
 SMALL = Segmentor(architecture="segformer_tiny", iterations=8, batch_size=4, learning_rate=6e-3, warmup=2, checkpoint_every=2)
@@ -59,7 +59,7 @@ def _scripted(monkeypatch, scores):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return next(scores)
 
-    monkeypatch.setattr(Validation, "measure", measure)
+    monkeypatch.setattr(Validator, "measure", measure)
     return seen
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from segmentor_tiles import CLASSES, PALETTE, interrupted, with_dropout, write_tiles
@@ -115,29 +114,6 @@ def test_a_label_outside_the_classes_is_refused_with_its_file(tiles):
         train_on(tiles, tiles.parent / "x.pth", SMALL, classes=CLASSES[:2], palette=PALETTE[:2], iterations=3)
 
 
-def test_draws_follow_the_weights_exactly_and_depend_on_nothing_but_seed_and_place():
-    def first(count, start=0, seed=0):
-        drawn = iter(dataset.WeightedDraws(np.array([3.0, 1.0, 0.0, 1.5]), seed, start))
-        return [next(drawn) for _ in range(count)]
-
-    rounds = np.bincount([draw.row for draw in first(600)], minlength=4)
-    assert abs(rounds - 600 * np.array([3, 1, 0, 1.5]) / 5.5).max() <= 100
-    assert rounds[2] == 0
-    assert first(40)[13:] == first(27, start=13)
-    assert first(40) != first(40, seed=1)
-    equal = iter(dataset.WeightedDraws(np.ones(7), 0))
-    assert sorted(next(equal).row for _ in range(7)) == list(range(7))
-
-
-def test_augmentation_moves_image_and_label_together():
-    label = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    image = np.repeat(label[..., None], 3, axis=2)
-    for seed in range(20):
-        lit, moved = dataset.augment(image, label, np.random.default_rng(seed))
-        brightness = lit[..., 0].ravel()[np.argsort(moved.ravel())]
-        assert (np.diff(brightness) >= 0).all()
-
-
 def test_a_prediction_does_not_depend_on_its_batch(tiles, checkpoint):
     critic = load_critic(checkpoint)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
@@ -161,46 +137,6 @@ def test_mixed_precision_computes_otherwise_but_keeps_whole_weights_and_about_th
     assert {tensor.dtype for tensor in mixed.values()} == {tensor.dtype for tensor in plain.values()}
     moved = [float((tensor.float() - mixed[name].float()).abs().max()) for name, tensor in plain.items() if "running" not in name]
     assert 0 < max(moved) < 0.02  # six steps of at most 3e-3
-
-
-# -------------------------------------------------------------------------------------------------------- class weights
-
-
-def _table(pixels, weights):
-    return pd.DataFrame({"pixels": pixels, "weight": weights})
-
-
-@pytest.mark.parametrize(
-    ("pixels", "weights", "asked", "ratios"),
-    [
-        ([[60, 30, 10]], [1.0], "median_frequency", [0.5, 1, 3]),
-        ([[60, 0, 10], [0, 30, 0]], [1.0, 1.0], "median_frequency", [0.5, 1, 3]),
-        ([[60, 0, 0], [0, 30, 10]], [1.0, 2.0], "median_frequency", [1, 1, 3]),  # the second is drawn twice as often
-        ([[60, 30, 0, 10]], [1.0], "median_frequency", [0.5, 1, 0, 3]),  # a class that is never shown
-        ([[60, 30, 10]], [1.0], [2.0, 2.0, 2.0], [1, 1, 1]),
-        ([[60, 30, 10]], [1.0], [0.0, 1.0, 4.0], [0, 1, 4]),
-    ],
-)
-def test_class_weights_follow_from_the_pixels_drawn_and_weigh_them_one_on_average(pixels, weights, asked, ratios):
-    found = np.array(dataset.class_weights(_table(pixels, weights), asked, len(pixels[0])))
-    assert found / found.sum() == pytest.approx(np.array(ratios) / sum(ratios))
-    shown = np.array(weights) @ np.array(pixels)
-    assert found @ shown / shown.sum() == pytest.approx(1)
-    assert dataset.class_weights(_table(pixels, weights), None, len(pixels[0])) is None
-
-
-@pytest.mark.parametrize(
-    ("pixels", "asked", "error", "message"),
-    [
-        ([[0, 0, 0]], "median_frequency", DataError, "no tile that is trained on has a labelled pixel"),
-        ([[1, 2]], "median_frequency", DataError, "`pixels` of the manifest does not count 3 classes"),
-        ([[9, 0, 0]], [0.0, 1.0, 1.0], ConfigError, "are 0 for every class that the tiles show"),
-        ([[9, 1, 1]], [1.0, 1.0], ConfigError, "2 numbers for 3 classes"),
-    ],
-)
-def test_class_weights_that_make_no_sense_are_refused(pixels, asked, error, message):
-    with pytest.raises(error, match=message):
-        dataset.class_weights(_table(pixels, [1.0]), asked, 3)
 
 
 def test_the_weighted_loss_counts_each_pixel_by_its_class_and_ignored_ones_not_at_all():
@@ -234,7 +170,7 @@ def test_a_training_that_continues_runs_nothing_that_its_checkpoint_holds(tiles,
     with interrupted(monkeypatch, running.TrainingHook, 5):
         _train(folder, "tampered", tiles)
     newest, mark = folder / ".tampered" / "iter_4.pth", folder / "ran"
-    stored = weights.read_checkpoint(newest)
+    stored = weights.read_mmseg_checkpoint(newest)
     stored["meta"]["config"] = f"import os\nos.system('touch {mark}')\n"
     torch.save(stored, newest)
     _train(folder, "tampered", tiles)
