@@ -4,9 +4,10 @@ More rows stand beside what they are about, and are not repeated here:
 
 - archives (.., absolute names, links, devices, bombs, more bytes than declared), downloads and redirects: test_downloads
 - listings of the hub, the token on its way to another host: test_checkpoints
-- checkpoints of segmentors in four formats, model folders of transformers with code: test_critic, test_mmseg_checkpoint, test_transformers_folder, test_clip, test_captions
+- checkpoints of segmentors in four formats: test_critic, test_mmseg_checkpoint
+- model folders of transformers with code: test_transformers_folder, test_clip, test_captions
 - resumed trainings of segmentors: test_segmentor_training, test_critic; weights of FID: test_generation
-- configuration files of mmsegmentation with code: test_segmentor_configs; paths in manifests (.., absolute, links): test_files
+- configuration files of mmsegmentation with code: test_mmseg_descriptions; paths in manifests (.., absolute, links): test_files
 - markup in the report and the data sheet: test_report, test_data_sheet; no pickle anywhere in the code: test_architecture
 """
 
