@@ -106,21 +106,14 @@ def lease(count: int) -> Iterator[list[str]]:
 
 def gpu_names() -> list[str]:
     """Names of this machine's GPUs by nvidia-smi; none where there is no GPU or no driver."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
+    return _nvidia_smi("--query-gpu=name", "--format=csv,noheader").splitlines()
 
 
 def gpu_memory() -> list[int]:
     """Bytes of memory of each GPU that this process may use, by nvidia-smi; without those it does not know, and without parts of a
     partitioned GPU."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    found = dict(re.findall(r"^(\S+), (\d+)$", answer.stdout, re.MULTILINE)) if answer.returncode == 0 else {}
+    answer = _nvidia_smi("--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits")
+    found = dict(re.findall(r"^(\S+), (\d+)$", answer, re.MULTILINE))
     cards = _listed()
     uuids = [_uuid_of(entry, cards) for entry in visible_gpus().values()]
     return [int(found[uuid]) << 20 for uuid in uuids if uuid in found]
@@ -137,14 +130,20 @@ def require_leases() -> None:
 def _listed() -> list[list[str]]:
     """UUIDs that ``nvidia-smi -L`` lists, in PCI order: for each GPU its own, then those of its partitions."""
     cards: list[list[str]] = []
-    if shutil.which("nvidia-smi"):
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        for kind, uuid in re.findall(r"^\s*(GPU|MIG) .*\(UUID: (\S+)\)", answer.stdout, re.MULTILINE):
-            if kind == "GPU":
-                cards.append([uuid])
-            else:
-                cards[-1].append(uuid)
+    for kind, uuid in re.findall(r"^\s*(GPU|MIG) .*\(UUID: (\S+)\)", _nvidia_smi("-L", partial=True), re.MULTILINE):
+        if kind == "GPU":
+            cards.append([uuid])
+        else:
+            cards[-1].append(uuid)
     return cards
+
+
+def _nvidia_smi(*arguments: str, partial: bool = False) -> str:
+    """What nvidia-smi prints; "" where there is none, and unless ``partial`` also when it fails."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False)
+    return answer.stdout if partial or answer.returncode == 0 else ""
 
 
 def _uuid_of(entry: str, cards: list[list[str]]) -> str:

@@ -110,14 +110,5 @@ def _resampled(source: rasterio.DatasetReader, grid: Grid, how: Resampling, plac
     """``source`` resampled to ``grid``; it lies where ``placed`` does, as a label without a georeference lies under its image."""
     if source.nodata is None and source.dtypes[0].startswith("float"):
         options = {"nodata": np.nan, "src_nodata": np.nan} | options
-    return WarpedVRT(
-        source,
-        src_crs=placed.crs,
-        src_transform=placed.transform,
-        crs=placed.crs,
-        transform=grid.transform,
-        width=grid.width,
-        height=grid.height,
-        resampling=how,
-        **options,
-    )
+    grids = {"src_crs": placed.crs, "src_transform": placed.transform, "crs": placed.crs, "transform": grid.transform}
+    return WarpedVRT(source, width=grid.width, height=grid.height, resampling=how, **grids, **options)

@@ -222,17 +222,10 @@ def encode_raster(
         Image.fromarray(array).save(buffer := io.BytesIO(), format="png", pnginfo=entries)
         return buffer.getvalue()
     bands = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    profile = {
-        "driver": "GTiff",
-        "count": len(bands),
-        "height": bands.shape[1],
-        "width": bands.shape[2],
-        "dtype": "uint8",
-        "compress": "deflate",
-        "bigtiff": "if_safer",
-        "crs": crs or None,
-        "transform": Affine(*transform) if transform is not None and len(transform) else None,
-    }
+    count, height, width = bands.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "uint8", "compress": "deflate"}
+    profile |= {"bigtiff": "if_safer", "crs": crs or None}
+    profile |= {"transform": Affine(*transform) if transform is not None and len(transform) else None}
     if len(bands) == 3:
         profile |= {"photometric": "RGB", "predictor": 2}
     with warnings.catch_warnings(), MemoryFile() as memory:

@@ -282,30 +282,15 @@ def _write(scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs:
         write_bytes(path, content)
         digest.update(content)
         paths[kind] = str(path.relative_to(scene.out_dir.parent))
+    size, (top, left, height, width) = scene.tiling.size, tile.region
     return {
-        "tile_id": tile_id,
-        "dataset": scene.dataset,
-        "split": scene.split,
-        "scene": scene.name,
-        "row": tile.row,
-        "col": tile.col,
-        "width": scene.tiling.size,
-        "height": scene.tiling.size,
-        **paths,
-        "crs": crs,
-        "transform": transform,
-        "classes": [],
-        "pixels": [],
-        "digest": digest.hexdigest(),
-        "inner_width": min(scene.tiling.size, tile.region[1] + tile.region[3] - tile.col),
-        "inner_height": min(scene.tiling.size, tile.region[0] + tile.region[2] - tile.row),
-        "scene_width": picture.width,
-        "scene_height": picture.height,
-        "image_digest": hash_of_pixels(image),
+        "tile_id": tile_id, "dataset": scene.dataset, "split": scene.split, "scene": scene.name, "row": tile.row, "col": tile.col,
+        "width": size, "height": size, **paths, "crs": crs, "transform": transform, "classes": [], "pixels": [],
+        "digest": digest.hexdigest(), "inner_width": min(size, left + width - tile.col), "inner_height": min(size, top + height - tile.row),
+        "scene_width": picture.width, "scene_height": picture.height, "image_digest": hash_of_pixels(image),
         "uniform": bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all()),
-        "licence": scene.licence,
-        "given_caption": scene.caption,
-    }
+        "licence": scene.licence, "given_caption": scene.caption,
+    }  # fmt: skip
 
 
 def _require_classes(rows: list[dict], dataset: Dataset, manifest: Path | str, split: str) -> None:

@@ -20,14 +20,7 @@ from crfm_core.data.rasters import hash_of_pixels, read_rgb
 from crfm_core.devices import compute_dtype
 from crfm_core.files import exclusive, hash_of, sha256_of
 from crfm_core.settings import CaptionModel
-from crfm_core.text.model_folder import (
-    LOAD_OPTIONS,
-    check_folder,
-    first_line,
-    is_model_file,
-    loading,
-    require_weights,
-)
+from crfm_core.text.model_folder import LOAD_OPTIONS, check_folder, first_line, is_model_file, loading, require_weights
 
 #: The section of the configuration that messages name.
 CAPTION_KEY = "captions.model"

@@ -69,12 +69,7 @@ def pair_files(
 
 
 def files_by_key(
-    root: Path,
-    pattern: str,
-    suffix: str = "",
-    by_stem: bool = False,
-    skip: set[Path] | None = None,
-    exclude: list[str] | None = None,
+    root: Path, pattern: str, suffix: str = "", by_stem: bool = False, skip: set[Path] | None = None, exclude: list[str] | None = None
 ) -> dict[tuple[str, ...], Path]:
     """Files below ``root`` that match a glob, by what its folder wildcards stand for and their stem without ``suffix``.
 
