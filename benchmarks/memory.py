@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 
 from crfm_core.generator.memory import GIB, LEAN, SD35_MEDIUM, CudaCount, TrainingMemory, meta_network, training_memory
-from crfm_core.generator.trainable import choose_trainable, make_optimiser
 from crfm_core.generator.training import flow_losses
+from crfm_core.generator.weights import choose_trainable, make_optimiser
 from crfm_core.models.latent_space import decode_latents
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.mmseg.networks import build_model

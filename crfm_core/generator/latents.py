@@ -1,24 +1,31 @@
-"""Latents of the training tiles, encoded once: what a training step reads instead of running the autoencoder."""
+"""Latents of the training tiles, encoded once, and the batches that training draws of them instead of running the autoencoder.
+
+Each sample follows from the seed and its running number alone, whoever draws it and when.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from tqdm import tqdm
 
 from crfm_core import DataError
 from crfm_core.data.rasters import read_label, read_rgb
-from crfm_core.files import atomic_path, hash_of, sha256_of
+from crfm_core.files import atomic_path, hash_of, seed_of, sha256_of
 from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.models.flow_schedule import training_sigmas
+from crfm_core.models.latent_space import normalise
 from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.settings import Control
 
 
 @torch.no_grad()
@@ -38,9 +45,9 @@ def encode_tiles(
     table = read_manifest(manifest)
     images, labels = paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root)
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae").to(device).eval()
-    made_of = {"tiles": _hash_of_tiles(table), "vae": sha256_of(base / "vae"), "mask_code": mask_code, "num_classes": str(num_classes)}
+    origin = {"tiles": _hash_of_tiles(table), "vae": sha256_of(base / "vae"), "mask_code": mask_code, "num_classes": str(num_classes)}
     starts: dict[str, int] = {}
-    with atomic_path(out) as aside, aside.open("wb") as file:
+    with atomic_path(out) as temporary, temporary.open("wb") as file:
         for start in tqdm(range(0, len(table), batch_size), desc="latents", disable=None):
             rgb = torch.from_numpy(np.stack([read_rgb(path) for path in images[start : start + batch_size]]))
             ids = torch.from_numpy(np.stack([read_label(path) for path in labels[start : start + batch_size]])).long()
@@ -48,7 +55,7 @@ def encode_tiles(
             for flip in (0, 1):
                 posterior = vae.encode(pixels.flip(-1) if flip else pixels).latent_dist
                 masks = mask_latents((ids.flip(-1) if flip else ids).to(device), vae, num_classes, mask_code)
-                starts = starts or _begin_file(file, dict.fromkeys(("mean", "logvar", "mask"), (2, len(table), *masks.shape[1:])), made_of)
+                starts = starts or _begin_file(file, dict.fromkeys(("mean", "logvar", "mask"), (2, len(table), *masks.shape[1:])), origin)
                 # each batch goes to its place in the file: those of a large dataset are more than a job's memory
                 for name, values in (("mean", posterior.mean), ("logvar", posterior.logvar), ("mask", masks)):
                     halves = values.half().cpu().contiguous().numpy()
@@ -89,7 +96,7 @@ class CachedLatents:
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: not a readable file of latents ({error}); delete it and run the workflow again") from None
         with opened:
-            self._made_of = opened.metadata() or {}
+            self._origin = opened.metadata() or {}
             self._require("tiles", _hash_of_tiles(table), "other tiles than the manifest")
             self._mean, self._logvar, self._mask = (opened.get_tensor(name) for name in ("mean", "logvar", "mask"))
 
@@ -100,7 +107,7 @@ class CachedLatents:
         self._require("num_classes", str(num_classes), f"masks of another number of classes than {num_classes}")
 
     def _require(self, key: str, expected: str, otherwise: str) -> None:
-        if self._made_of.get(key) != expected:
+        if self._origin.get(key) != expected:
             raise DataError(f"{self._path}: holds {otherwise}; delete it and run the workflow again")
 
     def __len__(self) -> int:
@@ -111,7 +118,44 @@ class CachedLatents:
         """Shape [C,h,w] of one latent."""
         return tuple(self._mean.shape[2:])
 
-    def sample(self, index: int, flip: int, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, index: int, flip: int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A draw from the posterior (not normalised) with the given standard normal noise, and the mask latent: [C,h,w] each."""
         mean, logvar = self._mean[flip, index].float(), self._logvar[flip, index].float()
         return mean + torch.exp(0.5 * logvar) * noise, self._mask[flip, index].float()
+
+
+class Batch(NamedTuple):
+    """B samples: normalised latents, masks and noise [B,C,h,w], noise levels [B], the rows of their tiles, and whose prompt is empty."""
+
+    clean: Tensor
+    mask: Tensor
+    noise: Tensor
+    sigma: Tensor
+    rows: list[int]
+    unprompted: list[bool]
+
+
+def draw_batch(numbers: range, cached: CachedLatents, vae: AutoencoderKL, shift: float, control: Control) -> Batch:
+    """The samples with these running numbers, on the CPU. ``vae`` gives the latents' scale, ``shift`` is the scheduler's."""
+    clean, masks, noises, sigmas, rows, unprompted = [], [], [], [], [], []
+    for number, row in zip(numbers, tiles_of(numbers, len(cached), control.seed), strict=True):
+        generator = torch.Generator().manual_seed(seed_of("generator", control.seed, number))
+        flip = int(torch.rand((), generator=generator) < control.flip)
+        latent, mask = cached.sample(row, flip, torch.randn(cached.shape, generator=generator))
+        clean.append(normalise(latent, vae))
+        masks.append(mask)
+        noises.append(torch.randn(cached.shape, generator=generator))
+        sigmas.append(training_sigmas(1, generator, control.density, shift)[0])
+        rows.append(row)
+        unprompted.append(bool(torch.rand((), generator=generator) < control.caption_dropout))
+    return Batch(*(torch.stack(items) for items in (clean, masks, noises, sigmas)), rows, unprompted)
+
+
+def tiles_of(numbers: range, tiles: int, seed: int) -> Iterator[int]:
+    """Tile of each running number: every tile once per pass, each pass in an order of its own."""
+    order, current = None, -1
+    for number in numbers:
+        if number // tiles != current:
+            current = number // tiles
+            order = torch.randperm(tiles, generator=torch.Generator().manual_seed(seed_of("pass", seed, current)))
+        yield int(order[number % tiles])

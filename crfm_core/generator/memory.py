@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
+from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -17,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from crfm_core import ResourceError
 from crfm_core.generator.advice import memory_advice
-from crfm_core.generator.trainable import choose_trainable
+from crfm_core.generator.weights import choose_trainable
 from crfm_core.models.controls import build_network
 from crfm_core.settings import Control
 
@@ -241,6 +243,12 @@ def require_memory(memory: TrainingMemory, available_bytes: int, key: str) -> No
     )
 
 
-def explain_out_of_memory(control: Control) -> str:
-    """What to say when training ran out of memory: which settings, not yet taken, lower which part of it."""
-    return f"training ran out of memory with batch_size {control.batch_size}; {memory_advice(control)}"
+@contextlib.contextmanager
+def out_of_memory_explained(control: Control) -> Iterator[None]:
+    """Turn an out-of-memory error of the device or the machine into a ResourceError that says which settings lower the need."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise ResourceError(f"training ran out of memory with batch_size {control.batch_size}; {memory_advice(control)}") from error

@@ -1,4 +1,4 @@
-"""The state a stopped training continues from: written aside and renamed, the newest few kept."""
+"""The state a stopped training continues from: written atomically, the newest few kept."""
 
 from __future__ import annotations
 
@@ -59,15 +59,16 @@ class TrainingState:
     It is gathered into whole tensors and spread out again however the processes share them (one process, DDP, FSDP).
 
     Args:
-        names: parameters of the unwrapped network that train.
+        unwrapped: the network without what spreads it over processes.
+        names: its parameters that train.
         ema: decay of the averaged weights, None for none.
     """
 
     def __init__(
-        self, network: nn.Module, bare: nn.Module, names: list[str], optimiser: torch.optim.Optimizer, schedule: Any, ema: float | None
+        self, network: nn.Module, unwrapped: nn.Module, names: list[str], optimiser: torch.optim.Optimizer, schedule: Any, ema: float | None
     ):
         self.network, self.names, self.optimiser, self.schedule = network, names, optimiser, schedule
-        self.parameters = [bare.get_parameter(name) for name in names]
+        self.parameters = [unwrapped.get_parameter(name) for name in names]
         self.ema = EMAModel(self.parameters, decay=ema, foreach=True) if ema else None
 
     def gathered(self, step: int) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _whole(tensor: Tensor) -> Tensor:
 def write_checkpoint(folder: Path, state: dict[str, Any], size: int, keep: int) -> None:
     """Write ``state`` and remove all but the newest ``keep`` checkpoints. Raises ResourceError before writing when the disk is too full."""
     require_disk(folder, size)
-    with atomic_path(checkpoint_path(folder, state["step"])) as aside:
-        torch.save(state, aside)
+    with atomic_path(checkpoint_path(folder, state["step"])) as temporary:
+        torch.save(state, temporary)
     for old in checkpoints_in(folder)[:-keep]:
         old.unlink()

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from crfm_core.data.rasters import paint, read_label, read_rgb, write_raster
 from crfm_core.devices import compute_dtype
 from crfm_core.files import seed_of, write_json
 from crfm_core.generator.resuming import read_checkpoint
-from crfm_core.generator.training import finished_network, flow_losses
+from crfm_core.generator.training import flow_losses
+from crfm_core.generator.weights import finished_pipeline
 from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.models.flow_schedule import load_scheduler, sigma_of_uniform
+from crfm_core.models.flow_schedule import sigma_of_uniform
 from crfm_core.models.latent_space import encode_images
 from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.sampling.pipeline import MaskToImagePipeline
@@ -29,14 +29,7 @@ TILES, LEVELS = 8, 8
 def open_checkpoint(checkpoint: Path, base: Path, control: Control, num_classes: int) -> MaskToImagePipeline:
     """The pipeline that training would save if it ended at this checkpoint, without text encoders."""
     state = read_checkpoint(checkpoint)
-    weights = (state["ema"] or state)["model"]
-    return MaskToImagePipeline(
-        transformer=finished_network(base, control, num_classes, weights),
-        scheduler=load_scheduler(base),
-        vae=AutoencoderKL.from_pretrained(base, subfolder="vae"),
-        num_classes=num_classes,
-        mask_code=control.mask_code,
-    )
+    return finished_pipeline(base, control, num_classes, (state["ema"] or state)["model"])
 
 
 @torch.no_grad()
@@ -56,7 +49,7 @@ def sample_validation(
 
     The tiles and their noise follow from ``seed`` alone, so generators and checkpoints can be laid side by side. The losses are the
     flow-matching loss (:func:`crfm_core.generator.training.flow_losses`) on these tiles at evenly spread training noise levels: with
-    the masks, and by the same network with the masks left out. A mask that is of use lowers the loss.
+    the masks, and by the same network with the masks left out. A useful mask lowers the loss.
 
     Args:
         captions: captioned manifest of tiles that nothing trained on.
@@ -100,7 +93,7 @@ def sample_validation(
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         inputs = [part.to(device, torch.float32) for part in (clean, noise, level.expand(len(table)), embeds, pooled)]
         with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
-            with_mask, without = (flow_losses(pipeline.transformer, *inputs, given).mean().item() for given in (mask, None))
+            with_mask, without = (flow_losses(pipeline.transformer, *inputs, condition).mean().item() for condition in (mask, None))
         found.append({"sigma": level.item(), "loss": with_mask, "loss_mask_ignored": without})
     means = {key: float(np.mean([entry[key] for entry in found])) for key in ("loss", "loss_mask_ignored")}
     write_json(losses, means | {"by_sigma": found, "tiles": list(table.tile_id)})

@@ -56,8 +56,8 @@ def build_base_model(
             "transformer": _transformer(images.shape[1], settings),
             "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
         }
-        with atomic_path(out) as aside:
-            StableDiffusion3Pipeline(**components).save_pretrained(aside)
+        with atomic_path(out) as temporary:
+            StableDiffusion3Pipeline(**components).save_pretrained(temporary)
 
 
 def autoencoder(settings: EmbeddedVAE) -> AutoencoderKL:
@@ -131,8 +131,8 @@ def train_autoencoder(
         if (step + 1) % CHECKPOINT_EVERY == 0:
             print(f"autoencoder step {step + 1}/{settings.steps} loss {loss.item():.4f}", flush=True)
             state = {"model": vae.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "step": step + 1}
-            with atomic_path(checkpoint) as aside:
-                torch.save(state, aside)
+            with atomic_path(checkpoint) as temporary:
+                torch.save(state, temporary)
     vae.eval().to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in pixels[:is_mask].split(16)])

@@ -45,7 +45,7 @@ from crfm_core.data.rasters import read_rgb, write_raster
 from crfm_core.data.sources.geotiff import _Polygons
 from crfm_core.files import inside
 from crfm_core.generator.resuming import newest_readable
-from crfm_core.generator.starting import start_from
+from crfm_core.generator.weights import start_from
 from crfm_core.manifest import paths_of
 from crfm_core.models.base import train_autoencoder
 from crfm_core.reporting.data_sheet import draw_data_sheet

@@ -30,12 +30,11 @@ from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.distributed import launch
 from crfm_core.files import read_json, write_json
 from crfm_core.generator import training
-from crfm_core.generator.batches import draw_batch, tiles_of
-from crfm_core.generator.latents import CachedLatents, encode_tiles
+from crfm_core.generator.latents import CachedLatents, draw_batch, encode_tiles, tiles_of
 from crfm_core.generator.resuming import read_checkpoint
-from crfm_core.generator.trainable import choose_trainable
 from crfm_core.generator.training import train_generator
 from crfm_core.generator.validation import open_checkpoint, sample_validation
+from crfm_core.generator.weights import choose_trainable, initial_network
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.models.mmdit import MaskMMDiT
@@ -235,7 +234,7 @@ def test_missing_or_damaged_latents_are_named(tmp_path):
 
 
 def base_weights(world: World, settings: Control) -> dict[str, torch.Tensor]:
-    return training.initial_network(world.base, settings, 3).state_dict()
+    return initial_network(world.base, settings, 3).state_dict()
 
 
 @pytest.mark.parametrize("scheme", ["triattention", "siamese", "adapter", "controlnet"])
@@ -296,7 +295,7 @@ def test_eight_bit_state_trains_and_resumes(world, tmp_path, monkeypatch):
 
 def test_bfloat16_keeps_the_trained_weights_in_float32_and_the_frozen_ones_to_the_bit(world, tmp_path):
     settings = control(precision="bf16", ema=None)
-    network = training.initial_network(world.base, settings, 3)
+    network = initial_network(world.base, settings, 3)
     names = choose_trainable(network, settings)
     assert {network.get_parameter(name).dtype for name in names} == {torch.float32}
     assert network.blocks[0].text.attention.to_q.weight.dtype == torch.bfloat16

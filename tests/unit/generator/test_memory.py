@@ -15,17 +15,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from crfm_core import ResourceError
+from crfm_core.generator.advice import memory_advice
 from crfm_core.generator.memory import (
     GIB,
     SD35_MEDIUM,
     CudaCount,
     TrainingMemory,
-    explain_out_of_memory,
     meta_network,
     require_memory,
     training_memory,
 )
-from crfm_core.generator.trainable import choose_trainable, make_optimiser
+from crfm_core.generator.weights import choose_trainable, make_optimiser
 from crfm_core.settings import Control, load_settings
 
 SIZES = {
@@ -223,7 +223,7 @@ def test_every_advised_setting_is_allowed_and_lowers_the_need(changes):
     wide = SIZES | {"num_layers": 6, "num_attention_heads": 64, "caption_projection_dim": 1024}
     chosen = control(**changes).model_dump()
     needed = total(chosen)
-    steps = explain_out_of_memory(Control(**chosen)).partition("; set ")[2].split(", or ")
+    steps = memory_advice(Control(**chosen)).removeprefix("set ").split(", or ")
     assert len(steps) >= 3
     for step in steps:
         advised = {key: yaml.safe_load(value) for key, value in re.findall(r"(\w+): (\{.*\}|\w+)", step)}
@@ -232,7 +232,7 @@ def test_every_advised_setting_is_allowed_and_lowers_the_need(changes):
 
 def test_settings_that_are_taken_are_not_advised_again():
     lean = control(batch_size=1, precision="bf16", gradient_checkpointing=True, optimiser="adamw_8bit", lora={})
-    text = explain_out_of_memory(lean)
+    text = memory_advice(lean)
     assert "parallel: fsdp" in text
     assert not re.search(r"batch_size: |checkpointing|8bit|lora|ema|precision", text)
 
