@@ -14,9 +14,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ class _Member:
     name: str
     size: int
     kind: str  # file, folder, or what is refused: a link, a device, ...
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]  #: its content, a binary file
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -127,7 +128,7 @@ def _tar_members(file: tarfile.TarFile) -> Iterator[_Member]:
     kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link", tarfile.FIFOTYPE: "pipe"}
     for info in file:
         kind = "file" if info.isfile() else "folder" if info.isdir() else kinds.get(info.type, "device")
-        yield _Member(info.name, info.size, kind, lambda info=info: file.extractfile(info))
+        yield _Member(info.name, info.size, kind, partial(file.extractfile, info))
     # The library takes a damaged header for the end, but the end is a block of zeros. The rest is read to verify its checksum.
     file.fileobj.seek(file.offset)
     if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -139,7 +140,8 @@ def _tar_members(file: tarfile.TarFile) -> Iterator[_Member]:
 def _checked(archive: Path, members: Iterator[_Member], folder: Path) -> list[_Member]:
     """The files to write, after a check of every member."""
     total, room = 0, max(BOMB_RATIO * archive.stat().st_size, BOMB_FROM)
-    files, kinds = [], {}  # kinds: "file" or "folder" by name, with the folders of files
+    files: list[_Member] = []
+    kinds: dict[str, str] = {}  # "file" or "folder" by name, with the folders of files
     for member in members:
         if fault := name_fault(member.name):
             if member.kind == "folder" and not member.parts and not member.name.startswith("/"):

@@ -43,6 +43,7 @@ def fetch_dataset(dataset: Dataset, root: Path | str, out: Path | str, command: 
                     shutil.rmtree(work)
         except OSError as error:
             raise ResourceError(f"source.root: {error}; set it to a folder that can be written, or free some space there") from None
+    assert folder is not None, "a download ends with the layout that locate finds"
     record = read_record(folder)
     files = record.get("files", {})
     if len(files) > LISTED_FILES:

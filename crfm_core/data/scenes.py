@@ -129,7 +129,9 @@ def _group(row: dict, relative: Path, how: str) -> str:
 
 def _check_scenes(rows: list[dict]) -> None:
     """Refuse a scene that occurs twice, by its file or its name, and content that is in two splits."""
-    files, names, sizes = {}, {}, defaultdict(list)
+    files: dict[Path, dict] = {}
+    names: dict[str, dict] = {}
+    sizes = defaultdict(list)
     for row in rows:
         if (first := files.setdefault(row["image"].resolve(), row)) is not row:
             _refuse(first, row, "is the same file as")

@@ -26,7 +26,7 @@ def select_tiles(tiles: pd.DataFrame, selection: Selection, key: str, classes: l
     order = stratified_order(tiles, selection.seed)
     if selection.n_shot is not None:
         return _n_shot(tiles, order, selection.n_shot, classes)
-    count = selection.tiles if selection.tiles is not None else max(1, round(selection.fraction * len(tiles)))
+    count = selection.tiles or max(1, round((selection.fraction or 0) * len(tiles)))
     if count > len(tiles):
         raise DataError(f"{key}.tiles: {count} tiles of {len(tiles)}; select fewer, or leave the selection out to take all")
     return set(tiles.tile_id.iloc[order[:count]])

@@ -95,7 +95,7 @@ def _blocks_of(member: tuple, rows: np.ndarray, cols: np.ndarray) -> Iterator[tu
         first = max(0, int(np.searchsorted(edges, low, "right")) - 1)
         last = min(len(edges) - 1, int(np.searchsorted(edges, low + length * scale, "left")))
         reach.append(range(first, last))
-    return product(*reach)
+    return product(reach[0], reach[1])
 
 
 def _without_buffer(rows: np.ndarray, cols: np.ndarray, i: int, j: int, foreign: set, half: float) -> tuple[float, float, float, float]:

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -86,7 +87,7 @@ def _fault(path: Path, size: int | None, checksums: dict[str, str]) -> str:
         return f"has {path.stat().st_size} bytes, expected {size}"
     for name, expected in checksums.items():
         with path.open("rb") as handle:
-            found = hashlib.file_digest(handle, lambda name=name: hashlib.new(name, usedforsecurity=False)).hexdigest()
+            found = hashlib.file_digest(handle, partial(hashlib.new, name, usedforsecurity=False)).hexdigest()
         if not found.startswith(expected.lower()):
             return f"has the {name} {found}, expected {expected.lower()}"
     return ""
@@ -210,7 +211,7 @@ def _answer(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
         raise DataError(f"{_shown(start)}: redirects more than {REDIRECTS} times; check the address, and whether the network wants a login")
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """The innermost reason; the outer ones repeat addresses with their secrets."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner

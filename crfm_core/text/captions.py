@@ -60,6 +60,7 @@ def caption_tiles(
     if settings.kind == "given":
         table["caption"] = _source_captions(table, tiles)
     elif settings.kind == "vlm":
+        assert model and settings.model, "kind vlm has a model"
         images = paths_of(tiles, table, "image", root)
         digests = list(table.image_digest) if "image_digest" in table else None
         answers = Path(out).parent / "answers"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -126,7 +127,7 @@ def encode_prompts_file(
     store = Path(out).parent / "encoded" / encoding.store
     missing = [text for key, text in texts.items() if not _is_stored(store / f"{key}.safetensors", text, encoding)]
     print(f"{len(texts)} prompts, {len(texts) - len(missing)} of them already encoded", flush=True)
-    encoders = TextEncoders.from_folder(base_folder, device, dtype) if missing else None
+    encoders: Any = TextEncoders.from_folder(base_folder, device, dtype) if missing else None
     for number, text in enumerate(tqdm(missing, desc="prompts", disable=None)):
         path = store / f"{prompt_key(text)}.safetensors"
         if number and _is_stored(path, text, encoding):
@@ -235,7 +236,8 @@ class PromptCache:
         unknown = [key for key in keys if key not in self.prompts]
         if unknown:
             raise DataError(f"{self.path}: no embedding of prompt {', '.join(unknown[:5])}; delete the file and run the workflow again")
-        return tuple(torch.stack([self._file(key).get_tensor(part) for key in keys]) for part in ("embeds", "pooled"))
+        embeds, pooled = (torch.stack([self._file(key).get_tensor(part) for key in keys]) for part in ("embeds", "pooled"))
+        return embeds, pooled
 
     def _path(self, key: str) -> Path:
         return self._store / f"{key}.safetensors"

@@ -35,8 +35,11 @@ def fetch_model(settings: Model, key: str, command: str) -> Path:
             raise WeightsError(f"{key}.repo: {settings.repo} has no config.json with weights in safetensors; give another model")
 
     instead = "give the folder of a model as path, without repo"
-    folder, options = Path(settings.folder), {"check": check, "key": key, "instead": instead, "command": command}
-    return check_folder(Repository(settings.repo, settings.revision, folder, is_model_file, **options).fetch(), key)
+    repository = Repository(
+        str(settings.repo), str(settings.revision), Path(settings.folder), is_model_file,
+        check=check, key=key, instead=instead, command=command,
+    )  # fmt: skip
+    return check_folder(repository.fetch(), key)
 
 
 def check_folder(folder: Path | str, key: str) -> Path:

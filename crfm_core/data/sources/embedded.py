@@ -149,7 +149,7 @@ class _Scene:
         """Cut the ground into parcels along roads and paint what grows or lies on each."""
         reach = 0.75 * self.size + 20
         self.parcels: list[tuple[float, float, float, float]] = []
-        self.roads: list[tuple[str, float, float, float, float, float]] = []
+        self.roads: list[tuple[str, str, float, float, float, float]] = []
         self._cut(-reach, reach, -reach, reach)
         self.cell = np.full(self.label.shape, -1)
         for index, (u0, u1, v0, v1) in enumerate(self.parcels):
@@ -187,8 +187,8 @@ class _Scene:
         start, stop = (u0, u1) if long else (v0, v1)
         middle = start + across * self.rng.uniform(0.38, 0.62)
         if width:
-            ends = (v0, v1) if long else (u0, u1)
-            self.roads.append((kind, "uv"[not long], middle, width, *ends))
+            first, last = (v0, v1) if long else (u0, u1)
+            self.roads.append((kind, "uv"[not long], middle, width, first, last))
         for low, high in ((start, middle - width / 2), (middle + width / 2, stop)):
             self._cut(*((low, high, v0, v1) if long else (u0, u1, low, high)))
 
@@ -321,8 +321,8 @@ class _Scene:
                 for j in range(lines):
                     if self.rng.uniform() < 0.9:
                         wide, deep = (u1 - u0) / columns, (v1 - v0) / lines
-                        half = self.rng.uniform(9, np.maximum(10, np.minimum(22, np.array([wide, deep]) / 2 - 3.5)))
-                        self._roof(u0 + (i + 0.5) * wide, v0 + (j + 0.5) * deep, *half, palette)
+                        half_wide, half_deep = self.rng.uniform(9, np.maximum(10, np.minimum(22, np.array([wide, deep]) / 2 - 3.5)))
+                        self._roof(u0 + (i + 0.5) * wide, v0 + (j + 0.5) * deep, half_wide, half_deep, palette)
 
     def _roof(self, cu: float, cv: float, a: float, b: float, palette: tuple) -> None:
         du, dv = self.u - cu, self.v - cv

@@ -151,8 +151,7 @@ class FUSU(SceneSource):
         held = read_record(hub)
         if held and (held["repo"] != settings.repo or settings.revision not in (held["revision"], held["asked"])):
             shutil.rmtree(hub)  # with what was unpacked of the other revision
-        options = {"repo_type": "dataset", "check": check, "key": "source", "place": "root", "instead": instead, "command": command}
-        Repository(settings.repo, settings.revision, hub, _is_needed, **options).fetch()
+        Repository(settings.repo, settings.revision, hub, _is_needed, "dataset", check, "source", "root", instead, command).fetch()
         names = sorted(read_json(hub / FETCH_RECORD)["files"])
         targets = {name: (hub / name).with_name(stem_of(hub / name)) for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)}
         for name, target in targets.items():

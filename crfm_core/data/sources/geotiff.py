@@ -151,7 +151,8 @@ class _Polygons:
         import pyogrio
         from pyogrio.errors import DataLayerError, DataSourceError
 
-        source: GeotiffSource = dataset.source
+        source = dataset.source
+        assert isinstance(source, GeotiffSource)
         if not source.attribute:
             raise DataError(f"source.attribute: {path} holds features; name the field with their class")
         with path.open("rb") as file:
@@ -177,7 +178,7 @@ class _Polygons:
             kinds = ", ".join(f"{count} {kind}" for kind, count in other.items())
             raise DataError(f"{path}: layer {layer} holds {kinds}, expected polygons only; buffer or remove the others")
         values = [_text(value) for value in columns[0]]
-        known = {str(key): new for key, new in dataset.label_map.items()}
+        known = {str(key): new for key, new in (dataset.label_map or {}).items()}
         if unknown := Counter(value for value in values if value not in known):
             found = ", ".join(f"{value!r} in {count} features" for value, count in unknown.most_common(5))
             raise DataError(

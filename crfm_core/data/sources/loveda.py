@@ -159,7 +159,7 @@ class LoveDA(SceneSource):
             )
         ids = np.zeros(256, np.uint8)
         for raw, new in mapped.items():
-            ids[new] = raw - SERVER_IDS[0]
+            ids[new] = int(raw) - SERVER_IDS[0]
         return ids
 
 

@@ -52,14 +52,15 @@ def _listed(index: Path, split: str, root: Path) -> list[FoundScene]:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(f'{where}: not an object with "source", "target" and "prompt" ({error!r}); correct the line') from None
         try:
-            paths = [inside(root, str(relative)) for relative in (image, label)]
+            image_path, label_path = inside(root, str(image)), inside(root, str(label))
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        for path in paths:
+        for path in (image_path, label_path):
             if not path.is_file():
                 raise DataError(f"{where}: there is no {path}; correct the line, or source.root")
         relative = Path(image)
-        scenes.append(FoundScene(relative.with_suffix("").parts, *paths, relative, split, str(relative.parent), str(prompt)))
+        key, group = relative.with_suffix("").parts, str(relative.parent)
+        scenes.append(FoundScene(key, image_path, label_path, relative, split, group, str(prompt)))
     if not scenes:
         raise DataError(f"{index}: lists nothing; correct source.splits.{split}")
     return scenes
