@@ -113,7 +113,7 @@ def test_a_class_name_that_looks_like_a_place_in_the_template_stays_as_it_is():
         ({"template": "{classes} {colour}"}, "no other braces"),
         ({"template": "{classes} }"}, "no other braces"),
         ({"kind": "vlm"}, "model: kind vlm needs a model"),
-        ({"kind": "given", "model": {"path": "x"}}, "model: is not asked with kind given; set kind: vlm"),
+        ({"kind": "given", "model": {"path": "x"}}, "model: is not used with kind given; set kind: vlm"),
         ({"kind": "vlm", "model": {}}, "path: give the model's folder, or repo and revision"),
         ({"kind": "vlm", "model": {"repo": "a/b"}}, "revision: repo and revision go together"),
         ({"kind": "vlm", "model": {"path": "x", "revision": "0" * 40}}, "revision: repo and revision go together"),
