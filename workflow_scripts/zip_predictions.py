@@ -7,7 +7,7 @@ with job(snakemake):
 
     from crfm_core.data.sources import open_source
     from crfm_core.devices import resolve, use_threads
-    from crfm_core.segmentor.submission import zip_predictions
+    from crfm_core.segmentor.prediction import zip_predictions
     from crfm_core.settings import Dataset, Evaluation
 
     use_threads(snakemake.threads)

@@ -198,7 +198,10 @@ def has_holes(source: rasterio.DatasetReader) -> bool:
 
 def invalid_of(source: rasterio.DatasetReader, window: Window | None = None, bands: Sequence[int] | None = None) -> np.ndarray:
     """Pixels without a picture: nodata, masked, transparent, or NaN in a shown band; bool [H,W]."""
-    invalid = source.dataset_mask(window=window) == 0
+    try:
+        invalid = source.dataset_mask(window=window) == 0
+    except GDAL_FAULTS as error:
+        raise _unreadable(name_of(source), error) from error
     if (alpha := alpha_band(source)) is not None:
         invalid |= read_bands(source, alpha, window) == 0
     if source.dtypes[0].startswith("float"):

@@ -124,63 +124,50 @@ def predict(critic: Critic, images: np.ndarray, batch_size: int = 16, evaluation
 # --------------------------------------------------------------------------------------------------------------- scoring
 
 
-def agreement(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16, evaluation: Evaluation | None = None) -> dict:
+def agreement(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16) -> dict:
     """Scores of the critic's predictions against the labels of a manifest's tiles.
 
     For synthetic tiles the labels are the masks they were made for. Returns :meth:`ConfusionMatrix.scores` of one matrix over all
     tiles, with ``classes``, the number of ``tiles``, and ``per_tile``: the mIoU of each in the manifest's order (None if all ignored).
     """
-    total, per_tile = ConfusionMatrix(len(critic.classes)), []
-    for single in _matrices(critic, manifest, root, batch_size, evaluation):
-        total.merge(single)
-        per_tile.append(single.scores()["mIoU"])
+    total, per_tile = _confusion(critic, manifest, root, Evaluation(batch_size=batch_size))
     return {"classes": critic.classes, "tiles": len(per_tile), **total.scores(), "per_tile": per_tile}
 
 
 def evaluate(
-    checkpoint: Path | str,
-    manifest: Path | str,
-    root: Path | str,
-    device: str = "cpu",
-    batch_size: int | None = None,
-    evaluation: Evaluation | None = None,
+    checkpoint: Path | str, manifest: Path | str, root: Path | str, device: str = "cpu", evaluation: Evaluation | None = None
 ) -> dict:
     """Scores of a checkpoint over a whole split, from one confusion matrix over all its pixels that are not ignored.
 
     Returns :meth:`ConfusionMatrix.scores` with ``classes``, the number of ``tiles``, ``confusion`` (the matrix as lists, rows are
-    labels) and ``evaluation`` (the settings). ``batch_size`` is by default that of ``evaluation``; it changes nothing but rounding.
+    labels) and ``evaluation`` (the settings).
     Classes that no pixel is labelled as are logged: their recall is undefined, and so are IoU and F1 where they are not predicted either.
 
     Raises DataError naming the row whose label holds an id outside the classes, and WeightsError for a checkpoint that cannot be read.
     """
-    evaluation = evaluation or Evaluation()
-    critic = load_critic(checkpoint, device)
-    total, tiles = ConfusionMatrix(len(critic.classes)), 0
-    for single in _matrices(critic, manifest, root, batch_size or evaluation.batch_size, evaluation):
-        total.merge(single)
-        tiles += 1
+    evaluation, critic = evaluation or Evaluation(), load_critic(checkpoint, device)
+    total, per_tile = _confusion(critic, manifest, root, evaluation)
     absent = [name for name, pixels in zip(critic.classes, total.matrix.sum(axis=1), strict=True) if not pixels]
     if absent:
         print(f"{manifest}: no pixel is labelled {', '.join(absent)}; scores that this leaves undefined are null", flush=True)
-    return {
-        "classes": critic.classes,
-        "tiles": tiles,
-        **total.scores(),
-        "confusion": total.matrix.tolist(),
-        "evaluation": evaluation.model_dump(mode="json"),
-    }
+    result = {"classes": critic.classes, "tiles": len(per_tile), **total.scores()}
+    return result | {"confusion": total.matrix.tolist(), "evaluation": evaluation.model_dump(mode="json")}
 
 
-def _matrices(
-    critic: Critic, manifest: Path | str, root: Path | str, batch_size: int, evaluation: Evaluation | None
-) -> Iterator[ConfusionMatrix]:
-    """The confusion matrix of each tile in the manifest's order."""
+def _confusion(
+    critic: Critic, manifest: Path | str, root: Path | str, evaluation: Evaluation
+) -> tuple[ConfusionMatrix, list[float | None]]:
+    """The confusion matrix of all tiles, and the mIoU of each in the manifest's order."""
+    total, per_tile = ConfusionMatrix(len(critic.classes)), []
+    size = evaluation.batch_size
     with tqdm(total=len(read_manifest(manifest)), desc="tiles", unit="tile", disable=None) as progress:
-        for rows, images, labels in read_ahead(tile_batches(manifest, root, batch_size)):
-            for tile_id, prediction, label in zip(rows.tile_id, predict(critic, images, batch_size, evaluation), labels, strict=True):
+        for rows, images, labels in read_ahead(tile_batches(manifest, root, size)):
+            for tile_id, prediction, label in zip(rows.tile_id, predict(critic, images, size, evaluation), labels, strict=True):
                 try:
                     single = ConfusionMatrix(len(critic.classes)).update(prediction, label)
                 except DataError as error:
                     raise DataError(f"{manifest}: row {tile_id}: {error}") from None
-                yield single
+                total.merge(single)
+                per_tile.append(single.scores()["mIoU"])
             progress.update(len(rows))
+    return total, per_tile

@@ -1,9 +1,10 @@
-"""Predictions as rasters in their place on the ground: labels of a manifest's tiles, and of whole scenes of any size."""
+"""Predictions as rasters in their place on the ground: labels of tiles, of whole scenes, of a server's test images."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,26 +15,27 @@ import torch
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from crfm_core import DataError
+from crfm_core import ConfigError, DataError
 from crfm_core.data.grid import open_scene
 from crfm_core.data.rasters import (
-    GDAL_FAULTS,
     IGNORE,
     IGNORED,
     STRIP,
     create_raster,
+    encode_raster,
     has_holes,
     invalid_of,
-    name_of,
     read_label,
     read_rgb,
     read_tags,
     rgb_of,
     write_raster,
 )
+from crfm_core.data.scaling import scene_limits
 from crfm_core.data.scenes import read_scenes
+from crfm_core.data.sources import SceneSource
 from crfm_core.data.windows import window_offsets
-from crfm_core.files import exclusive, hash_of, inside, require_disk, sha256_of
+from crfm_core.files import atomic_path, exclusive, hash_of, inside, require_disk, sha256_of, work_folder, write_bytes
 from crfm_core.manifest import paths_of, read_manifest, relocate, write_manifest
 from crfm_core.segmentor.critic import Critic, load_critic
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, class_maps, predict, read_ahead
@@ -215,7 +217,8 @@ def label_rows(
     canvas = Canvas((len(critic.classes),), height, picture.width, device)
     with tqdm(total=len(tops) * len(lefts), desc="windows", unit="window", disable=None) as progress:
         for top, following in zip(tops, [*tops[1:], picture.height], strict=True):
-            nodata = _nodata(picture, Window(0, top, picture.width, height), tiling)
+            row = Window(0, top, picture.width, height)
+            nodata = invalid_of(picture, row, tiling.bands) if has_holes(picture) else np.zeros((height, picture.width), bool)
             filled = [left for left in lefts if not nodata[:, left : left + width].all()]
             for start in range(0, len(filled), evaluation.batch_size):
                 batch = filled[start : start + evaluation.batch_size]
@@ -228,25 +231,69 @@ def label_rows(
             progress.update(len(lefts))
 
 
-def _nodata(picture: rasterio.DatasetReader, window: Window, tiling: Tiling) -> np.ndarray:
-    """Where a window has no data, bool [h,w]."""
-    if not has_holes(picture):
-        return np.zeros((window.height, window.width), bool)
-    try:
-        return invalid_of(picture, window, tiling.bands)
-    except GDAL_FAULTS as error:  # an error of the image that is read, not of the file that is written meanwhile
-        raise DataError(f"{name_of(picture)}: not a readable raster ({error.__cause__ or error}); is it complete, and an image?") from error
-
-
 def in_strips(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
     """Arrays [n, W] that follow each other, as arrays of ``rows`` rows; the last one may have fewer."""
-    waiting: list[np.ndarray] = []
+    waiting = None
     for part in parts:
-        waiting.append(part)
-        if sum(map(len, waiting)) >= rows:
-            ready = np.concatenate(waiting)
-            whole = len(ready) - len(ready) % rows
-            yield from (ready[top : top + rows] for top in range(0, whole, rows))
-            waiting = [ready[whole:]] if len(ready) > whole else []
-    if waiting:
-        yield np.concatenate(waiting)
+        waiting = part if waiting is None else np.concatenate([waiting, part])
+        while len(waiting) >= rows:
+            yield waiting[:rows]
+            waiting = waiting[rows:]
+    if waiting is not None and len(waiting):
+        yield waiting
+
+
+# ------------------------------------------------------------------------------------------------------------ submissions
+
+
+def zip_predictions(
+    checkpoint: Path | str,
+    source: SceneSource,
+    out: Path | str,
+    work: Path | str,
+    evaluation: Evaluation | None = None,
+    device: str = "cpu",
+) -> None:
+    """Predict the images that a dataset's server scores, and write ``out``: one zip file of PNGs for it, the same bytes for the same
+    predictions.
+
+    Each image is predicted as a whole scene is, see :func:`label_rows`.
+
+    Args:
+        source: says which images, and which of the server's classes each class is.
+        work: folder that holds predictions while the zip is not there; a stopped run continues from it.
+
+    Raises DataError when images are missing or two have one name, ConfigError for classes that are not the server's, WeightsError
+    for a checkpoint of other classes.
+    """
+    dataset = source.dataset
+    evaluation = evaluation or Evaluation()
+    images, ids = source.submission_images(), source.submission_ids()
+    if dataset.tile.scale and dataset.tile.scale.over == "dataset":
+        raise ConfigError(f"tile.scale.over: {dataset.name} scales by its training scenes; set it to scene for images that are not listed")
+    require_disk(Path(work).parent, 2 * sum(path.stat().st_size for path in images))
+    how = evaluation.result_keys()
+    content = [[path.name, path.stat().st_size] for path in images]
+    with work_folder(work, hash_of(sha256_of(checkpoint), how, dataset.tile.model_dump(mode="json"), ids.tolist(), content)) as folder:
+        missing = [path for path in images if not is_whole(folder / path.name)]
+        if missing:
+            critic = load_critic(checkpoint, device, dataset.classes)
+            for path in tqdm(missing, desc="images", unit="image", disable=None):
+                write_bytes(folder / path.name, encode_raster(".png", ids[_labels(critic, path, dataset, evaluation)]))
+        with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink
+            for path in images:
+                archive.writestr(_entry(path.name), (folder / path.name).read_bytes())
+
+
+def _labels(critic: Critic, image: Path, dataset: Dataset, evaluation: Evaluation) -> np.ndarray:
+    tiling = dataset.tile
+    limits = scene_limits([image], [True], tiling.scale, tiling.bands)[0] if tiling.scale else None
+    with open_scene(image, image, tiling.ground_distance) as (picture, _):
+        return np.concatenate(list(label_rows(critic, picture, tiling, evaluation, limits)))
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """A member that says nothing of when and where it was written."""
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.create_system, entry.external_attr = 3, 0o644 << 16
+    return entry

@@ -20,10 +20,9 @@ from crfm_core.distributed import ParallelJob, ProcessGroup, process_group
 from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import read_manifest
 from crfm_core.segmentor.dataset import Tiles, WeightedDraws, class_weights
-from crfm_core.segmentor.mmseg.descriptions import describe_file, text_of, weigh_classes
+from crfm_core.segmentor.mmseg.descriptions import config_of, describe_file, preparation_of, text_of, weigh_classes
 from crfm_core.segmentor.mmseg.networks import build_described, describe_architecture, try_out
 from crfm_core.segmentor.mmseg.running import TrainingRunner, collate, training_runner, versions
-from crfm_core.segmentor.preparation import DIVISOR, Preparation
 from crfm_core.segmentor.validation import Validator, best_of, newest_checkpoint
 from crfm_core.settings import Download, Segmentor
 
@@ -101,7 +100,7 @@ def train_segmentor(job: SegmentorTraining) -> None:
             if job.val is not None and val_table is not None:
                 val_tiles = Tiles(job.val, val_table, job.root, num_classes, job.seed)
                 every = segmentor.validate_every or -(-job.iterations // 10)
-                images = _preparation_of(description)
+                images = preparation_of(config_of(description))
                 validation = Validator(val_tiles, folder, every, job.iterations, max(1, len(own)), images, group)
 
             torch.manual_seed(job.seed)  # the weights follow from the seed alone
@@ -146,13 +145,6 @@ def _describe(segmentor: Segmentor, num_classes: int, weights: list[float] | Non
     if weights:
         weigh_classes(description, weights)
     return description
-
-
-def _preparation_of(description: dict[str, Any]) -> Preparation:
-    """How the network sees images when it is not trained."""
-    images = description["data_preprocessor"]
-    mean, std = ([value / 255 for value in images[key]] for key in ("mean", "std"))
-    return Preparation(mean, std, images["bgr_to_rgb"], divisor=DIVISOR)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def read_description(
         kind = model.get("type") if isinstance(model, dict) else type(model).__name__
         if kind not in ("EncoderDecoder", "CascadeEncoderDecoder"):
             raise ValueError(f"describes a model of type {kind}; EncoderDecoder or CascadeEncoderDecoder is needed")
-        preparation = _preparation_of(config, default)
+        preparation = preparation_of(config, default)
         network = {key: value for key, value in model.items() if key != "data_preprocessor"}
         return _checked(network, "model", NEVER_TAKEN.union(dropped)), preparation
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -90,7 +90,7 @@ def _registered(name: str) -> bool:
     return name in TASK_UTILS.module_dict
 
 
-def _preparation_of(config: dict[str, Any], default: Preparation | None) -> Preparation:
+def preparation_of(config: dict[str, Any], default: Preparation | None = None) -> Preparation:
     """What mmsegmentation does to an image of 0...255 before prediction, in the scale of images in [0, 1].
 
     Raises ValueError when the configuration does not say it and there is no default, or it does not suit images of three channels.
@@ -155,9 +155,14 @@ def describe_file(path: Path | str, num_classes: int) -> dict[str, Any]:
     return {**model, "data_preprocessor": preprocessor(images)}
 
 
+def config_of(model: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a network that is described for RGB images."""
+    return {"model": model, "test_pipeline": [RGB_STEP]}
+
+
 def text_of(model: dict[str, Any]) -> str:
     """The source that a checkpoint keeps of a described network, as :mod:`crfm_core.segmentor.critic.mmseg_checkpoint` reads it."""
-    return f"model = {model!r}\ntest_pipeline = {[RGB_STEP]!r}\n"
+    return "".join(f"{name} = {value!r}\n" for name, value in config_of(model).items())
 
 
 def weigh_classes(model: dict[str, Any], weights: list[float]) -> None:

@@ -198,7 +198,8 @@ def test_a_batch_of_another_size_changes_rounding_and_nothing_else(tiles, checkp
         together = class_maps(critic, as_input(images), how)
         alone = torch.cat([class_maps(critic, as_input(image[None]), how) for image in images])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-        one, other = (np.array(evaluate(checkpoint, tiles, tiles.parent, batch_size=n, evaluation=how)["confusion"]) for n in (1, 5))
+        sizes = [how.model_copy(update={"batch_size": size}) for size in (1, 5)]
+        one, other = (np.array(evaluate(checkpoint, tiles, tiles.parent, evaluation=how)["confusion"]) for how in sizes)
         assert np.abs(one - other).sum() <= 0.001 * one.sum()
 
 

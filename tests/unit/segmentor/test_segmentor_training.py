@@ -17,7 +17,7 @@ from crfm_core.segmentor import dataset, training
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.segmentor.evaluation import evaluate, predict
 from crfm_core.segmentor.mmseg import networks, running, weights
-from crfm_core.settings import Segmentor
+from crfm_core.settings import Evaluation, Segmentor
 
 SMALL = Segmentor(architecture="segformer_tiny", iterations=6, batch_size=4, learning_rate=3e-3, warmup=2, checkpoint_every=2)
 
@@ -50,11 +50,11 @@ def checkpoint(tiles):
 
 
 def test_a_segmentor_learns_and_its_scores_are_of_the_whole_split(tiles, checkpoint):
-    scores = evaluate(checkpoint, tiles, tiles.parent, batch_size=5)
+    scores = evaluate(checkpoint, tiles, tiles.parent, evaluation=Evaluation(batch_size=5))
     assert scores["OA"] > 60
     assert scores["tiles"] == 12
     assert scores["classes"] == CLASSES
-    assert evaluate(checkpoint, tiles, tiles.parent, batch_size=1)["IoU"] == pytest.approx(scores["IoU"], abs=0.1)
+    assert evaluate(checkpoint, tiles, tiles.parent, evaluation=Evaluation(batch_size=1))["IoU"] == pytest.approx(scores["IoU"], abs=0.1)
 
 
 def test_tiles_that_memory_does_not_hold_are_read_from_copies_on_the_machines_own_disk(tiles, tmp_path, monkeypatch):

@@ -16,10 +16,10 @@ from torch import nn
 from crfm_core import ConfigError, DataError
 from crfm_core.data.rasters import read_label
 from crfm_core.data.sources import SceneSource, open_source
+from crfm_core.segmentor import prediction
 from crfm_core.segmentor.critic import load_critic
 from crfm_core.segmentor.mmseg.networks import build_model
-from crfm_core.segmentor.prediction import predict_raster
-from crfm_core.segmentor.submission import zip_predictions
+from crfm_core.segmentor.prediction import predict_raster, zip_predictions
 from crfm_core.settings import Dataset, Evaluation
 
 
@@ -88,10 +88,8 @@ def test_the_submission_holds_a_label_of_the_servers_ids_for_each_test_image(tmp
 
 
 def test_a_stopped_submission_goes_on_and_another_checkpoint_begins_anew(tmp_path, official, seven, monkeypatch):
-    from crfm_core.segmentor import submission
-
     own, out, work, done = source(official), tmp_path / "seed0.zip", tmp_path / "work", []
-    checkpoint, labels_of = seven(own.dataset.classes), submission._labels
+    checkpoint, labels_of = seven(own.dataset.classes), prediction._labels
 
     def stopping(critic, image, *arguments):
         if len(done) == 2:
@@ -99,7 +97,7 @@ def test_a_stopped_submission_goes_on_and_another_checkpoint_begins_anew(tmp_pat
         done.append(image.name)
         return labels_of(critic, image, *arguments)
 
-    monkeypatch.setattr(submission, "_labels", stopping)
+    monkeypatch.setattr(prediction, "_labels", stopping)
     with pytest.raises(KeyboardInterrupt):
         zip_predictions(checkpoint, own, out, work)
     assert not out.exists()
