@@ -107,9 +107,9 @@ def gpu_rules():
 @cache
 def faults_for_a_dry_run():
     """What is wrong with the files that the configuration names; a real run has them on its list of `onstart`."""
-    from crfm_core.planning.preflight.given import faults_of_given
+    from crfm_core.planning.preflight.user_files import problems_of_user_files
 
-    return faults_of_given(settings) if workflow.dryrun else []
+    return problems_of_user_files(settings) if workflow.dryrun else []
 
 
 def given(path):
@@ -369,18 +369,18 @@ onstart:
 
     jobs = [Job(job.rule.name, dict(job.wildcards.items())) for job in workflow.dag.needrun_jobs() if job.rule.name not in SPEAK_ALONE]
     if jobs:
-        from crfm_core.planning.preflight import Work, look_ahead
+        from crfm_core.planning.preflight import PendingRun, check_run
         from crfm_core.planning.rates import read_rates
 
-        found = look_ahead(
-            Work(
+        found = check_run(
+            PendingRun(
                 settings,
                 datasets,
                 jobs,
                 read_rates(HERE / "configs" / "rates.yaml"),
                 frozenset(gpu_rules()),
                 gpu_limit(),
-                here=workflow.local_exec,
+                local=workflow.local_exec,
                 software={name: Path(file) for name, file in software().items()},
             )
         )

@@ -136,7 +136,7 @@ rule plan:
         cores=lambda wildcards: workflow.resource_settings.cores or workflow.resource_settings.nodes,
         gpus=lambda wildcards: gpu_limit() or workflow.resource_settings.nodes,
     message:
-        "Planning what is left to be done"
+        "Planning the remaining jobs"
     script:
         "../workflow_scripts/plan.py"
 
@@ -158,9 +158,9 @@ rule preflight:
         rules=files_of_rules,
         gpu_rules=lambda wildcards: gpu_rules(),
         gpu_limit=lambda wildcards: gpu_limit(),
-        here=lambda wildcards: workflow.local_exec,
+        local=lambda wildcards: workflow.local_exec,
         software=lambda wildcards: software(),
     message:
-        "Looking for what stands in the way of the run"
+        "Checking what the run needs"
     script:
         "../workflow_scripts/preflight.py"

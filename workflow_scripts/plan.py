@@ -1,4 +1,4 @@
-"""Say what a run still takes, before it: the engine's list of files, configuration and rates in, the plan for the terminal out."""
+"""Estimate what a run still takes: the engine's list of files, configuration and rates in, the plan for the terminal out."""
 
 from job import job
 

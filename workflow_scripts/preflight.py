@@ -1,4 +1,4 @@
-"""Look for what stands in the way of a run, before it: the engine's list of files and the configuration in, a list with remedies out."""
+"""Check what a run needs, before it: the engine's list of files and the configuration in, a list of problems with remedies out."""
 
 from job import job
 
@@ -11,21 +11,21 @@ with job(snakemake):
     params = snakemake.params
     listing = ThreadPoolExecutor().submit(list_outputs, params.listing, Path(".snakemake/incomplete"))
 
-    # slow to import, while the engine lists
+    # imported while the engine lists its files
     from crfm_core import PreflightError
-    from crfm_core.planning.preflight import Work, look_ahead
+    from crfm_core.planning.preflight import PendingRun, check_run
     from crfm_core.planning.rates import read_rates
     from crfm_core.settings import Dataset, Settings
 
-    found = look_ahead(
-        Work(
+    found = check_run(
+        PendingRun(
             settings=Settings(**params.settings),
             datasets={dataset["name"]: Dataset(**dataset) for dataset in params.datasets},
             jobs=[job for job in read_jobs(listing.result(), params.rules) if job.pending],
             rates=read_rates(Path(params.rates)),
             gpu_rules=frozenset(params.gpu_rules),
             gpu_limit=params.gpu_limit,
-            here=params.here,
+            local=params.local,
             software={name: Path(file) for name, file in params.software.items()},
         )
     )

@@ -1,25 +1,25 @@
-"""Before the first job: one look at everything that is left to be done, and one list of all that stands in its way.
+"""Before the first job: checks of everything that the remaining jobs need, and one list of all problems.
 
 Nothing is made, fetched or read beyond names, sizes and headers, and torch is not imported: it takes about a second.
 """
 
 from __future__ import annotations
 
-from crfm_core.planning.preflight import clashes, given, machine
-from crfm_core.planning.preflight.findings import Findings, Work
+from crfm_core.planning.preflight import conflicts, machine, user_files
+from crfm_core.planning.preflight.checks import CheckResults, PendingRun
 
-#: In the order of the list. What given files lack comes first; disk and folders count what is still to be fetched.
+#: In the order of the list. User files come first; disk and folders include the downloads that they find.
 CHECKS = (
-    given.check_datasets,
-    given.check_judges,
-    given.check_segmentors,
-    given.check_generators,
-    given.check_base,
-    given.check_models,
-    clashes.check_grid,
-    clashes.check_captions,
-    clashes.check_compiling,
-    clashes.check_idle,
+    user_files.check_datasets,
+    user_files.check_judges,
+    user_files.check_segmentors,
+    user_files.check_generators,
+    user_files.check_base_model,
+    user_files.check_models,
+    conflicts.check_tile_size,
+    conflicts.check_captions,
+    conflicts.check_compilers,
+    conflicts.check_unused_settings,
     machine.check_gpus,
     machine.check_software,
     machine.check_folders,
@@ -27,11 +27,11 @@ CHECKS = (
 )
 
 
-def look_ahead(work: Work) -> Findings:
-    """All that stands in the way of the jobs that are left, and what is odd about them."""
-    found = Findings()
+def check_run(run: PendingRun) -> CheckResults:
+    """Problems, warnings and facts of the jobs that are still to be run."""
+    found = CheckResults()
     for check in CHECKS:
-        check(work, found)
-    for one in found.fetches:
-        found.facts.append(f"to be fetched: {one.what} to {one.folder}" + (f", about {one.size / 1e9:.0f} GB" if one.size else ""))
+        check(run, found)
+    for one in found.downloads:
+        found.facts.append(f"Fetching {one.what} to {one.folder}" + (f", about {one.size / 1e9:.0f} GB" if one.size else ""))
     return found

@@ -1,4 +1,4 @@
-"""What the machine has: disk, folders that can be written, GPUs and their memory, software."""
+"""The machine: disk, writable folders, GPUs and their memory, software."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crfm_core.files import existing_parent, require_disk, require_writable
 from crfm_core.generator.advice import memory_advice
 from crfm_core.hub import is_fetched
 from crfm_core.layout import Layout
-from crfm_core.planning.preflight.findings import Findings, Work
+from crfm_core.planning.preflight.checks import CheckResults, PendingRun
 from crfm_core.planning.preflight.memory import training_size
 from crfm_core.planning.rates import Unknown
 from crfm_core.planning.workload import Workload
@@ -28,13 +28,13 @@ from crfm_core.settings import EmbeddedBase, HubBase
 GIB = 2**30
 
 
-def check_folders(work: Work, found: Findings) -> None:
-    """That everything which is written has a place."""
-    places = {work.results: "`results`"} | {one.folder: one.key for one in found.fetches}
+def check_folders(run: PendingRun, found: CheckResults) -> None:
+    """That all folders which are written to can be."""
+    places = {run.results: "`results`"} | {one.folder: one.key for one in found.downloads}
     for folder, key in places.items():
-        with found.listing():
+        with found.collect():
             require_writable(folder, f"set {key} to a folder that you may write to")
-    with found.listing():
+    with found.collect():
         try:
             place = tempfile.gettempdir()
         except FileNotFoundError as error:
@@ -42,49 +42,49 @@ def check_folders(work: Work, found: Findings) -> None:
         require_writable(place, "set TMPDIR to a folder that you may write to")
 
 
-def check_disk(work: Work, found: Findings) -> None:
-    """``disk_gb``, and what the jobs leave by estimate; what goes to one file system is added up."""
-    with found.listing():
-        require_disk(work.results, work.settings.disk_gb * 1e9)
+def check_disk(run: PendingRun, found: CheckResults) -> None:
+    """``disk_gb``, and the estimated size of what the jobs leave, added up for each file system."""
+    with found.collect():
+        require_disk(run.results, run.settings.disk_gb * 1e9)
     needs: dict[int, list[tuple[str, str, float]]] = defaultdict(list)
-    for what, folder, key, size in [("what the jobs leave", work.results, "`results`", _left(work))] + [
-        (one.what, one.folder, one.key, one.size - _size_of(one.folder)) for one in found.fetches if one.size
+    for what, folder, key, size in [("results", run.results, "`results`", _bytes_left(run))] + [
+        (one.what, one.folder, one.key, one.size - _size_of(one.folder)) for one in found.downloads if one.size
     ]:
         needs[existing_parent(folder).stat().st_dev].append((f"{what} in {folder}", key, max(0.0, size)))
     for parts in needs.values():
         total, folder = sum(size for *_, size in parts), parts[0][0].rpartition(" in ")[2]
         free = shutil.disk_usage(existing_parent(folder)).free
-        said = ", ".join(f"{what} {_gb(size)}" for what, _, size in parts)
-        found.facts.append(f"disk: about {_gb(total)} needed ({said}), {_gb(free)} free")
+        details = ", ".join(f"{what} {_gb(size)}" for what, _, size in parts)
+        found.facts.append(f"disk: an estimated {_gb(total)} needed ({details}), {_gb(free)} free")
         if total > free:
             found.problems.append(
-                f"{folder}: about {_gb(total)} needed by estimate ({said}), {_gb(free)} free; free some space, set "
+                f"{folder}: an estimated {_gb(total)} needed ({details}), {_gb(free)} free; free some space, set "
                 f"{' or '.join(key for _, key, _ in parts)} to another disk, or build fewer tables or one stage's files at a time"
             )
 
 
-def _left(work: Work) -> float:
-    """Bytes that the jobs leave in the results, as far as they are known, and the checkpoints of the largest training meanwhile. What
-    stopped jobs of theirs have made already is not needed again."""
-    uncut = frozenset((job.names["dataset"], job.names["split"]) for job in work.of("tile_scenes"))
-    workload = Workload(work.settings, work.datasets, work.rates, uncut, base_scale(work) or 0.0)
+def _bytes_left(run: PendingRun) -> float:
+    """Bytes that the jobs will add to the results, as far as they are known, with the checkpoints of the largest training; files that
+    stopped jobs have left count as there."""
+    uncut = frozenset((job.names["dataset"], job.names["split"]) for job in run.of("tile_scenes"))
+    workload = Workload(run.settings, run.datasets, run.rates, uncut, base_scale(run) or 0.0)
     total = 0.0
     shards: dict[Path, float] = defaultdict(float)
-    for job in work.jobs:
+    for job in run.jobs:
         try:
             size = workload.size_of(job).disk
         except Unknown:
             continue
         if job.rule == "synthesise_shard":
             names = [job.names[name] for name in Layout.synthetic_images.wildcards]
-            shards[Path(Layout(work.results).synthetic_images(*names))] += size
+            shards[Path(run.layout.synthetic_images(*names))] += size
         else:
             total += size
     total += sum(max(0.0, size - _size_of(folder)) for folder, size in shards.items())
     trainings = [
         workload.checkpoint_bytes(job.names["control"])
-        - _size_of(Path(Layout(work.results).unfinished_generator(job.names["dataset"], job.names["control"])))
-        for job in work.of("train_generator")
+        - _size_of(Path(run.layout.unfinished_generator(job.names["dataset"], job.names["control"])))
+        for job in run.of("train_generator")
     ]
     return total + max(0.0, *trainings, 0.0)
 
@@ -98,38 +98,38 @@ def _size_of(folder: Path | os.DirEntry) -> float:
     return total
 
 
-def check_gpus(work: Work, found: Findings) -> None:
-    """How many GPUs the largest job takes, and the memory that training does. On a cluster neither is known here."""
-    largest = max(work.jobs, key=work.gpus, default=None)
-    count = work.gpus(largest) if largest else 0
+def check_gpus(run: PendingRun, found: CheckResults) -> None:
+    """The GPUs of the largest job, and their memory for training. On a cluster neither can be checked here."""
+    largest = max(run.jobs, key=run.gpus, default=None)
+    count = run.gpus(largest) if largest else 0
     if not count:
         found.facts.append("GPUs: none needed")
         return
-    if work.gpu_limit is not None and count > work.gpu_limit:
+    if run.gpu_limit is not None and count > run.gpu_limit:
         found.problems.append(
-            f"{largest.rule} {' '.join(largest.names.values())}: takes {count} GPUs, and a job may be given {work.gpu_limit}; run with "
+            f"{largest.rule} {' '.join(largest.names.values())}: takes {count} GPUs, and a job may have {run.gpu_limit}; run with "
             f"`--resources gpu={count}` or more, or set fewer `processes`"
         )
-    if not work.here:
+    if not run.local:
         found.facts.append(f"GPUs: {count} for the largest job, on the cluster's nodes")
         return
-    with found.listing():
+    with found.collect():
         require_gpus(count)
-    with found.listing():
+    with found.collect():
         require_leases()
     memory = gpu_memory()
-    said = f", {min(memory) / GIB:.1f} GiB each or more" if memory else ""
-    found.facts.append(f"GPUs: {count} for the largest job, {len(visible_gpus())} here{said}")
-    for job in work.of("train_generator") if memory else ():
-        _check_memory(work, found, job.names["control"], work.datasets[job.names["dataset"]].tile.size, min(memory))
+    details = f", {min(memory) / GIB:.1f} GiB each or more" if memory else ""
+    found.facts.append(f"GPUs: {count} for the largest job, {len(visible_gpus())} here{details}")
+    for job in run.of("train_generator") if memory else ():
+        _check_memory(run, found, job.names["control"], run.datasets[job.names["dataset"]].tile.size, min(memory))
 
 
-def _check_memory(work: Work, found: Findings, name: str, tile: int, available: int) -> None:
-    """The same bounds as :func:`crfm_core.generator.memory.require_memory`, which a training itself keeps to."""
-    scale, control = base_scale(work), work.settings.controls[name]
+def _check_memory(run: PendingRun, found: CheckResults, name: str, tile: int, available: int) -> None:
+    """The same bounds as :func:`crfm_core.generator.memory.require_memory`, which training itself applies."""
+    scale, control = base_scale(run), run.settings.controls[name]
     if scale is None or not control.steps:
         return
-    size = training_size(control, tile, work.rates.training, work.rates.tile, scale)
+    size = training_size(control, tile, run.rates.training, run.rates.tile, scale)
     if size is None:
         found.facts.append(f"GPU memory of training {name}: not known, configs/rates.yaml has no numbers of scheme {control.scheme}")
     elif size.constant > available or size.constant + size.activations > 1.1 * available:
@@ -139,23 +139,23 @@ def _check_memory(work: Work, found: Findings, name: str, tile: int, available: 
         )
 
 
-def base_scale(work: Work) -> float | None:
+def base_scale(run: PendingRun) -> float | None:
     """How many times as many weights as SD3.5-medium's the base model's transformer has; None where that is not known."""
-    base = work.settings.base_model
+    base = run.settings.base_model
     if isinstance(base, EmbeddedBase):
         return None
     if isinstance(base, HubBase) and not is_fetched(base.repo, base.revision, base.path):
         return 1.0 if base.repo == HubBase(kind="hub").repo else None
     try:
-        return transformer_weights(base.path) / (1e9 * work.rates.weights["transformer"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a folder that is not whole, which is on the list already
+        return transformer_weights(base.path) / (1e9 * run.rates.weights["transformer"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # an incomplete folder, already among the problems
         return None
 
 
-def check_software(work: Work, found: Findings) -> None:
+def check_software(run: PendingRun, found: CheckResults) -> None:
     """Installed versions against the pins of the environments that the jobs' rules name."""
     pins: dict[str, str] = {}
-    for file in dict.fromkeys(work.software[job.rule] for job in work.jobs if job.rule in work.software):
+    for file in dict.fromkeys(run.software[job.rule] for job in run.jobs if job.rule in run.software):
         for entry in yaml.safe_load(file.read_text(encoding="utf-8"))["dependencies"]:
             if isinstance(entry, dict):
                 pins |= dict(pin.split("==") for pin in entry["pip"])
@@ -171,12 +171,12 @@ def check_software(work: Work, found: Findings) -> None:
     if missing:
         found.problems.append(f"packages: {', '.join(missing)} not installed; run `pip install {' '.join(missing)}`")
     if others:
-        found.warnings.append(f"other versions than were tested: {', '.join(others)}; requirements.txt has the exact ones")
+        found.warnings.append(f"untested versions: {', '.join(others)}; requirements.txt has the exact ones")
     if pins:
         found.facts.append(f"software: {len(pins)} packages, {len(pins) - len(others) - len(missing)} of the pinned version")
-        if any(work.gpus(job) for job in work.jobs) and "torch" in pins and _is_cpu_build():
+        if any(run.gpus(job) for job in run.jobs) and "torch" in pins and _is_cpu_build():
             found.problems.append(
-                f"device: cuda needs torch with CUDA, and torch {version('torch')} is a build for processors alone; set `device: cpu`, or "
+                f"device: cuda needs torch with CUDA, and torch {version('torch')} is a CPU build; set `device: cpu`, or "
                 "install a CUDA build of the same version (pytorch.org says how)"
             )
 

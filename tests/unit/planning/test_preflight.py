@@ -1,4 +1,4 @@
-"""What stands in the way of a run is said before its first job: all of it in one list, each with its remedy, and only what is needed."""
+"""Preflight lists all problems of a run before its first job, each with its remedy, and checks only what the jobs need."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from crfm_core.planning.jobs import Job
-from crfm_core.planning.preflight import Findings, Work, look_ahead
+from crfm_core.planning.preflight import CheckResults, PendingRun, check_run
 from crfm_core.planning.preflight.memory import training_size
-from crfm_core.planning.rates import read_rates
+from crfm_core.planning.rates import Rates, read_rates
 from crfm_core.settings import Control, load_datasets, load_settings
 
 RATES = read_rates(ROOT / "configs" / "rates.yaml")
@@ -61,13 +61,13 @@ def rewrite(file: Path, changes: dict) -> None:
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
-def look(folder: Path, *rules: str, changes: dict | None = None, dataset: dict | None = None, **options) -> Findings:
+def look(folder: Path, *rules: str, changes: dict | None = None, dataset: dict | None = None, rates=RATES, **options) -> CheckResults:
     """What is found for one job of each rule."""
     rewrite(folder / "smallest.yaml", changes or {})
     rewrite(folder / "small_world.yaml", dataset or {})
     settings = load_settings(yaml.safe_load((folder / "smallest.yaml").read_text(encoding="utf-8")))
     jobs = [Job(rule, NAMES) for rule in rules]
-    return look_ahead(Work(settings, load_datasets(settings, ROOT), jobs, RATES, **options))
+    return check_run(PendingRun(settings, load_datasets(settings, ROOT), jobs, rates, **options))
 
 
 def nvidia_smi(folder: Path, mib: int, count: int = 1) -> None:
@@ -125,14 +125,14 @@ def scenes(folder: Path) -> None:
 FAULTS = [
     # weights
     (nothing, "filter_pixels", {"critic": {"path": "no.pth"}},
-     "critic.path: there is no no.pth (seen from {here}); give a checkpoint"),
-    (nothing, "measure_agreement", {"judge": {"path": "no"}}, "judge.path: there is no no (seen from {here}); give a checkpoint"),
+     "critic.path: no such file or folder: no.pth (from {here}); give a checkpoint"),
+    (nothing, "measure_agreement", {"judge": {"path": "no"}}, "judge.path: no such file or folder: no (from {here}); give a checkpoint"),
     (nothing, "train_segmentor", {"segmentors.segformer_tiny.pretrained": "no.pth"},
-     "segmentors.segformer_tiny.pretrained: there is no file no.pth (seen from {here}); give backbone weights"),
+     "segmentors.segformer_tiny.pretrained: no such file: no.pth (from {here}); give backbone weights"),
     (nothing, "train_segmentor", {"segmentors.segformer_tiny": {"config": "no.py"} | SHORT},
-     "segmentors.segformer_tiny.config: there is no file no.py (seen from {here}); give a configuration file of mmsegmentation"),
+     "segmentors.segformer_tiny.config: no such file: no.py (from {here}); give a configuration file of mmsegmentation"),
     (nothing, "train_generator", {"controls.triattention.start_from": "no"},
-     "controls.triattention.start_from: there is no file or folder"),
+     "controls.triattention.start_from: no such file or folder: no (from {here}); give a generator folder"),
     (nothing, "synthesise_shard", {"samplers.crfm.critic_decoder": "no"}, "samplers.crfm.critic_decoder: no has no config.json"),
     (nothing, "encode_latents", {"base_model": FOLDER}, "base_model.path: model lacks model_index.json, transformer, scheduler"),
     (nothing, "caption_tiles", {"captions": MODEL}, "captions.model.path: sees is no model folder, it has no config.json; give one"),
@@ -147,10 +147,10 @@ FAULTS = [
      "dataset small: no file matches reference/*.png below {here}/scenes; correct the glob or the root"),
     (scenes, "list_scenes", {"source": RELEASED}, "{here}/scenes/train.jsonl: no such file; correct source.root or source.splits.train"),
     (nothing, "tile_scenes", {"select": {"train": {"ids": "no.txt"}}},
-     "select.train.ids: there is no no.txt (seen from {here}); give a file"),
+     "select.train.ids: no such file: no.txt (from {here}); give a file"),
     # the machine
     (nothing, "make_table", {"disk_gb": 1e9}, "results: 1000000000.0 GB needed"),
-    (nothing, "synthesise_shard", {"recipes.crfm.synthetic_per_real": 10**8}, "GB needed by estimate (what the jobs leave in results"),
+    (nothing, "synthesise_shard", {"recipes.crfm.synthetic_per_real": 10**8}, "GB needed (results in results"),
     (a_file_at("file"), "make_table", {"results": "file/results"},
      "file/results: cannot be written to (Not a directory); set `results` to"),
     (a_file_at("models"), "fetch_base_model", {"base_model": HUB},
@@ -158,9 +158,9 @@ FAULTS = [
     (nothing, "train_generator", {"device": "cuda", "controls.triattention.processes": 2},
      "device: cuda needs 2 GPU for one job, this machine shows 0; set `device: cpu`"),
     # clashes
-    (nothing, "train_generator", {"tile": {"size": 34}}, "dataset small: tile.size: 34 is not divisible by 4, the side of one of the"),
+    (nothing, "train_generator", {"tile": {"size": 34}}, "dataset small: tile.size: 34 is not divisible by 4, the side of a token"),
     (nothing, "caption_tiles", {"captions": {"kind": "given"}},
-     "captions.kind: given, and dataset small (source embedded) comes without"),
+     "captions.kind: given, and dataset small (source embedded) has no prompts"),
     (nothing, "train_generator", {"controls.triattention.compile": True},
      "controls.triattention.compile: torch.compile needs a compiler, and there is no g++ on the PATH; install one, set CXX"),
 ]
@@ -168,7 +168,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("spoil", "rules", "changes", "message"), FAULTS)
-def test_what_would_fail_later_is_said_with_its_remedy_and_without_the_fault_nothing_is(small, spoil, rules, changes, message):
+def test_a_problem_is_listed_with_its_remedy_and_only_where_it_is_there(small, spoil, rules, changes, message):
     assert look(small, *rules.split()).problems == []
     spoil(small)
     of_world = {key: value for key, value in changes.items() if key in ("source", "select", "tile", "split")}
@@ -176,7 +176,7 @@ def test_what_would_fail_later_is_said_with_its_remedy_and_without_the_fault_not
     found = look(small, *rules.split(), changes=of_run, dataset=of_world, gpu_rules=ON_GPUS)
     text = found.text()
     assert message.format(here=small) in text, text
-    assert text.startswith(f"{len(found.problems)} things stand" if len(found.problems) > 1 else "One thing stands in the way")
+    assert text.startswith(f"{len(found.problems)} problems; no job was" if len(found.problems) > 1 else "1 problem; no job was started:")
     # other jobs do not need it
     if not {"disk_gb", "results"} & set(changes):
         assert look(small, "mix_tiles", "gather_shards", gpu_rules=ON_GPUS).problems == []
@@ -186,13 +186,29 @@ def test_what_would_fail_later_is_said_with_its_remedy_and_without_the_fault_not
 @pytest.mark.parametrize(
     ("rules", "changes", "note"),
     [
-        ("train_generator", {"controls.triattention.parallel": "fsdp"}, "controls.triattention.parallel: fsdp shares out nothing with"),
-        ("train_segmentor", {"segmentors.segformer_tiny.validate_every": 3}, "segformer_tiny.validate_every: no dataset names a split val"),
-        ("synthesise_shard", {"samplers.crfm.compile": "reduce-overhead"}, "samplers.crfm.compile: reduce-overhead means CUDA graphs"),
-        ("measure_generation", {"generation": {"features": "inception", "weights": "no.pth"}}, "weights: there is no file no.pth; FID is"),
+        (
+            "train_generator",
+            {"controls.triattention.parallel": "fsdp"},
+            "unused settings: controls.triattention.parallel: fsdp (there is one process)",
+        ),
+        (
+            "train_segmentor",
+            {"segmentors.segformer_tiny.validate_every": 3},
+            "unused settings: segmentors.segformer_tiny.validate_every (no dataset names a split val)",
+        ),
+        (
+            "synthesise_shard",
+            {"samplers.crfm.compile": "reduce-overhead"},
+            "unused settings: samplers.crfm.compile: reduce-overhead (CUDA graphs need a GPU)",
+        ),
+        (
+            "measure_generation",
+            {"generation": {"features": "inception", "weights": "no.pth"}},
+            "generation.weights: no such file: no.pth; FID is left out",
+        ),
     ],
 )
-def test_what_is_odd_but_runs_is_a_note(small, monkeypatch, rules, changes, note):
+def test_an_unused_setting_or_a_lack_that_stops_nothing_is_a_note(small, monkeypatch, rules, changes, note):
     monkeypatch.setenv("CXX", sys.executable)
     found = look(small, rules, changes=changes)
     assert found.problems == [] and note in "\n".join(found.notes())
@@ -202,7 +218,7 @@ def test_a_token_opens_the_way_and_is_never_shown(small, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_VerySecretToken")
     found = look(small, "fetch_base_model", changes={"base_model": HUB})
     assert "HF_TOKEN" not in found.text() and "Secret" not in str(found)
-    assert found.fetches[0].size == pytest.approx(16.3e9, rel=0.01), "two bytes a weight"
+    assert found.downloads[0].size == pytest.approx(16.3e9, rel=0.01), "two bytes a weight"
 
 
 def test_a_published_dataset_is_there_or_fetched_or_missed(small):
@@ -210,12 +226,12 @@ def test_a_published_dataset_is_there_or_fetched_or_missed(small):
     found = look(small, "fetch_dataset", dataset=fusu | {"source": {"kind": "fusu", "download": False}})
     assert f"source.root: {small}/data/FUSU lacks images (.png) in im1/" in found.text() and "set source.download to true" in found.text()
     found = look(small, "fetch_dataset", dataset={"source": {"kind": "fusu"}})
-    assert "to be fetched: dataset small to data/FUSU, about 66 GB" in found.facts
+    assert "Fetching dataset small to data/FUSU, about 66 GB" in found.facts
     for name in ("im1", "im1_label"):
         (small / "data" / "FUSU" / name).mkdir(parents=True)
         (small / "data" / "FUSU" / name / "1.png").touch()
     found = look(small, "fetch_dataset")
-    assert found.problems == found.fetches == []
+    assert found.problems == found.downloads == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------- GPUs
@@ -253,10 +269,24 @@ def test_a_training_that_does_not_fit_the_gpu_is_refused_with_what_lowers_its_ne
     assert fits or ("has 24.0; set controls.triattention." in said[0] and "gradient_checkpointing: true (activations)" in said[0])
 
 
+def test_a_control_scheme_without_rates_is_not_known_and_stops_no_run(small):
+    big(small)
+    nvidia_smi(small, 24564)
+    rates = RATES.model_dump()
+    for numbers in (*rates["weights"].values(), *rates["training"].values()):
+        if isinstance(numbers, dict):
+            numbers.pop("triattention", None)
+    changes = CUDA | {"controls.triattention": ROW | {"mask_init": "copy"}}
+    options = {"gpu_rules": ON_GPUS, "rates": Rates.model_validate(rates)}
+    found = look(small, "train_generator", changes=changes, dataset={"tile": {"size": 512}}, **options)
+    assert found.problems == []
+    assert "GPU memory of training triattention: not known, configs/rates.yaml has no numbers of scheme triattention" in found.facts
+
+
 def test_a_cluster_is_not_judged_by_the_gpus_of_its_login_node(small):
     changes = {"device": "cuda", "controls.triattention.processes": 4}
     assert any("shows 0" in one for one in look(small, "train_generator", changes=changes, gpu_rules=ON_GPUS).problems)
-    found = look(small, "train_generator", gpu_rules=ON_GPUS, here=False)
+    found = look(small, "train_generator", gpu_rules=ON_GPUS, local=False)
     assert found.problems == [] and "GPUs: 4 for the largest job, on the cluster's nodes" in found.facts
 
 
@@ -264,7 +294,7 @@ def test_a_job_that_needs_more_gpus_than_it_may_be_given_is_refused(small):
     nvidia_smi(small, 81559, count=4)
     changes = {"device": "cuda", "controls.triattention.processes": 4}
     found = look(small, "train_generator", changes=changes, gpu_rules=ON_GPUS, gpu_limit=1)
-    assert len(found.problems) == 1 and "takes 4 GPUs, and a job may be given 1; run with `--resources gpu=4`" in found.problems[0]
+    assert len(found.problems) == 1 and "takes 4 GPUs, and a job may have 1; run with `--resources gpu=4`" in found.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -300,13 +330,13 @@ def test_what_a_stopped_job_has_made_is_not_needed_again(small):
     changes = {"recipes.crfm.synthetic_per_real": 10**8}
     with (images / "a.tif").open("wb") as file:
         file.truncate(10**12)
-    assert "0.0 GB needed" in few
-    before = [one for one in look(small, "synthesise_shard", changes=changes).problems if "by estimate" in one]
+    assert "an estimated 0.0 GB needed" in few
+    before = [one for one in look(small, "synthesise_shard", changes=changes).problems if "an estimated" in one]
     shutil.rmtree(images)
-    after = [one for one in look(small, "synthesise_shard").problems if "by estimate" in one]
+    after = [one for one in look(small, "synthesise_shard").problems if "an estimated" in one]
 
     def needed(problem: str) -> int:
-        return int(problem.split("about ")[1].split(" GB")[0].replace(",", ""))
+        return int(problem.split("an estimated ")[1].split(" GB")[0].replace(",", ""))
 
     assert needed(after[0]) - needed(before[0]) == pytest.approx(1000, abs=2)
 
@@ -359,36 +389,40 @@ def test_a_run_and_the_target_preflight_list_all_problems_at_once_and_make_nothi
     }  # fmt: skip
     rewrite(small / "smallest.yaml", changes)
     rewrite(small / "small_world.yaml", {"select": {"train": {"ids": "list.txt"}}})
-    faults = ["critic.path: there is no critic.pth", "judge.path: there is no judge.pth", "base_model.path: model lacks model_index.json"]
-    faults += ["segformer_tiny.config: there is no file mine.py", "start_from: there is no file or folder released.pt", "GB needed"]
-    faults += ["critic_decoder: decoder has no config.json", "select.train.ids: there is no list.txt"]
+    faults = [
+        "critic.path: no such file or folder: critic.pth",
+        "judge.path: no such file or folder: judge.pth",
+        "base_model.path: model lacks model_index.json",
+    ]
+    faults += ["segformer_tiny.config: no such file: mine.py", "start_from: no such file or folder: released.pt", "GB needed"]
+    faults += ["critic_decoder: decoder has no config.json", "select.train.ids: no such file: list.txt"]
     for target in ((), ("preflight",)):
         status, said = run(small, *target, *SMALLEST)
-        assert status and f"{len(faults)} things stand in the way; no job has been started" in said, said[-3000:]
+        assert status and f"{len(faults)} problems; no job was started" in said, said[-3000:]
         assert [fault for fault in faults if fault not in said] == []
-        assert "pretrained: there is no" not in said, "no judge is trained"
+        assert "pretrained: no such" not in said, "no judge is trained"
         assert not (small / "results").exists() and "Traceback" not in said
     status, said = run(small, "results/small/scenes.parquet", *SMALLEST, "--config", "disk_gb=0.1")
     assert not status, said
 
 
-def test_where_nothing_stands_in_the_way_preflight_says_what_was_looked_at_and_makes_nothing(small):
+def test_preflight_that_passes_says_what_was_checked_and_makes_nothing(small):
     status, said = run(small, "preflight", *SMALLEST)
-    assert not status and "Nothing stands in the way:" in said and "GB free" in said and "GPUs: none needed" in said
+    assert not status and "Preflight passed:" in said and "GB free" in said and "GPUs: none needed" in said
     assert "packages" in said and not (small / "results").exists()
 
 
-def test_the_papers_scale_is_looked_through_in_seconds(small):
+def test_the_papers_scale_is_checked_in_seconds(small):
     begin = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     status, said = run(small, "preflight", "--configfile", str(ROOT / "configs" / "paper.yaml"), "--config", "tables=all", "disk_gb=1e6")
     # the processor's seconds, which other work on the machine leaves as they are; some of them run side by side
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begin < 8, "about 5, most of them the engine's own start, twice"
-    assert status and "is gated and there is no token" in said and "1000000.0 GB needed" in said and "GB needed by estimate" in said
+    assert status and "is gated and there is no token" in said and "1000000.0 GB needed" in said and "an estimated" in said
     assert not (small / "results").exists() and not (small / "models").exists()
 
 
 @pytest.mark.skipif(find_spec("snakemake_executor_plugin_slurm") is None, reason="the engine's plugin for SLURM is not installed")
-def test_jobs_of_a_cluster_are_looked_ahead_for_as_such(small):
+def test_jobs_of_a_cluster_are_checked_as_such(small):
     """Whether they are is known only after the rules are read."""
     rewrite(small / "smallest.yaml", {"device": "cuda", "disk_gb": 1e9})
     status, said = run(small, "--executor", "slurm", "--jobs", "1", *SMALLEST)

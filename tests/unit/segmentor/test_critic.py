@@ -260,5 +260,5 @@ def test_a_given_critic_and_judge_take_the_place_of_trained_ones(tmp_path):
 @pytest.mark.parametrize("key", ["critic", "judge"])
 def test_a_given_critic_that_is_not_there_is_refused_before_anything_is_planned(tmp_path, key):
     status, said = planned(tmp_path, **{key: {"path": "nowhere.pth"}})
-    assert status and f"{key}.path: there is no nowhere.pth (seen from {tmp_path})" in said
+    assert status and f"{key}.path: no such file or folder: nowhere.pth (from {tmp_path})" in said
     assert "Job stats" not in said
