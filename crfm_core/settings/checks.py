@@ -5,7 +5,7 @@ A check yields a line per fault: the key, what is wrong and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 from crfm_core.settings.data import Dataset
 from crfm_core.settings.run import Settings
@@ -138,14 +138,14 @@ def warmup_is_shorter_than_training(settings: Settings) -> Iterator[str]:
             yield f"segmentors.{name}.warmup: {warmup} leaves nothing of the {iterations} iterations on {recipe}; shorten it"
 
 
-NAME_CHECKS: tuple[Callable[[Settings], Iterator[str]], ...] = (
+NAME_CHECKS = (
     names_in_recipes, names_in_filters, names_in_tables, names_of_judges, name_in_comparison,
 )  # fmt: skip
-SECTION_CHECKS: tuple[Callable[[Settings], Iterator[str]], ...] = (
+SECTION_CHECKS = (
     guidance_needs_caption_dropout, filters_need_the_section_clip, generation_needs_the_section_clip, filters_in_a_circle,
     judges_train_on_real_tiles, judge_is_not_the_critic,
 )  # fmt: skip
-CHAIN_CHECKS: tuple[Callable[[Settings], Iterator[str]], ...] = (rare_resampling_needs_a_pixel_filter, warmup_is_shorter_than_training)
+CHAIN_CHECKS = (rare_resampling_needs_a_pixel_filter, warmup_is_shorter_than_training)
 
 
 # ------------------------------------------------------------------------------------------------------- with a dataset
@@ -187,6 +187,6 @@ def weights_per_class(settings: Settings, dataset: Dataset) -> Iterator[str]:
             )
 
 
-DATASET_CHECKS: tuple[Callable[[Settings, Dataset], Iterator[str]], ...] = (
+DATASET_CHECKS = (
     splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, weights_per_class,
 )  # fmt: skip

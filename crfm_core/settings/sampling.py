@@ -151,7 +151,7 @@ class Sampler(Section):
         preset = data.get("preset")
         if preset is None and changes:
             raise ValueError(f"rectify: needs a preset to start from; allowed: {', '.join(PRESETS)}")
-        if preset is None or preset not in PRESETS:
+        if preset not in [*PRESETS]:  # a list, so that it may be of any type
             return data | {"rectify": None}
         return data | {"rectify": asdict(PRESETS[preset]()) | changes}
 

@@ -44,7 +44,7 @@ def test_options_go_together(tmp_path):
     (tmp_path / "network.py").write_text(NETWORK)
     write_clip(tmp_path / "clip")
     write_judge(tmp_path / "judge")
-    world, call = "results/world", ("--configfile", "combined.yaml", "--quiet", "all")
+    world, call = "results/world", ("--configfile", "combined.yaml")
     succeed(tmp_path, f"{world}/base_model", *call)  # the sampler names its decoder
     succeed(tmp_path, f"{world}/generators/first", *call)  # and another control its weights
     parts = ["generators/again", "resampled/first/formula/clip/hardness.parquet", "synthetic/again/searched/shard-1-of-1.parquet"]

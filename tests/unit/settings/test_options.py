@@ -68,10 +68,12 @@ ELSEWHERE = {
     "captions.model.prompt": "unit/text/test_captions.py",
     "captions.model.max_new_tokens": "unit/text/test_captions.py",
     "captions.model.batch_size": "unit/text/test_captions.py",
+    "controls.NAME.processes": "unit/generator/test_generator.py",
     "controls.NAME.parallel": "unit/generator/test_generator.py",
     "controls.NAME.compile": "unit/generator/test_generator.py",
     "samplers.NAME.rectify.search": "unit/sampling/test_correction.py",  # the preset adaptive sets it
     "samplers.NAME.compile": "unit/sampling/test_shards.py",
+    "segmentors.NAME.processes": "unit/segmentor/test_segmentor_processes.py",
     "segmentors.NAME.pretrained.path": "unit/segmentor/test_pretrained.py",
     "critic.path": "unit/segmentor/test_critics.py",
     "generation.weights.path": "unit/segmentor/test_pretrained.py",  # downloads of both kinds of weights are one class
