@@ -27,7 +27,6 @@ LARGEST_NUMBER = 1e100
 #: How many files may inherit from one another.
 MAX_DEPTH = 20
 
-
 REMEDY = "write the values themselves, configurations are read and never run"
 
 
@@ -45,11 +44,7 @@ def parse_config(text: str) -> dict[str, Any]:
     numbers computed from numbers.
     Raises ValueError, saying where, for anything else.
     """
-    bound = _parse(text)
-    for value in bound.values():
-        if isinstance(value, _Unreadable):
-            raise value.reason
-    return bound
+    return {name: _readable(value) for name, value in _parse(text).items()}
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -62,11 +57,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
     Raises ConfigError when a file is missing, is no Python, or computes what one of the names needs.
     """
-    taken = {name: value for name, value in _read(Path(path), ()).items() if name in TAKEN}
-    for value in taken.values():
-        if isinstance(value, _Unreadable):
-            raise ConfigError(f"{path}: {value.reason}; {REMEDY}")
-    return taken
+    try:
+        return {name: _readable(value) for name, value in _read(Path(path), ()).items() if name in TAKEN}
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; {REMEDY}") from None
 
 
 def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
@@ -177,17 +171,12 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
         case ast.Tuple(elts=items):
             return tuple(_value(item, names) for item in items)
         case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_key(key, names): _value(value, names) for key, value in zip(keys, values, strict=True) if key}
+            pairs = [(_value(key, names), _value(value, names)) for key, value in zip(keys, values, strict=True) if key]
+            if all(isinstance(key, str | int | float) for key, _ in pairs):
+                return dict(pairs)
         # mmengine writes dict({...}) where a key is no identifier
-        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()] as arguments, keywords=pairs) if all(pair.arg for pair in pairs):
-            return {**(_value(arguments[0], names) if arguments else {}), **{pair.arg: _value(pair.value, names) for pair in pairs}}
-    raise _no_value(node)
-
-
-def _key(node: ast.expr, names: dict[str, Any]) -> Any:
-    """The key of a dict. Only plain values can be one."""
-    if isinstance(key := _value(node, names), str | int | float):
-        return key
+        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()] as arguments, keywords=keywords) if all(one.arg for one in keywords):
+            return {**(_value(arguments[0], names) if arguments else {}), **{one.arg: _value(one.value, names) for one in keywords}}
     raise _no_value(node)
 
 
