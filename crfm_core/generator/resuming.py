@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,9 @@ from crfm_core.files import atomic_path, require_disk
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    return folder / f"checkpoint-{step}.pt"
-
-
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
-    return sorted(folder.glob("checkpoint-*.pt"), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(re.search(r"-(\d+)\.pt$", checkpoint.name)[1])
+    return sorted(folder.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -116,7 +107,7 @@ def _whole(tensor: Tensor) -> Tensor:
 def write_checkpoint(folder: Path, state: dict[str, Any], size: int, keep: int) -> None:
     """Write ``state`` and remove all but the newest ``keep`` checkpoints. Raises ResourceError before writing when the disk is too full."""
     require_disk(folder, size)
-    with atomic_path(checkpoint_path(folder, state["step"])) as temporary:
+    with atomic_path(folder / f"checkpoint-{state['step']}.pt") as temporary:
         torch.save(state, temporary)
     for old in checkpoints_in(folder)[:-keep]:
         old.unlink()

@@ -20,7 +20,7 @@ from crfm_core.models.controls import build_network, load_network
 from crfm_core.models.flow_schedule import load_scheduler
 from crfm_core.models.mmdit import MaskMMDiT
 from crfm_core.models.network import ControlNetwork
-from crfm_core.models.sd3_names import RELEASED_SCHEME
+from crfm_core.models.sd3_names import RELEASED_SCHEME, misfit
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
 
@@ -54,18 +54,10 @@ def start_from(network: ControlNetwork, path: Path, num_classes: int, mask_code:
     scheme = config.get("scheme", config["_class_name"])
     if scheme != network.config.get("scheme", type(network).__name__):
         raise WeightsError(f"start_from: {path} is of scheme {scheme}; set `scheme` to that, or leave start_from out")
-    weights, own = load_network(path / "transformer").state_dict(), network.state_dict()
-    differing = [
-        f"{name}: {tuple(weights[name].shape) if name in weights else 'missing'} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name not in weights or weights[name].shape != own[name].shape
-    ]
-    differing += [f"{name}: unknown" for name in weights if name not in own]
-    if differing:
-        raise WeightsError(
-            f"start_from: the weights of {path} do not fit the base model ({len(differing)} differ): {'; '.join(differing[:5])}; "
-            "use the base model they were trained from"
-        )
+    weights = load_network(path / "transformer").state_dict()
+    found, needed = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, network.state_dict()))
+    if faults := misfit(found, needed):
+        raise WeightsError(f"start_from: the weights of {path} do not fit the base model: {faults}; use the one they were trained from")
     network.load_state_dict(weights)
 
 

@@ -16,7 +16,7 @@ from crfm_core.models.mmdit import MaskMMDiT
 from crfm_core.models.network import ControlNetwork
 from crfm_core.models.schemes import scheme_module, scheme_names
 from crfm_core.models.schemes.controlnet import ControlNetMMDiT  # noqa: F401 - pipeline folders saved before name it as of this module
-from crfm_core.models.sd3_names import list_names
+from crfm_core.models.sd3_names import misfit
 
 
 def build_network(transformer: SD3Transformer2DModel, scheme: str, mask_init: str, **options: Any) -> ControlNetwork:
@@ -70,8 +70,5 @@ def check_weights(folder: Path | str, kind: type[ModelMixin]) -> None:
         raise WeightsError(f"{folder}: holds no diffusion_pytorch_model*.safetensors; copy or make it again")
     with torch.device("meta"):
         needed = {name: tuple(weight.shape) for name, weight in kind.from_config(kind.load_config(folder)).state_dict().items()}
-    reshaped = [f"{name} {found[name]} instead of {needed[name]}" for name in needed.keys() & found.keys() if found[name] != needed[name]]
-    faults = {"of another shape": reshaped, "missing": [*needed.keys() - found.keys()], "unexpected": [*found.keys() - needed.keys()]}
-    if any(faults.values()):
-        listed = "; ".join(f"{fault}: {list_names(names)}" for fault, names in faults.items() if names)
-        raise WeightsError(f"{folder}: the weights are not those of its config.json: {listed}; take both from the same model")
+    if faults := misfit(found, needed):
+        raise WeightsError(f"{folder}: the weights are not those of its config.json: {faults}; take both from the same model")

@@ -28,7 +28,7 @@ from crfm_core.models.sd3_names import (
     SD3_SETTINGS,
     branch_of,
     check_sd3_names,
-    list_names,
+    misfit,
     released_key,
     released_name,
     sd3_name,
@@ -236,18 +236,15 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         missing, unexpected = model.load_state_dict(weights, strict=False)
         check_sd3_names([name for name in missing if branch_of(name) != "mask"], unexpected)
         if mask_init == "copy":
-            model._copy_image_to_mask()
+            with torch.no_grad():
+                model.mask_embed.load_state_dict(model.pos_embed.proj.state_dict())
+                for block in model.blocks:
+                    block.copy_image_to_mask()
         return model
 
     def to_sd3(self) -> SD3Transformer2DModel:
         own = self.state_dict()
         return sd3_transformer(self.config, lambda key: own[sd3_name(key)])
-
-    @torch.no_grad()
-    def _copy_image_to_mask(self) -> None:
-        self.mask_embed.load_state_dict(self.pos_embed.proj.state_dict())
-        for block in self.blocks:
-            block.copy_image_to_mask()
 
     def load_released(self, state_dict: dict[str, Tensor]) -> None:
         """Load a checkpoint of the authors' released code over this model, by that code's names.
@@ -258,28 +255,18 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         """
         if self.config.scheme != RELEASED_SCHEME:
             raise WeightsError(f"a released checkpoint is for the scheme {RELEASED_SCHEME}; this network is of {self.config.scheme}")
-        own, unexpected = self.state_dict(), []
+        own = self.state_dict()
         weights: dict[str, Tensor] = {}
         for key, value in state_dict.items():
             name = released_name(key)
             if name == "pos_embed.pos_embed":
                 self._check_table(key, value)
-            elif name and name in own:
-                weights[name] = value
             else:
-                unexpected.append(key)
-        missing = [
-            released_key(name) for name in own if name not in weights and branch_of(name) != "text" and name != "pos_embed.pos_embed"
-        ]
-        reshaped = [
-            f"{released_key(name)} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-            for name, value in weights.items()
-            if value.shape != own[name].shape
-        ]
-        faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-        if any(faults.values()):
-            listed = "; ".join(f"{fault}: {list_names(keys)}" for fault, keys in faults.items() if keys)
-            raise WeightsError(f"the checkpoint does not fit this model: {listed}; use the base model and settings it was trained with")
+                weights[name if name in own else key] = value
+        found = {released_key(name) if name in own else name: value.shape for name, value in weights.items()}
+        optional = {"pos_embed.pos_embed", *(name for name in own if branch_of(name) == "text")} - weights.keys()
+        if faults := misfit(found, {released_key(name): value.shape for name, value in own.items() if name not in optional}):
+            raise WeightsError(f"the checkpoint does not fit this model: {faults}; use the base model and settings it was trained with")
         self.load_state_dict(weights, strict=False)
 
     def _check_table(self, key: str, table: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from diffusers import SD3Transformer2DModel
 from diffusers.configuration_utils import ConfigMixin
@@ -10,15 +10,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from crfm_core import ConfigError
-
-
-class Inputs(NamedTuple):
-    """What of a network's inputs does not depend on the noisy latents."""
-
-    encoder_hidden_states: Tensor
-    pooled_projections: Tensor
-    timesteps: Tensor
-    mask_latents: Tensor | None
 
 
 class ControlNetwork(ModelMixin, ConfigMixin):
@@ -44,7 +35,7 @@ class ControlNetwork(ModelMixin, ConfigMixin):
         Args:
             timesteps: 1000 σ of each step, [N]. The other arguments are those of ``forward``.
         """
-        return Inputs(encoder_hidden_states, pooled_projections, timesteps, mask_latents)
+        return encoder_hidden_states, pooled_projections, timesteps, mask_latents
 
     def velocity(self, hidden_states: Tensor, prepared: Any, step: int) -> Tensor:
         """The velocity [B, C, H, W] of noisy latents [B, C, H, W] at a step, 0 ... N - 1, of those that were prepared."""

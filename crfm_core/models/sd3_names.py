@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def sd3_transformer(config: Mapping[str, Any], weight: Callable[[str], Tensor]) 
 def check_sd3_names(missing: list[str], unexpected: list[str]) -> None:
     """Raise WeightsError when loading the weights of an SD3.5 transformer left some missing or unexpected."""
     if missing or unexpected:
-        raise WeightsError(f"not the weights of an SD3.5 transformer: missing {list_names(missing)}; unexpected {list_names(unexpected)}")
+        raise WeightsError(f"not the weights of an SD3.5 transformer: missing {_list_names(missing)}; unexpected {_list_names(unexpected)}")
 
 
 def _nest(theirs: str, ours: str, names: dict[str, str]) -> dict[str, str]:
@@ -116,7 +116,16 @@ def branch_of(name: str) -> str:
     return "text" if name.startswith(("context_embedder.", "time_text_embed.")) else "image"
 
 
-def list_names(keys: list[str], most: int = 8) -> str:
+def misfit(found: Mapping[str, Sequence[int]], needed: Mapping[str, Sequence[int]]) -> str:
+    """What keeps weights with the shapes ``found`` from being those ``needed``, for a message; "" when they fit."""
+    reshaped = [
+        f"{name} {tuple(found[name])} instead of {tuple(needed[name])}" for name in needed if name in found and found[name] != needed[name]
+    ]
+    faults = {"of another shape": reshaped, "missing": needed.keys() - found.keys(), "unexpected": found.keys() - needed.keys()}
+    return "; ".join(f"{fault}: {_list_names(names)}" for fault, names in faults.items() if names)
+
+
+def _list_names(keys: Collection[str], most: int = 8) -> str:
     """Names for a message, cut where there are many."""
     shown = ", ".join(sorted(keys)[:most]) or "none"
     return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"
