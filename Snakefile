@@ -13,6 +13,8 @@ if not workflow.overwrite_configfiles:
 
 
 include: "rules/common.smk"
+include: "rules/engine.smk"
+include: "rules/fetching.smk"
 include: "rules/scenes.smk"
 include: "rules/tiles.smk"
 include: "rules/text.smk"
@@ -21,11 +23,12 @@ include: "rules/segmentor.smk"
 include: "rules/synthesis.smk"
 include: "rules/curation.smk"
 include: "rules/report.smk"
+include: "rules/planning.smk"
 
 
 rule all:
     default_target: True
     input:
-        tables=expand(f"{RESULTS}/tables/{{table}}.csv", table=experiment.tables),
-        report=f"{RESULTS}/report.html",
+        tables=[results.table(name) for name in experiment.tables],
+        report=results.report(),
         stages=experiment.stage_files(),

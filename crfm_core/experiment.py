@@ -66,6 +66,9 @@ class Experiment:
         self.own = list(datasets)[: len(settings.datasets)]
         self.tables = selected_tables(settings)
 
+        self.published = [name for name, dataset in datasets.items() if dataset.source.CAN_DOWNLOAD]
+        self.with_server = [name for name, dataset in datasets.items() if dataset.source.HAS_SERVER]
+
     # ----------------------------------------------------------------------------------------------- what is compared
 
     def datasets_of(self, table: Table) -> list[str]:

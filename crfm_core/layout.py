@@ -25,7 +25,7 @@ from crfm_core import DataError
 
 #: What wildcards stand for: names of the configuration, but for these.
 NAME = "[A-Za-z0-9_-]+"
-WILDCARDS = {"scene": r"[^/]+", "job": r".+", "files": "source|test_images"}
+WILDCARDS = {"scene": r"[^/]+", "job": r".+", "files": "source|test_images", "model": "(?:base|caption|clip)_model"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ class Layout:
         self.results = results
 
     # what is fetched or given: notes that say where it lies
-    base_model_note = Kind("base_model.json")
-    caption_model_note = Kind("caption_model.json")
-    clip_model_note = Kind("clip_model.json")
+    model_note = Kind("{model}.json")
     weights_note = Kind("weights/{weights}.json")
     source_note = Kind("{dataset}/{files}.json")
     # data

@@ -1,67 +1,53 @@
 # Curation: how well samples agree with their masks, which pixels and images are kept, which are used how often, and what a recipe
 # trains on.
 
-if settings.clip and settings.clip.repo:
 
-    rule fetch_clip_model:
-        output:
-            where=f"{RESULTS}/clip_model.json",
-        log:
-            f"{RESULTS}/logs/fetch_clip_model.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/fetch_clip_model.tsv"
-        retries: RETRIES
-        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
-        localrule: True
-        conda:
-            "../envs/generator.yaml"
-        resources:
-            mem_mb=more(2000),
-            runtime=more(600),
-        params:
-            model=dump(settings.clip),
-        message:
-            "Fetching the CLIP-like model from the hub"
-        script:
-            "../workflow_scripts/fetch_clip_model.py"
+def filters_that(drop_images):
+    """The pattern of the filters that drop whole images, or of those that do not."""
+    return one_of(name for name, one in settings.filters.items() if one.DROPS_IMAGES == drop_images)
 
 
 rule measure_class_losses:
     input:
-        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
-        critic=checkpoint_of(settings.critic),
+        tiles=results.tiles("{dataset}", "{split}"),
+        critic=critic,
     output:
-        losses=f"{RESULTS}/{{dataset}}/class_losses/{{split}}.json",
+        losses=results.class_losses("{dataset}", "{split}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/measure_class_losses-{{split}}.log",
+        results.log("{dataset}/measure_class_losses-{split}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/measure_class_losses-{{split}}.tsv"
+        results.benchmark("{dataset}/measure_class_losses-{split}")
     conda:
         "../envs/segmentor.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 2000),
-        runtime=more(240),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(240),
     params:
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Measuring the critic's loss per class on the {wildcards.split} tiles of {wildcards.dataset}"
+        "Measuring class losses on {wildcards.dataset}/{wildcards.split}"
     script:
         "../workflow_scripts/measure_class_losses.py"
+
+
+def losses_of_filter(wildcards):
+    """The critic's mean losses on the real tiles that a filter of pixels compares with."""
+    return results.class_losses(wildcards.dataset, filter_of(wildcards).split_of_losses or dataset_of(wildcards).train)
 
 
 rule filter_pixels:
     input:
         synthetic=tiles_to_filter,
-        losses=class_losses,
-        critic=checkpoint_of(settings.critic),
+        losses=losses_of_filter,
+        critic=critic,
     output:
-        manifest=f"{RESULTS}/{{dataset}}/filtered/{{control}}/{{sampler}}/{{filter}}.parquet",
+        manifest=results.filtered("{dataset}", "{control}", "{sampler}", "{filter}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.log",
+        results.log("{dataset}/filter_pixels-{control}-{sampler}-{filter}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/filter_pixels-{{control}}-{{sampler}}-{{filter}}.tsv"
+        results.benchmark("{dataset}/filter_pixels-{control}-{sampler}-{filter}")
     wildcard_constraints:
         filter=filters_that(drop_images=False),
     retries: RETRIES
@@ -69,16 +55,26 @@ rule filter_pixels:
         "../envs/segmentor.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 2000),
-        runtime=more(1440),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(1440),
     params:
-        filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
+        filter=lambda wildcards: filter_of(wildcards).result_keys(),
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Filtering the pixels of {wildcards.control}, {wildcards.sampler} by the filter {wildcards.filter}"
+        "Filtering pixels of {wildcards.control}/{wildcards.sampler} with {wildcards.filter}"
     script:
         "../workflow_scripts/filter_pixels.py"
+
+
+def critic_of_filter(wildcards):
+    """The critic, for a filter that needs it."""
+    return critic(wildcards) if filter_of(wildcards).NEEDS_CRITIC else []
+
+
+def clip_of_filter(wildcards):
+    """The CLIP-like model, for a filter that needs it."""
+    return clip_model(wildcards) if filter_of(wildcards).NEEDS_CLIP else []
 
 
 rule filter_images:
@@ -87,11 +83,11 @@ rule filter_images:
         critic=critic_of_filter,
         clip=clip_of_filter,
     output:
-        manifest=f"{RESULTS}/{{dataset}}/filtered/{{control}}/{{sampler}}/{{filter}}.parquet",
+        manifest=results.filtered("{dataset}", "{control}", "{sampler}", "{filter}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/filter_images-{{control}}-{{sampler}}-{{filter}}.log",
+        results.log("{dataset}/filter_images-{control}-{sampler}-{filter}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/filter_images-{{control}}-{{sampler}}-{{filter}}.tsv"
+        results.benchmark("{dataset}/filter_images-{control}-{sampler}-{filter}")
     wildcard_constraints:
         filter=filters_that(drop_images=True),
     retries: RETRIES
@@ -100,120 +96,120 @@ rule filter_images:
     threads: 4 if GPU else 1
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 3000),
-        runtime=more(1440),
+        mem_mb=times_attempt(16000 if GPU else 3000),
+        runtime=times_attempt(1440),
     params:
-        filter=lambda wildcards: dump(settings.filters[wildcards.filter]),
+        filter=lambda wildcards: filter_of(wildcards).result_keys(),
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Choosing the best images of {wildcards.control}, {wildcards.sampler} by the filter {wildcards.filter}"
+        "Filtering images of {wildcards.control}/{wildcards.sampler} with {wildcards.filter}"
     script:
         "../workflow_scripts/filter_images.py"
 
 
 rule resample_tiles:
     input:
-        synthetic=tiles_to_resample,
-        tiles=training_tiles,
-        losses=losses_of_training_tiles,
+        synthetic=filtered_tiles,
+        tiles=split_of("train", results.tiles),
+        losses=split_of("train", results.class_losses),
     output:
-        manifest=f"{RESULTS}/{{dataset}}/resampled/{{control}}/{{sampler}}/{{filter}}/{{resampling}}.parquet",
+        manifest=results.resampled("{dataset}", "{control}", "{sampler}", "{filter}", "{resampling}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/resample_tiles-{{control}}-{{sampler}}-{{filter}}-{{resampling}}.log",
+        results.log("{dataset}/resample_tiles-{control}-{sampler}-{filter}-{resampling}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/resample_tiles-{{control}}-{{sampler}}-{{filter}}-{{resampling}}.tsv"
+        results.benchmark("{dataset}/resample_tiles-{control}-{sampler}-{filter}-{resampling}")
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(4000),
-        runtime=more(30),
+        mem_mb=times_attempt(4000),
+        runtime=times_attempt(30),
     params:
-        resampling=lambda wildcards: dump(settings.resamplings[wildcards.resampling]),
+        resampling=lambda wildcards: settings.resamplings[wildcards.resampling].result_keys(),
         classes=classes_of,
     message:
-        "Re-sampling the tiles of {wildcards.control}, {wildcards.sampler}, filter {wildcards.filter}, by {wildcards.resampling}"
+        "Re-sampling {wildcards.control}/{wildcards.sampler}/{wildcards.filter} with {wildcards.resampling}"
     script:
         "../workflow_scripts/resample_tiles.py"
 
 
 rule mix_tiles:
     input:
-        real=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/tiles/{recipe_of(wildcards).split or dataset_of(wildcards).train}.parquet",
+        real=real_tiles,
         synthetic=synthetic_tiles,
-        disjoint=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
+        disjoint=results.disjoint("{dataset}"),
     output:
-        manifest=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
+        manifest=results.mix("{dataset}", "{recipe}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/mix_tiles-{{recipe}}.log",
+        results.log("{dataset}/mix_tiles-{recipe}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/mix_tiles-{{recipe}}.tsv"
+        results.benchmark("{dataset}/mix_tiles-{recipe}")
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(4000),
-        runtime=more(30),
+        mem_mb=times_attempt(4000),
+        runtime=times_attempt(30),
     params:
-        recipe=lambda wildcards: dump(recipe_of(wildcards)),
+        recipe=lambda wildcards: settings.recipes[wildcards.recipe].result_keys(),
         exactly=lambda wildcards: keeps_every_image(settings, wildcards.recipe),
         classes=classes_of,
     message:
-        "Mixing the tiles of recipe {wildcards.recipe}"
+        "Mixing tiles of {wildcards.recipe}"
     script:
         "../workflow_scripts/mix_tiles.py"
 
 
 rule measure_agreement:
     input:
-        synthetic=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
-        critic=checkpoint_of(settings.critic),
-        judge=checkpoint_of(settings.judge),
+        synthetic=results.synthetic("{dataset}", "{control}", "{sampler}"),
+        critic=critic,
+        judge=judge,
     output:
-        scores=f"{RESULTS}/{{dataset}}/agreement/{{control}}/{{sampler}}.json",
+        scores=results.agreement("{dataset}", "{control}", "{sampler}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/measure_agreement-{{control}}-{{sampler}}.log",
+        results.log("{dataset}/measure_agreement-{control}-{sampler}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/measure_agreement-{{control}}-{{sampler}}.tsv"
+        results.benchmark("{dataset}/measure_agreement-{control}-{sampler}")
     conda:
         "../envs/segmentor.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 2000),
-        runtime=more(1440),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(1440),
     params:
         judged_by=JUDGED_BY,
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Measuring whether the samples of {wildcards.control}, {wildcards.sampler} agree with their masks"
+        "Measuring agreement of {wildcards.control}/{wildcards.sampler} with its masks"
     script:
         "../workflow_scripts/measure_agreement.py"
 
 
 rule measure_reconstruction:
     input:
-        tiles=training_tiles,
+        tiles=split_of("train", results.tiles),
         base=base_model,
-        critic=checkpoint_of(settings.critic),
-        judge=checkpoint_of(settings.judge),
+        critic=critic,
+        judge=judge,
     output:
-        scores=f"{RESULTS}/{{dataset}}/agreement/reconstruction.json",
+        scores=results.reconstruction("{dataset}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/measure_reconstruction.log",
+        results.log("{dataset}/measure_reconstruction"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/measure_reconstruction.tsv"
+        results.benchmark("{dataset}/measure_reconstruction")
     priority: 1  # before the generator is trained: a critic or judge from elsewhere that does not fit stops the run here
     conda:
         "../envs/synthesis.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 3000),
-        runtime=more(240),
+        mem_mb=times_attempt(16000 if GPU else 3000),
+        runtime=times_attempt(240),
     params:
         judged_by=JUDGED_BY,
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Measuring what the autoencoder keeps of the training tiles of {wildcards.dataset}"
+        "Measuring reconstruction of {wildcards.dataset}"
     script:
         "../workflow_scripts/measure_reconstruction.py"

@@ -1,44 +1,20 @@
 # Generator: the base model, latents of the training tiles, and the fine-tuned mask-conditioned transformer.
 
 
-if settings.base_model.IS_FETCHED:
-
-    rule fetch_base_model:
-        output:
-            where=f"{RESULTS}/base_model.json",
-        log:
-            f"{RESULTS}/logs/fetch_base_model.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/fetch_base_model.tsv"
-        retries: RETRIES
-        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
-        localrule: True
-        conda:
-            "../envs/generator.yaml"
-        resources:
-            mem_mb=more(2000),
-            runtime=more(600),
-        params:
-            base=dump(settings.base_model),
-        message:
-            "Fetching the base model from the hub"
-        script:
-            "../workflow_scripts/fetch_base_model.py"
-
-elif not settings.base_model.IS_BUILT:
+if not (settings.base_model.IS_BUILT or settings.base_model.IS_FETCHED):
 
     rule check_base_model:
         output:
-            where=f"{RESULTS}/base_model.json",
+            where=results.model_note("base_model"),
         log:
-            f"{RESULTS}/logs/check_base_model.log",
+            results.log("check_base_model"),
         benchmark:
-            f"{RESULTS}/benchmarks/check_base_model.tsv"
+            results.benchmark("check_base_model")
         conda:
             "../envs/data.yaml"
         resources:
-            mem_mb=more(2000),
-            runtime=more(30),
+            mem_mb=times_attempt(2000),
+            runtime=times_attempt(30),
         params:
             path=settings.base_model.path,
         message:
@@ -46,55 +22,55 @@ elif not settings.base_model.IS_BUILT:
         script:
             "../workflow_scripts/check_base_model.py"
 
-else:
+elif settings.base_model.IS_BUILT:
 
     rule build_base_model:
         input:
-            captions=training_captions,
+            captions=split_of("train", results.captions),
         output:
-            folder=directory(f"{RESULTS}/{{dataset}}/base_model"),
+            folder=directory(results.base_model("{dataset}")),
         log:
-            f"{RESULTS}/logs/{{dataset}}/build_base_model.log",
+            results.log("{dataset}/build_base_model"),
         benchmark:
-            f"{RESULTS}/benchmarks/{{dataset}}/build_base_model.tsv"
+            results.benchmark("{dataset}/build_base_model")
         priority: 10
         conda:
             "../envs/generator.yaml"
         resources:
-            mem_mb=more(3000),
-            runtime=more(60),
+            mem_mb=times_attempt(3000),
+            runtime=times_attempt(60),
         params:
             classes=classes_of,
-            captions=dump(settings.captions),
-            base=dump(settings.base_model),
+            captions=settings.captions.result_keys(),
+            base=settings.base_model.result_keys(),
         message:
-            "Building the embedded base model of {wildcards.dataset}"
+            "Building the base model of {wildcards.dataset}"
         script:
             "../workflow_scripts/build_base_model.py"
 
 
 rule encode_latents:
     input:
-        tiles=training_tiles,
+        tiles=split_of("train", results.tiles),
         base=base_model,
     output:
-        latents=f"{RESULTS}/{{dataset}}/latents/{{mask_code}}.safetensors",
+        latents=results.latents("{dataset}", "{mask_code}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/encode_latents-{{mask_code}}.log",
+        results.log("{dataset}/encode_latents-{mask_code}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/encode_latents-{{mask_code}}.tsv"
+        results.benchmark("{dataset}/encode_latents-{mask_code}")
     retries: RETRIES
     conda:
         "../envs/generator.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(32000 if GPU else 3000),
-        runtime=more(600),
+        mem_mb=times_attempt(32000 if GPU else 3000),
+        runtime=times_attempt(600),
     params:
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Encoding the training tiles of {wildcards.dataset}"
+        "Encoding tiles of {wildcards.dataset} as latents"
     script:
         "../workflow_scripts/encode_latents.py"
 
@@ -102,16 +78,16 @@ rule encode_latents:
 rule train_generator:
     input:
         base=base_model,
-        latents=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/latents/{control_of(wildcards).mask_code}.safetensors",
-        captions=training_captions,
-        prompts=training_prompts,
-        start_from=lambda wildcards: given(control_of(wildcards).start_from),
+        latents=lambda wildcards: results.latents(wildcards.dataset, control_of(wildcards).mask_code),
+        captions=split_of("train", results.captions),
+        prompts=split_of("train", results.prompts),
+        start_from=lambda wildcards: user_file(control_of(wildcards).start_from),
     output:
-        folder=directory(f"{RESULTS}/{{dataset}}/generators/{{control}}"),
+        folder=directory(results.generator("{dataset}", "{control}")),
     log:
-        f"{RESULTS}/logs/{{dataset}}/train_generator-{{control}}.log",
+        results.log("{dataset}/train_generator-{control}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/train_generator-{{control}}.tsv"
+        results.benchmark("{dataset}/train_generator-{control}")
     priority: 10
     retries: RETRIES
     conda:
@@ -119,66 +95,71 @@ rule train_generator:
     threads: lambda wildcards: control_of(wildcards).processes * (8 if GPU else 1)
     resources:
         **gpus(lambda wildcards: control_of(wildcards).processes * GPU),
-        mem_mb=more(lambda wildcards: control_of(wildcards).processes * (64000 if GPU else 3000)),
-        runtime=more(10000),
+        mem_mb=times_attempt(lambda wildcards: control_of(wildcards).processes * (64000 if GPU else 3000)),
+        runtime=times_attempt(10000),
     params:
+        **section(control=control_of),
         classes=classes_of,
-        control=lambda wildcards: dump(control_of(wildcards)),
-        performance=aside(lambda wildcards: control_of(wildcards).performance_keys()),
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Training the generator {wildcards.control} on {wildcards.dataset}"
+        "Training generator {wildcards.control} on {wildcards.dataset}"
     script:
         "../workflow_scripts/train_generator.py"
+
+
+def weights_to_sample(wildcards):
+    """The finished generator, or a checkpoint that its training has kept so far."""
+    if wildcards.checkpoint == "final":
+        return results.generator(wildcards.dataset, wildcards.control)
+    return results.training_checkpoint(wildcards.dataset, wildcards.control, wildcards.checkpoint.removeprefix("step-"))
 
 
 rule sample_validation:
     input:
         weights=weights_to_sample,
         base=base_model,
-        captions=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/captions/{dataset_of(wildcards).test}.parquet",
-        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.json",
+        captions=split_of("test", results.captions),
+        prompts=split_of("test", results.prompts),
     output:
-        picture=f"{RESULTS}/{{dataset}}/validation/{{control}}/{{checkpoint}}.png",
-        losses=f"{RESULTS}/{{dataset}}/validation/{{control}}/{{checkpoint}}.json",
+        picture=results.validation_picture("{dataset}", "{control}", "{checkpoint}"),
+        losses=results.validation("{dataset}", "{control}", "{checkpoint}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/sample_validation-{{control}}-{{checkpoint}}.log",
+        results.log("{dataset}/sample_validation-{control}-{checkpoint}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/sample_validation-{{control}}-{{checkpoint}}.tsv"
+        results.benchmark("{dataset}/sample_validation-{control}-{checkpoint}")
     conda:
         "../envs/generator.yaml"
     threads: 4 if GPU else 1
     resources:
         **gpus(GPU),
-        mem_mb=more(48000 if GPU else 3000),
-        runtime=more(120),
+        mem_mb=times_attempt(48000 if GPU else 3000),
+        runtime=times_attempt(120),
     params:
+        **section(control=control_of),
         classes=classes_of,
         palette=palette_of,
-        control=lambda wildcards: dump(control_of(wildcards)),
-        performance=aside(lambda wildcards: control_of(wildcards).performance_keys()),
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Sampling held-out masks with {wildcards.control}, {wildcards.checkpoint}"
+        "Sampling validation masks with {wildcards.control}, {wildcards.checkpoint}"
     script:
         "../workflow_scripts/sample_validation.py"
 
 
 rule export_sd3:
     input:
-        generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
+        generator=results.generator("{dataset}", "{control}"),
     output:
-        folder=directory(f"{RESULTS}/{{dataset}}/exports/{{control}}"),
+        folder=directory(results.exported("{dataset}", "{control}")),
     log:
-        f"{RESULTS}/logs/{{dataset}}/export_sd3-{{control}}.log",
+        results.log("{dataset}/export_sd3-{control}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/export_sd3-{{control}}.tsv"
+        results.benchmark("{dataset}/export_sd3-{control}")
     conda:
         "../envs/generator.yaml"
     resources:
-        mem_mb=more(48000 if GPU else 3000),
-        runtime=more(120),
+        mem_mb=times_attempt(48000 if GPU else 3000),
+        runtime=times_attempt(120),
     message:
-        "Writing the image and text part of {wildcards.control} as a Stable Diffusion 3 pipeline"
+        "Exporting {wildcards.control} as a Stable Diffusion 3 pipeline"
     script:
         "../workflow_scripts/export_sd3.py"

@@ -1,62 +1,51 @@
 # Segmentors: one rule trains every one of them, the critic and the judge too; one scores them on the test split; others predict.
 
 
-if DOWNLOADS:
+def pretrained_weights(wildcards):
+    """A segmentor's backbone weights: the user's file, or the note of where fetched ones lie; nothing where it names none."""
+    weights = segmentor_of(wildcards).pretrained
+    return results.weights_note(wildcards.segmentor) if isinstance(weights, Download) else user_file(weights)
 
-    rule fetch_weights:
-        output:
-            where=f"{RESULTS}/weights/{{weights}}.json",
-        log:
-            f"{RESULTS}/logs/fetch_weights-{{weights}}.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/fetch_weights-{{weights}}.tsv"
-        wildcard_constraints:
-            weights="|".join(DOWNLOADS),
-        retries: RETRIES
-        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
-        localrule: True
-        conda:
-            "../envs/data.yaml"
-        resources:
-            mem_mb=more(2000),
-            runtime=more(600),
-        params:
-            weights=lambda wildcards: dump(DOWNLOADS[wildcards.weights]),
-            optional=lambda wildcards: wildcards.weights == "inception",  # without them there is no FID, and all else goes on
-        message:
-            "Fetching the weights of {wildcards.weights}"
-        script:
-            "../workflow_scripts/fetch_weights.py"
+
+@cache
+def network_of(segmentor):
+    """The network that a segmentor's configuration file describes, with all that the file inherits, as a hash; read as data."""
+    from crfm_core.segmentor.mmseg.configuration import read_config
+
+    config = settings.segmentors[segmentor].config
+    try:
+        return hash_of(read_config(config).get("model")) if config else ""
+    except CrfmError:
+        return ""  # the list of faults that a run begins with has it
 
 
 rule train_segmentor:
     input:
-        mix=f"{RESULTS}/{{dataset}}/mixes/{{recipe}}.parquet",
-        val=val_tiles,
-        config=lambda wildcards: given(segmentor_of(wildcards).config),
-        pretrained=weights_of_segmentor,
+        mix=results.mix("{dataset}", "{recipe}"),
+        val=split_of("val", results.tiles),
+        config=lambda wildcards: user_file(segmentor_of(wildcards).config),
+        pretrained=pretrained_weights,
     output:
-        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
+        checkpoint=results.checkpoint("{dataset}", "{recipe}", "{segmentor}", "{seed}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
+        results.log("{dataset}/train_segmentor-{recipe}-{segmentor}-{seed}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/train_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+        results.benchmark("{dataset}/train_segmentor-{recipe}-{segmentor}-{seed}")
     retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     threads: lambda wildcards: segmentor_of(wildcards).processes * (8 if GPU else 1)
     resources:
         **gpus(lambda wildcards: segmentor_of(wildcards).processes * GPU),
-        mem_mb=more(lambda wildcards: segmentor_of(wildcards).processes * (32000 if GPU else 2000)),
-        runtime=more(2880),
+        mem_mb=times_attempt(lambda wildcards: segmentor_of(wildcards).processes * (32000 if GPU else 2000)),
+        runtime=times_attempt(2880),
     params:
+        **section(segmentor=segmentor_of),
         classes=classes_of,
-        palette=aside(palette_of),
-        segmentor=lambda wildcards: dump(segmentor_of(wildcards)),
-        performance=aside(lambda wildcards: segmentor_of(wildcards).performance_keys()),
-        network=lambda wildcards: NETWORKS.get(wildcards.segmentor, ""),
+        palette=untracked(palette_of),
+        network=lambda wildcards: network_of(wildcards.segmentor),
         iterations=lambda wildcards: iterations(settings, wildcards.recipe, wildcards.segmentor),
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
         "Training {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"
     script:
@@ -65,113 +54,107 @@ rule train_segmentor:
 
 rule evaluate_segmentor:
     input:
-        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
-        tiles=test_tiles,
+        checkpoint=results.checkpoint("{dataset}", "{recipe}", "{segmentor}", "{seed}"),
+        tiles=split_of("test", results.tiles),
     output:
-        scores=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/scores.json",
+        scores=results.scores("{dataset}", "{recipe}", "{segmentor}", "{seed}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/evaluate_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.log",
+        results.log("{dataset}/evaluate_segmentor-{recipe}-{segmentor}-{seed}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/evaluate_segmentor-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
+        results.benchmark("{dataset}/evaluate_segmentor-{recipe}-{segmentor}-{seed}")
     conda:
         "../envs/segmentor.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 2000),
-        runtime=more(120),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(120),
     params:
-        evaluation=dump(settings.evaluation),
-        performance=aside(settings.evaluation.performance_keys()),
-        device=aside(settings.device),
+        **section(evaluation=settings.evaluation),
+        device=untracked(settings.device),
     message:
-        "Scoring {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
+        "Scoring {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"
     script:
         "../workflow_scripts/evaluate_segmentor.py"
 
 
 rule predict_tiles:
     input:
-        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
-        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+        checkpoint=results.checkpoint("{dataset}", "{recipe}", "{segmentor}", "{seed}"),
+        tiles=results.tiles("{dataset}", "{split}"),
     output:
-        manifest=f"{RESULTS}/{{dataset}}/predictions/{{recipe}}/{{segmentor}}/seed{{seed}}/{{split}}.parquet",
+        manifest=results.predictions("{dataset}", "{recipe}", "{segmentor}", "{seed}", "{split}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.log",
+        results.log("{dataset}/predict_tiles-{recipe}-{segmentor}-{seed}-{split}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/predict_tiles-{{recipe}}-{{segmentor}}-{{seed}}-{{split}}.tsv"
+        results.benchmark("{dataset}/predict_tiles-{recipe}-{segmentor}-{seed}-{split}")
     retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 2000),
-        runtime=more(240),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(240),
     params:
+        **section(evaluation=settings.evaluation),
         classes=classes_of,
-        evaluation=dump(settings.evaluation),
-        performance=aside(settings.evaluation.performance_keys()),
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Predicting the {wildcards.split} tiles with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
+        "Predicting {wildcards.dataset}/{wildcards.split} with {wildcards.segmentor} of {wildcards.recipe}, seed {wildcards.seed}"
     script:
         "../workflow_scripts/predict_tiles.py"
 
 
 rule predict_scene:
     input:
-        checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
-        scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+        checkpoint=results.checkpoint("{dataset}", "{recipe}", "{segmentor}", "{seed}"),
+        scenes=results.scenes("{dataset}"),
     output:
-        raster=f"{RESULTS}/{{dataset}}/predicted_scenes/{{recipe}}/{{segmentor}}/seed{{seed}}/{{scene}}.{{suffix}}",
+        raster=results.predicted_scene("{dataset}", "{recipe}", "{segmentor}", "{seed}", "{scene}", "{suffix}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.log",
+        results.log("{dataset}/predict_scene-{recipe}-{segmentor}-{seed}-{scene}-{suffix}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/predict_scene-{{recipe}}-{{segmentor}}-{{seed}}-{{scene}}-{{suffix}}.tsv"
+        results.benchmark("{dataset}/predict_scene-{recipe}-{segmentor}-{seed}-{scene}-{suffix}")
     retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 2000),
-        runtime=more(480),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(480),
     params:
-        **dataset_but("select", "split", "test", "val"),
-        evaluation=dump(settings.evaluation),
-        performance=aside(settings.evaluation.performance_keys()),
-        device=aside(settings.device),
+        **dataset_without("select", "split", "test", "val"),
+        **section(evaluation=settings.evaluation),
+        device=untracked(settings.device),
     message:
-        "Predicting the scene {wildcards.scene} with {wildcards.segmentor} trained on {wildcards.recipe}, seed {wildcards.seed}"
+        "Predicting scene {wildcards.scene} with {wildcards.segmentor} of {wildcards.recipe}, seed {wildcards.seed}"
     script:
         "../workflow_scripts/predict_scene.py"
 
 
-if SCORED_BY_A_SERVER:
-
-    rule zip_predictions:
-        input:
-            checkpoint=f"{RESULTS}/{{dataset}}/segmentors/{{recipe}}/{{segmentor}}/seed{{seed}}/checkpoint.pth",
-            images=f"{RESULTS}/{{dataset}}/test_images.json",
-        output:
-            archive=f"{RESULTS}/{{dataset}}/submissions/{{recipe}}/{{segmentor}}/seed{{seed}}.zip",
-        log:
-            f"{RESULTS}/logs/{{dataset}}/zip_predictions-{{recipe}}-{{segmentor}}-{{seed}}.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/{{dataset}}/zip_predictions-{{recipe}}-{{segmentor}}-{{seed}}.tsv"
-        wildcard_constraints:
-            dataset="|".join(SCORED_BY_A_SERVER),
-        retries: RETRIES
-        conda:
-            "../envs/segmentor.yaml"
-        resources:
-            **gpus(GPU),
-            mem_mb=more(16000 if GPU else 2000),
-            runtime=more(1440),
-        params:
-            **dataset_but("select", "split", "test", "val"),
-            evaluation=dump(settings.evaluation),
-            performance=aside(settings.evaluation.performance_keys()),
-            device=aside(settings.device),
-        message:
-            "Predicting the test images of {wildcards.dataset} for its server with {wildcards.segmentor} trained on {wildcards.recipe}"
-        script:
-            "../workflow_scripts/zip_predictions.py"
+rule zip_predictions:
+    input:
+        checkpoint=results.checkpoint("{dataset}", "{recipe}", "{segmentor}", "{seed}"),
+        images=results.source_note("{dataset}", "test_images"),
+    output:
+        archive=results.submission("{dataset}", "{recipe}", "{segmentor}", "{seed}"),
+    log:
+        results.log("{dataset}/zip_predictions-{recipe}-{segmentor}-{seed}"),
+    benchmark:
+        results.benchmark("{dataset}/zip_predictions-{recipe}-{segmentor}-{seed}")
+    wildcard_constraints:
+        dataset=one_of(experiment.with_server),
+    retries: RETRIES
+    conda:
+        "../envs/segmentor.yaml"
+    resources:
+        **gpus(GPU),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(1440),
+    params:
+        **dataset_without("select", "split", "test", "val"),
+        **section(evaluation=settings.evaluation),
+        device=untracked(settings.device),
+    message:
+        "Predicting the server's images of {wildcards.dataset} with {wildcards.segmentor} of {wildcards.recipe}, seed {wildcards.seed}"
+    script:
+        "../workflow_scripts/zip_predictions.py"

@@ -3,91 +3,93 @@
 
 rule synthesise_shard:
     input:
-        generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
-        captions=training_captions,
-        prompts=training_prompts,
+        generator=results.generator("{dataset}", "{control}"),
+        captions=split_of("train", results.captions),
+        prompts=split_of("train", results.prompts),
         critic=critic_of_sampler,
     output:
-        manifest=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/shard-{{shard}}-of-{{shards}}.parquet",
+        manifest=results.shard("{dataset}", "{control}", "{sampler}", "{shard}", "{shards}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.log",
+        results.log("{dataset}/synthesise_shard-{control}-{sampler}-{shard}-of-{shards}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/synthesise_shard-{{control}}-{{sampler}}-{{shard}}-of-{{shards}}.tsv"
+        results.benchmark("{dataset}/synthesise_shard-{control}-{sampler}-{shard}-of-{shards}")
     retries: RETRIES
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
     resources:
         **gpus(GPU),
-        mem_mb=more(48000 if GPU else 3000),
-        runtime=more(1440),
+        mem_mb=times_attempt(48000 if GPU else 3000),
+        runtime=times_attempt(1440),
     params:
-        sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
-        performance=aside(lambda wildcards: settings.samplers[wildcards.sampler].performance_keys()),
+        **section(sampler=sampler_of),
         classes=classes_of,
-        copies=lambda wildcards: copies(settings, wildcards.control, wildcards.sampler),
+        copies=copies_of,
         seed=settings.seed,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Sampling shard {wildcards.shard} of {wildcards.shards} with {wildcards.control}, {wildcards.sampler}"
+        "Sampling shard {wildcards.shard}/{wildcards.shards} of {wildcards.control}/{wildcards.sampler}"
     script:
         "../workflow_scripts/synthesise_shard.py"
 
 
 rule gather_shards:
     input:
-        shards=expand(
-            f"{RESULTS}/{{{{dataset}}}}/synthetic/{{{{control}}}}/{{{{sampler}}}}/shard-{{shard}}-of-{{shards}}.parquet",
-            shard=range(1, settings.shards + 1),
-            shards=settings.shards,
-        ),
-        captions=training_captions,
+        shards=[results.shard("{dataset}", "{control}", "{sampler}", part, settings.shards) for part in range(1, settings.shards + 1)],
+        captions=split_of("train", results.captions),
     output:
-        manifest=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
+        manifest=results.synthetic("{dataset}", "{control}", "{sampler}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/gather_shards-{{control}}-{{sampler}}.log",
+        results.log("{dataset}/gather_shards-{control}-{sampler}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/gather_shards-{{control}}-{{sampler}}.tsv"
+        results.benchmark("{dataset}/gather_shards-{control}-{sampler}")
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(4000),
-        runtime=more(30),
+        mem_mb=times_attempt(4000),
+        runtime=times_attempt(30),
     params:
-        copies=lambda wildcards: copies(settings, wildcards.control, wildcards.sampler),
+        copies=copies_of,
     message:
-        "Gathering the shards of {wildcards.control}, {wildcards.sampler}"
+        "Gathering shards of {wildcards.control}/{wildcards.sampler}"
     script:
         "../workflow_scripts/gather_shards.py"
 
 
+def inception_weights():
+    """The weights that FID needs: their file, or the note of where they lie; nothing where there is no file, and then no FID."""
+    weights = settings.generation.weights if settings.generation.features == "inception" else None
+    if isinstance(weights, Download):
+        return results.weights_note("inception")
+    return weights if weights and Path(weights).is_file() else []
+
+
 rule measure_generation:
     input:
-        synthetic=f"{RESULTS}/{{dataset}}/synthetic/{{control}}/{{sampler}}/all.parquet",
-        real=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/tiles/{settings.generation.split or dataset_of(wildcards).train}.parquet",
-        training=training_tiles,
-        judge=checkpoint_of(settings.judge) if settings.generation.features == "judge" else [],
+        synthetic=results.synthetic("{dataset}", "{control}", "{sampler}"),
+        real=lambda wildcards: results.tiles(wildcards.dataset, settings.generation.split or dataset_of(wildcards).train),
+        training=split_of("train", results.tiles),
+        judge=judge if settings.generation.features == "judge" else [],
         weights=inception_weights(),
         clip=clip_model if settings.generation.features == "clip" or settings.generation.cmmd else [],
     output:
-        distances=f"{RESULTS}/{{dataset}}/generation/{{control}}/{{sampler}}.json",
+        distances=results.generation("{dataset}", "{control}", "{sampler}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/measure_generation-{{control}}-{{sampler}}.log",
+        results.log("{dataset}/measure_generation-{control}-{sampler}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/measure_generation-{{control}}-{{sampler}}.tsv"
+        results.benchmark("{dataset}/measure_generation-{control}-{sampler}")
     conda:
         "../envs/segmentor.yaml"
     threads: 4 if GPU else 1
     resources:
         **gpus(GPU),
-        mem_mb=more(16000 if GPU else 2000),
-        runtime=more(1440),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(1440),
     params:
-        generation=dump(settings.generation),
-        performance=aside(settings.generation.performance_keys()),
-        judge=dump(settings.judge),
+        **section(generation=settings.generation),
+        judge=settings.judge.result_keys(),
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
         "Comparing the samples of {wildcards.control}, {wildcards.sampler} with real tiles of {wildcards.dataset}"
     script:
@@ -96,62 +98,61 @@ rule measure_generation:
 
 rule synthesise_scene:
     input:
-        generator=f"{RESULTS}/{{dataset}}/generators/{{control}}",
-        scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+        generator=results.generator("{dataset}", "{control}"),
+        scenes=results.scenes("{dataset}"),
         critic=critic_of_sampler,
     output:
-        image=f"{RESULTS}/{{dataset}}/synthetic_scenes/{{control}}/{{sampler}}/{{scene}}.tif",
+        image=results.synthetic_scene("{dataset}", "{control}", "{sampler}", "{scene}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.log",
+        results.log("{dataset}/synthesise_scene-{control}-{sampler}-{scene}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/synthesise_scene-{{control}}-{{sampler}}-{{scene}}.tsv"
+        results.benchmark("{dataset}/synthesise_scene-{control}-{sampler}-{scene}")
     retries: RETRIES
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
     resources:
         **gpus(GPU),
-        mem_mb=more(64000 if GPU else 3000),
-        runtime=more(1440),
+        mem_mb=times_attempt(64000 if GPU else 3000),
+        runtime=times_attempt(1440),
     params:
-        **dataset_but("licence", "palette", "select", "split", "test", "val"),
-        captions=dump(settings.captions),
-        sampler=lambda wildcards: dump(settings.samplers[wildcards.sampler]),
-        performance=aside(lambda wildcards: settings.samplers[wildcards.sampler].performance_keys()),
+        **dataset_without("licence", "palette", "select", "split", "test", "val"),
+        **section(sampler=sampler_of),
+        captions=settings.captions.result_keys(),
         seed=settings.seed,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Sampling the whole scene {wildcards.scene} with {wildcards.control}, {wildcards.sampler}"
+        "Sampling scene {wildcards.scene} with {wildcards.control}/{wildcards.sampler}"
     script:
         "../workflow_scripts/synthesise_scene.py"
 
 
 rule compare_corrections:
     input:
-        generator=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/generators/{settings.comparison.control}",
-        captions=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/captions/{dataset_of(wildcards).test}.parquet",
-        prompts=lambda wildcards: f"{RESULTS}/{wildcards.dataset}/prompts/{dataset_of(wildcards).test}.json",
-        critic=checkpoint_of(settings.critic),
-        judge=checkpoint_of(settings.judge),
+        generator=lambda wildcards: results.generator(wildcards.dataset, settings.comparison.control),
+        captions=split_of("test", results.captions),
+        prompts=split_of("test", results.prompts),
+        critic=critic,
+        judge=judge,
     output:
-        scores=f"{RESULTS}/{{dataset}}/comparison/{{preset}}.json",
+        scores=results.comparison("{dataset}", "{preset}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/compare_corrections-{{preset}}.log",
+        results.log("{dataset}/compare_corrections-{preset}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/compare_corrections-{{preset}}.tsv"
+        results.benchmark("{dataset}/compare_corrections-{preset}")
     retries: RETRIES
     conda:
         "../envs/synthesis.yaml"
     threads: 4 if GPU else 1
     resources:
         **gpus(GPU),
-        mem_mb=more(48000 if GPU else 3000),
-        runtime=more(1440),
+        mem_mb=times_attempt(48000 if GPU else 3000),
+        runtime=times_attempt(1440),
     params:
         comparison=lambda wildcards: settings.comparison.model_dump(mode="json", exclude={"presets"}),
         judged_by=JUDGED_BY,
         classes=classes_of,
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
         "Sampling the test masks of {wildcards.dataset} with the correction {wildcards.preset}"
     script:

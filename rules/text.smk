@@ -2,78 +2,54 @@
 
 MODEL_CAPTIONS = settings.captions.kind == "vlm"
 
-if settings.captions.model and settings.captions.model.repo:
-
-    rule fetch_caption_model:
-        output:
-            where=f"{RESULTS}/caption_model.json",
-        log:
-            f"{RESULTS}/logs/fetch_caption_model.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/fetch_caption_model.tsv"
-        retries: RETRIES
-        # on a cluster it runs where Snakemake runs: the nodes that compute may have no network
-        localrule: True
-        conda:
-            "../envs/generator.yaml"
-        resources:
-            mem_mb=more(2000),
-            runtime=more(600),
-        params:
-            model=settings.captions.model.model_dump(include={"repo", "revision", "path"}),
-        message:
-            "Fetching the captioning model from the hub"
-        script:
-            "../workflow_scripts/fetch_caption_model.py"
-
 
 rule caption_tiles:
     input:
-        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+        tiles=results.tiles("{dataset}", "{split}"),
         model=caption_model,
     output:
-        manifest=f"{RESULTS}/{{dataset}}/captions/{{split}}.parquet",
+        manifest=results.captions("{dataset}", "{split}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/caption_tiles-{{split}}.log",
+        results.log("{dataset}/caption_tiles-{split}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/caption_tiles-{{split}}.tsv"
+        results.benchmark("{dataset}/caption_tiles-{split}")
     retries: RETRIES
     conda:
         "../envs/generator.yaml"
     threads: 4 if MODEL_CAPTIONS else 1
     resources:
         **gpus(GPU if MODEL_CAPTIONS else 0),
-        mem_mb=more((48000 if GPU else 16000) if MODEL_CAPTIONS else 2000),
-        runtime=more(1440 if MODEL_CAPTIONS else 60),
+        mem_mb=times_attempt((48000 if GPU else 16000) if MODEL_CAPTIONS else 2000),
+        runtime=times_attempt(1440 if MODEL_CAPTIONS else 60),
     params:
-        **dataset_but("licence", "palette", "select", "split", "test", "val"),
-        captions=dump(settings.captions),
-        device=aside(settings.device if MODEL_CAPTIONS else "cpu"),
+        **dataset_without("licence", "palette", "select", "split", "test", "val"),
+        captions=settings.captions.result_keys(),
+        device=untracked(settings.device if MODEL_CAPTIONS else "cpu"),
     message:
-        "Captioning the {wildcards.split} tiles of {wildcards.dataset}"
+        "Captioning {wildcards.dataset}/{wildcards.split}"
     script:
         "../workflow_scripts/caption_tiles.py"
 
 
 rule encode_prompts:
     input:
-        captions=f"{RESULTS}/{{dataset}}/captions/{{split}}.parquet",
+        captions=results.captions("{dataset}", "{split}"),
         base=base_model,
     output:
-        prompts=f"{RESULTS}/{{dataset}}/prompts/{{split}}.json",
+        prompts=results.prompts("{dataset}", "{split}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/encode_prompts-{{split}}.log",
+        results.log("{dataset}/encode_prompts-{split}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/encode_prompts-{{split}}.tsv"
+        results.benchmark("{dataset}/encode_prompts-{split}")
     conda:
         "../envs/generator.yaml"
     resources:
         **gpus(GPU),
-        mem_mb=more(32000 if GPU else 3000),
-        runtime=more(120),
+        mem_mb=times_attempt(32000 if GPU else 3000),
+        runtime=times_attempt(120),
     params:
-        device=aside(settings.device),
+        device=untracked(settings.device),
     message:
-        "Encoding the prompts of {wildcards.dataset}, {wildcards.split}"
+        "Encoding prompts of {wildcards.dataset}/{wildcards.split}"
     script:
         "../workflow_scripts/encode_prompts.py"

@@ -1,26 +1,32 @@
 # Tiles: scenes cut to one size, splits that share no ground; and a scene put back together from its tiles.
 
 
+def listed_tiles(wildcards):
+    """The user's list of a split's tiles; nothing where there is none."""
+    selection = dataset_of(wildcards).select.get(wildcards.split)
+    return user_file(selection.ids) if selection else []
+
+
 rule tile_scenes:
     input:
-        scenes=f"{RESULTS}/{{dataset}}/scenes.parquet",
+        scenes=results.scenes("{dataset}"),
         ids=listed_tiles,
     output:
-        manifest=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+        manifest=results.tiles("{dataset}", "{split}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/tile_scenes-{{split}}.log",
+        results.log("{dataset}/tile_scenes-{split}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/tile_scenes-{{split}}.tsv"
+        results.benchmark("{dataset}/tile_scenes-{split}")
     conda:
         "../envs/data.yaml"
     threads: 8
     resources:
-        mem_mb=more(5000),
-        runtime=more(480),
+        mem_mb=times_attempt(5000),
+        runtime=times_attempt(480),
     params:
-        **dataset_but("palette", "test", "val"),
+        **dataset_without("palette", "test", "val"),
     message:
-        "Cutting the {wildcards.split} scenes of {wildcards.dataset} into tiles"
+        "Tiling {wildcards.dataset}/{wildcards.split}"
     script:
         "../workflow_scripts/tile_scenes.py"
 
@@ -28,41 +34,39 @@ rule tile_scenes:
 # Mixes are made again with it. Were they to ask for it as ancient, the engine (9.27) would overlook files that are missing behind them.
 rule check_splits:
     input:
-        manifests=lambda wildcards: [
-            f"{RESULTS}/{wildcards.dataset}/tiles/{split}.parquet" for split in experiment.used_splits(wildcards.dataset)
-        ],
+        manifests=used_tiles,
     output:
-        report=f"{RESULTS}/{{dataset}}/tiles/disjoint.json",
+        report=results.disjoint("{dataset}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/check_splits.log",
+        results.log("{dataset}/check_splits"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/check_splits.tsv"
+        results.benchmark("{dataset}/check_splits")
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(30),
+        mem_mb=times_attempt(2000),
+        runtime=times_attempt(30),
     message:
-        "Checking that the splits of {wildcards.dataset} share no ground"
+        "Checking that splits of {wildcards.dataset} share no ground"
     script:
         "../workflow_scripts/check_splits.py"
 
 
 rule mosaic_tiles:
     input:
-        tiles=f"{RESULTS}/{{dataset}}/tiles/{{split}}.parquet",
+        tiles=results.tiles("{dataset}", "{split}"),
     output:
-        raster=f"{RESULTS}/{{dataset}}/mosaics/{{split}}/{{scene}}-{{kind}}.{{suffix}}",
+        raster=results.mosaic("{dataset}", "{split}", "{scene}", "{kind}", "{suffix}"),
     log:
-        f"{RESULTS}/logs/{{dataset}}/mosaic_tiles-{{split}}-{{scene}}-{{kind}}-{{suffix}}.log",
+        results.log("{dataset}/mosaic_tiles-{split}-{scene}-{kind}-{suffix}"),
     benchmark:
-        f"{RESULTS}/benchmarks/{{dataset}}/mosaic_tiles-{{split}}-{{scene}}-{{kind}}-{{suffix}}.tsv"
+        results.benchmark("{dataset}/mosaic_tiles-{split}-{scene}-{kind}-{suffix}")
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=more(2000),
-        runtime=more(120),
+        mem_mb=times_attempt(2000),
+        runtime=times_attempt(120),
     message:
-        "Putting scene {wildcards.scene} back together"
+        "Joining tiles of scene {wildcards.scene}"
     script:
         "../workflow_scripts/mosaic_tiles.py"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 
 import pytest
+from paths import CONFIGS
 
 #: Reasons of the skips that CI accepts, and why each is no loss there. Any other skip fails the run.
 ACCEPTED_SKIPS = {
@@ -24,6 +26,14 @@ def world(tmp_path_factory):
     from tiny_world import build_world
 
     return build_world(tmp_path_factory.mktemp("world") / "d")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A working folder with the smallest configuration."""
+    for file in CONFIGS.iterdir():
+        shutil.copy(file, tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -149,6 +149,7 @@ class Plan:
     gpus: int
     splits: list[tuple[str, str]]
     controls: list[str]
+    models: list[str]
 
     @property
     def jobs(self) -> int:
@@ -214,7 +215,7 @@ class Plan:
             lines.append(f"Each training of a generator needs up to {_size(while_training)} more for checkpoints, until it ends.")
         if self.disk + while_training > free:
             lines.append("That may not be enough: free some space, or set `results` to another disk.")
-        if workload.settings.base_model.kind == "hub" and any(stage.rule == "fetch_base_model" for stage in self.stages):
+        if workload.settings.base_model.kind == "hub" and "base_model" in self.models:
             lines.append(f"The base model takes about {_size(workload.rates.base_model_bytes)} in {workload.settings.base_model.path}.")
         return lines
 
@@ -261,7 +262,8 @@ def make_plan(
         if job.pending:
             stages.setdefault(job.rule, PlannedStage(job.rule)).estimates.append(estimator.estimate(job))
     controls = [job.names["control"] for job in jobs if job.rule == "train_generator" and job.pending]
-    return Plan(list(stages.values()), estimator, max(1, cores), max(1, gpus), splits, controls)
+    models = [job.names["model"] for job in jobs if job.rule == "fetch_model" and job.pending]
+    return Plan(list(stages.values()), estimator, max(1, cores), max(1, gpus), splits, controls, models)
 
 
 def _several(count: int, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paths import CONFIGS, ROOT
+from paths import ROOT
 from slurm_cluster import Cluster, cluster, missing_programs, places
 from workflow_runs import folder_dataset, write_scene
 
@@ -45,14 +44,6 @@ pytestmark = [
 def slurm(tmp_path_factory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
         yield running
-
-
-@pytest.fixture
-def small(tmp_path) -> Path:
-    """A working folder with the smallest configuration."""
-    for file in CONFIGS.iterdir():
-        shutil.copy(file, tmp_path)
-    return tmp_path
 
 
 def heed_interrupts() -> None:

@@ -30,6 +30,7 @@ class Case:
     """A job of a rule.
 
     Attributes:
+        rule: with what its benchmark has after it where one rule has several cases.
         targets: the files that are asked for, which the job makes.
         inputs: what other rules make for it; one of them is removed.
         own: a file of the user's that it reads; it is removed where there are no such inputs.
@@ -237,7 +238,7 @@ CASES = [
     ),
     Case("check_base_model", ("results/base_model.json",), own="given/model_index.json", config="given.yaml"),
     Case(
-        "fetch_base_model",
+        "fetch_model-base_model",
         ("fetched/base_model.json",),
         config="fetched.yaml",
         disk="models",
@@ -245,7 +246,7 @@ CASES = [
         hub="base",
     ),
     Case(
-        "fetch_caption_model",
+        "fetch_model-caption_model",
         ("fetched/caption_model.json",),
         beside=below("models/llava"),
         config="fetched.yaml",
@@ -253,7 +254,7 @@ CASES = [
         hub="llava",
     ),
     Case(
-        "fetch_clip_model",
+        "fetch_model-clip_model",
         ("fetched/clip_model.json",),
         config="fetched.yaml",
         disk="models",

@@ -461,7 +461,7 @@ CELLS = [(case, fault) for case in CASES for fault in FAULTS if (case.rule, faul
 
 
 def test_every_rule_that_makes_files_has_its_row_in_the_table():
-    assert sorted(case.rule for case in CASES) == sorted(rules() - WITHOUT_FILES)
+    assert {case.rule.partition("-")[0] for case in CASES} == rules() - WITHOUT_FILES
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
-from paths import CONFIGS, ROOT
+from paths import ROOT
 from PIL import Image
 
 COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
@@ -68,14 +66,6 @@ def planned(said: str) -> dict[str, int]:
 def rules() -> set[str]:
     files = [ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")]
     return {name for file in files for name in re.findall(r"^\s*rule (\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)}
-
-
-@pytest.fixture
-def small(tmp_path) -> Path:
-    """A working folder with the smallest configuration."""
-    for file in CONFIGS.iterdir():
-        shutil.copy(file, tmp_path)
-    return tmp_path
 
 
 def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> Path:

@@ -316,7 +316,7 @@ def test_the_rule_fetches_alone_also_where_no_gpu_is_and_says_how_when_there_is_
         )
 
     done = run(HF_HUB_OFFLINE="1")
-    log = (tmp_path / "results" / "logs" / "fetch_base_model.log").read_text()
+    log = (tmp_path / "results" / "logs" / "fetch_model-base_model.log").read_text()
     assert done.returncode != 0 and "run `snakemake --cores 1 results/base_model.json` again" in log and "Traceback" not in log
     done = run()
     assert done.returncode == 0, done.stderr

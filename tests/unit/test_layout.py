@@ -17,6 +17,7 @@ EXAMPLES = {
     "shard": "3",
     "shards": "12",
     "files": "test_images",
+    "model": "clip_model",
     "seed": "7",
     "step": "250",
     "control": "all",

@@ -115,15 +115,15 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
             "transformer.text_dim": 8,
         }.items()
     ),
-    ("fetched", "base_model.repo", "owner/other", {"fetch_base_model"}),
-    ("fetched", "base_model.revision", "1" * 40, {"fetch_base_model"}),
-    ("fetched", "base_model.path", "models/other", {"fetch_base_model"}),
+    ("fetched", "base_model.repo", "owner/other", {"fetch_model"}),
+    ("fetched", "base_model.revision", "1" * 40, {"fetch_model"}),
+    ("fetched", "base_model.path", "models/other", {"fetch_model"}),
     ("folder", "base_model.path", "models/other", {"check_base_model"}),
     ("as it is", "captions.kind", "given", {"caption_tiles"}),
     ("as it is", "captions.template", "a {classes}", {"caption_tiles"}),
-    ("fetched", "captions.model.repo", "owner/other", {"fetch_caption_model"}),
-    ("fetched", "captions.model.revision", "1" * 40, {"fetch_caption_model"}),
-    ("fetched", "captions.model.path", "models/other", {"fetch_caption_model"}),
+    ("fetched", "captions.model.repo", "owner/other", {"fetch_model"}),
+    ("fetched", "captions.model.revision", "1" * 40, {"fetch_model"}),
+    ("fetched", "captions.model.path", "models/other", {"fetch_model"}),
     *(
         ("fetched", f"captions.model.{key}", value, {"caption_tiles"})
         for key, value in {"prompt": "What?", "max_new_tokens": 9, "batch_size": 2}.items()
@@ -181,9 +181,9 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
         ("as it is", f"resamplings.rare.{key}", value, {"resample_tiles"})
         for key, value in {"worst": 3, "classes": ["water"], "min_pixels": 20, "survival": 0.4, "seed": 1}.items()
     ),
-    ("as it is", "clip.path", "models/other", {"fetch_clip_model"}),
-    ("as it is", "clip.repo", "owner/other", {"fetch_clip_model"}),
-    ("as it is", "clip.revision", "1" * 40, {"fetch_clip_model"}),
+    ("as it is", "clip.path", "models/other", {"fetch_model"}),
+    ("as it is", "clip.repo", "owner/other", {"fetch_model"}),
+    ("as it is", "clip.revision", "1" * 40, {"fetch_model"}),
     *(
         ("as it is", f"recipes.crfm.{key}", value, {"mix_tiles"})
         for key, value in {

@@ -23,7 +23,7 @@ SMALLEST = ("--configfile", "smallest.yaml")
 ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles", "predict_tiles", "predict_scene", "zip_predictions", "plan", "preflight"}
 
 #: Rules that stand for what a configuration gives instead of the embedded world and its base model.
-GIVEN = {"check_base_model", "fetch_base_model", "fetch_dataset", "fetch_caption_model", "fetch_clip_model", "fetch_weights"}
+GIVEN = {"check_base_model", "fetch_model", "fetch_dataset", "fetch_weights"}
 
 #: Rules of curation that only tables beside main use.
 OTHER_TABLES = {"filter_images", "resample_tiles"}
@@ -49,7 +49,7 @@ def test_the_papers_scale_is_planned_in_seconds(tmp_path):
         re.findall(r"results/\S+\.parquet", said)
     )
     jobs = planned(said)
-    assert set(jobs) == rules() - ON_DEMAND - {"build_base_model", "check_base_model", "fetch_caption_model"}
+    assert set(jobs) == rules() - ON_DEMAND - {"build_base_model", "check_base_model"}
     assert jobs["synthesise_shard"] == 17 * 32 and jobs["tile_scenes"] == 8, "no job per tile or scene"
 
 

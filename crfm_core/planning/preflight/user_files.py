@@ -102,7 +102,7 @@ def check_base_model(run: PendingRun, found: CheckResults) -> None:
     if base.kind == "embedded":
         return
     with found.collect():
-        if run.of("fetch_base_model"):
+        if "base_model" in run.named("model", "fetch_model"):
             if not is_fetched(base.repo, base.revision, base.path):
                 known = base.repo == HubBase(kind="hub").repo
                 size = run.rates.base_model_bytes if known else None
@@ -112,7 +112,7 @@ def check_base_model(run: PendingRun, found: CheckResults) -> None:
             if isinstance(base, FolderBase):
                 require_base_model(base.path)
             else:
-                base_folder(Path(run.layout.base_model_note()))
+                base_folder(Path(run.layout.model_note("base_model")))
 
 
 def check_models(run: PendingRun, found: CheckResults) -> None:
@@ -121,11 +121,11 @@ def check_models(run: PendingRun, found: CheckResults) -> None:
     needs_clip = any(settings.filters[name].NEEDS_CLIP for name in run.named("filter", "filter_images"))
     needs_clip |= bool(run.of("measure_generation")) and (generation.cmmd or generation.features == "clip")
     models: list[tuple[str, Model | None, bool, str]] = [
-        ("captions.model", settings.captions.model, bool(run.of("caption_tiles")), "fetch_caption_model"),
-        ("clip", settings.clip, needs_clip, "fetch_clip_model"),
+        ("captions.model", settings.captions.model, bool(run.of("caption_tiles")), "caption_model"),
+        ("clip", settings.clip, needs_clip, "clip_model"),
     ]
-    for key, model, needed, rule in models:
-        if model and model.repo and run.of(rule):
+    for key, model, needed, name in models:
+        if model and model.repo and name in run.named("model", "fetch_model"):
             with found.collect():
                 if not is_fetched(model.repo, model.revision, model.folder):
                     found.downloads.append(PendingDownload(model.repo, Path(model.folder), f"{key}.path"))

@@ -31,7 +31,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 #: What the wildcards of the jobs stand for.
 NAMES = {
     "dataset": "small", "split": "train", "control": "triattention", "sampler": "crfm", "recipe": "real", "segmentor": "segformer_tiny",
-    "seed": "0", "filter": "pixel", "shard": "1", "shards": "2", "weights": "segformer_tiny",
+    "seed": "0", "filter": "pixel", "shard": "1", "shards": "2", "weights": "segformer_tiny", "model": "base_model",
 }  # fmt: skip
 ON_GPUS = frozenset({"encode_latents", "train_generator", "train_segmentor", "synthesise_shard"})
 
@@ -138,7 +138,7 @@ FAULTS = [
     (nothing, "caption_tiles", {"captions": MODEL}, "captions.model.path: sees is no model folder, it has no config.json; give one"),
     (nothing, "measure_generation", {"generation": {"cmmd": True}, "clip": {"path": "sees"}}, "clip.path: sees is no model folder"),
     # tokens
-    (nothing, "fetch_base_model", {"base_model": HUB},
+    (nothing, "fetch_model", {"base_model": HUB},
      "accept its licence at https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and `export HF_TOKEN=...`"),
     # datasets
     (nothing, "list_scenes", {"source": {"kind": "folder", "root": "scenes", "splits": WORLD}},
@@ -153,7 +153,7 @@ FAULTS = [
     (nothing, "synthesise_shard", {"recipes.crfm.synthetic_per_real": 10**8}, "GB needed (results in results"),
     (a_file_at("file"), "make_table", {"results": "file/results"},
      "file/results: cannot be written to (Not a directory); set `results` to"),
-    (a_file_at("models"), "fetch_base_model", {"base_model": HUB},
+    (a_file_at("models"), "fetch_model", {"base_model": HUB},
      "cannot be written to (Not a directory); set base_model.path to a folder that you may write to"),
     (nothing, "train_generator", {"device": "cuda", "controls.triattention.processes": 2},
      "device: cuda needs 2 GPU for one job, this machine shows 0; set `device: cpu`"),
@@ -216,7 +216,7 @@ def test_an_unused_setting_or_a_lack_that_stops_nothing_is_a_note(small, monkeyp
 
 def test_a_token_opens_the_way_and_is_never_shown(small, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_VerySecretToken")
-    found = look(small, "fetch_base_model", changes={"base_model": HUB})
+    found = look(small, "fetch_model", changes={"base_model": HUB})
     assert "HF_TOKEN" not in found.text() and "Secret" not in str(found)
     assert found.downloads[0].size == pytest.approx(16.3e9, rel=0.01), "two bytes a weight"
 
