@@ -89,7 +89,7 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
     (two jobs may write one file of a shared store), it has a random name.
     """
     holder = target.with_name(f".{target.name}.writing")
-    handle = _held(holder)
+    handle = _locked(holder, wait=False)
     if handle is None:
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -103,8 +103,8 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
             handle.close()
 
 
-def _held(folder: Path) -> IO | None:
-    """Create ``folder`` and lock it: the open lock, or None while another process holds it."""
+def _locked(folder: Path, wait: bool) -> IO | None:
+    """Create ``folder`` and lock it: the open lock; or, unless it is to ``wait``, None while another process holds it."""
     while True:
         try:
             folder.mkdir(exist_ok=True)
@@ -116,11 +116,15 @@ def _held(folder: Path) -> IO | None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            handle.close()
-            return None
-        if _is_same_file(folder / ".lock", handle):
-            return handle
-        handle.close()
+            if not wait:
+                handle.close()
+                return None
+            print(f"Waiting for {folder}, which a job of an earlier run still holds", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat((folder / ".lock").stat(), os.fstat(handle.fileno())):
+                return handle
+        handle.close()  # the other process removed the folder when it finished, and this lock with it
 
 
 def write_bytes(target: Path | str, content: bytes) -> None:
@@ -203,26 +207,9 @@ def exclusive(folder: Path | str) -> Iterator[Path]:
     The kernel releases the lock when its holder dies, however it dies, so a killed run never blocks the next.
     """
     folder = Path(folder)
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"Waiting for {folder}, which a job of an earlier run still holds", flush=True)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if not _is_same_file(folder / ".lock", handle):
-                continue  # the other process removed the folder when it finished, and this lock with it
-            yield folder
-            return
-
-
-def _is_same_file(path: Path, handle: IO) -> bool:
-    """Whether ``path`` is still the open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
-    except FileNotFoundError:
-        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, wait=True):
+        yield folder
 
 
 def remove(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -41,34 +41,36 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
 def read_manifest(path: Path | str, without: str | None = None) -> pd.DataFrame:
     """Read a manifest, except for the column ``without``. DataError when it is missing, damaged or empty, lacks columns or has a broken
     row."""
-    path = Path(path)
+    table = read_table(path, TILE_COLUMNS, "tile_id", without)
+    for tile_id, classes, pixels in zip(table.tile_id, table.classes, table.pixels, strict=True):
+        if classes is None or pixels is None or len(classes) and not 0 <= min(classes) <= max(classes) < len(pixels):
+            raise broken_row(path, tile_id, f"its classes are {classes}, and it counts the pixels of 0...{len(pixels) - 1}")
+    return table
+
+
+def read_table(path: Path | str, columns: Sequence[str], name: str, without: str | None = None) -> pd.DataFrame:
+    """Read a parquet file with at least these ``columns``, whose rows have an image, a label and the column ``name``; errors as of
+    :func:`read_manifest`."""
     try:
-        table = pd.read_parquet(path, columns=without and [name for name in read_schema(path).names if name != without])
+        table = pd.read_parquet(path, columns=without and [column for column in read_schema(path).names if column != without])
     except FileNotFoundError:
         raise DataError(f"{path}: no such manifest; build it by naming it as a target of the workflow") from None
     except Exception as error:
         raise DataError(f"{path}: not a readable parquet file ({error}); delete it and run the workflow again") from None
-    missing = [name for name in TILE_COLUMNS if name not in table]
-    if missing or table.empty:
-        raise DataError(f"{path}: " + (f"columns missing: {', '.join(missing)}" if missing else "it has no rows"))
-    _check_rows(path, table)
+    if missing := [column for column in columns if column not in table]:
+        raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
+    if table.empty:
+        raise DataError(f"{path}: it has no rows")
+    for column in ("image", "label"):
+        for row, value in zip(table[name], table[column], strict=True):
+            if not isinstance(value, str) or not value:
+                raise broken_row(path, row, f"its {column} is {value!r}, which is no path")
     return table
 
 
 def broken_row(manifest: Path | str, row: object, fault: str) -> DataError:
     """The error for a row that no stage writes."""
     return DataError(f"{manifest}: row {row}: {fault}; delete {manifest} and run the workflow again")
-
-
-def _check_rows(manifest: Path, table: pd.DataFrame) -> None:
-    """Raise DataError for the first row whose image or label is no path, or whose classes are not among those it counts pixels of."""
-    for column in ("image", "label"):
-        for tile_id, value in zip(table.tile_id, table[column], strict=True):
-            if not isinstance(value, str) or not value:
-                raise broken_row(manifest, tile_id, f"its {column} is {value!r}, which is no path")
-    for tile_id, classes, pixels in zip(table.tile_id, table.classes, table.pixels, strict=True):
-        if classes is None or pixels is None or len(classes) and not 0 <= min(classes) <= max(classes) < len(pixels):
-            raise broken_row(manifest, tile_id, f"its classes are {classes}, and it counts the pixels of 0...{len(pixels) - 1}")
 
 
 def exists_listed(path: Path, listed: dict[Path, set[str]]) -> bool:

@@ -19,7 +19,7 @@ from crfm_core.data.scaling import scene_limits
 from crfm_core.data.sources import FoundScene, open_source
 from crfm_core.data.splits import assign
 from crfm_core.files import atomic_path, hash_of, sha256_of
-from crfm_core.manifest import broken_row, exists_listed
+from crfm_core.manifest import broken_row, exists_listed, read_table
 from crfm_core.settings import BlockSplit, Dataset, GroupSplit
 
 #: ``image`` and ``label`` are paths; a split by group keeps ``group`` together; ``low`` and ``high`` are the values per band that become
@@ -64,25 +64,13 @@ def read_scenes(path: Path | str, split: str | None = None, needed: Sequence[str
 
     Raises DataError when it is missing or damaged, or a row names no file, or in a ``needed`` column one that is not there.
     """
-    path = Path(path)
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such scene manifest; build it by naming it as a target of the workflow") from None
-    except (OSError, ValueError) as error:  # what pyarrow raises for damaged files
-        raise DataError(f"{path}: not a readable parquet file ({error}); delete it and run the workflow again") from None
-    missing = [name for name in SCENE_COLUMNS if name not in table]
-    if missing:
-        raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
+    table, folder = read_table(path, SCENE_COLUMNS, "scene"), Path(path).resolve().parent
     for column in ("image", "label"):
         listed: dict[Path, set[str]] = {}
         for scene, value in zip(table.scene, table[column], strict=True):
-            if not isinstance(value, str) or not value:
-                raise broken_row(path, scene, f"its {column} is {value!r}, which is no path")
-            place = path.resolve().parent / value
-            if column in needed and not exists_listed(place, listed):
-                raise broken_row(path, scene, f"its {column} {place} is not there")
-        table[column] = [str(path.resolve().parent / value) for value in table[column]]
+            if column in needed and not exists_listed(folder / value, listed):
+                raise broken_row(path, scene, f"its {column} {folder / value} is not there")
+        table[column] = [str(folder / value) for value in table[column]]
     return table if split is None else table[table.split == split].reset_index(drop=True)
 
 

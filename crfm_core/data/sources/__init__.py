@@ -54,8 +54,8 @@ class SceneSource:
         self.folder = Path(read_json(note)["folder"]) if note else (Path(root) / getattr(self.settings, "root", "")).resolve()
 
     def require_folder(self) -> None:
-        """Raise DataError when the folder of the scenes does not exist."""
-        if not self.folder.is_dir():
+        """Raise DataError when the configured folder does not exist."""
+        if hasattr(self.settings, "root") and not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder; set source.root of dataset {self.dataset.name} to where its scenes lie")
 
     def find_scenes(self, out: Path) -> list[FoundScene]:
@@ -76,10 +76,10 @@ class SceneSource:
 
     def locate(self) -> Path | None:
         """The folder in which the dataset lies in its layout; None where it has to be downloaded."""
-        raise NotImplementedError
+        return None if self.lacking() else self.folder
 
-    def lacking(self) -> str:
-        """What of the layout is missing, in words."""
+    def lacking(self) -> list[str]:
+        """What of the layout is missing; nothing if it is complete."""
         raise NotImplementedError
 
     def download(self, work: Path, command: str) -> None:
@@ -98,8 +98,8 @@ class SceneSource:
         folder = self.locate()
         if folder is None and not self.settings.download:
             raise DataError(
-                f"source.root: {self.folder} lacks {self.lacking()}; set source.download to true to have the dataset fetched, or "
-                "source.root to where it lies"
+                f"source.root: {self.folder} lacks {', '.join(self.lacking())}; set source.download to true to have the dataset fetched, "
+                "or source.root to where it lies"
             )
         return folder
 

@@ -65,9 +65,6 @@ class EmbeddedWorld(SceneSource):
                 scenes.append(FoundScene((name,), *paths, paths[0].relative_to(out), split))
         return scenes
 
-    def require_folder(self) -> None:
-        """Drawn scenes need no folder."""
-
     def expected(self, split: str) -> ExpectedScenes:
         return ExpectedScenes(self.settings.scenes[split], self.settings.size, "of scenes to draw")
 

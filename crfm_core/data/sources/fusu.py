@@ -75,7 +75,10 @@ class FUSU(SceneSource):
                 )
         return place
 
-    def lacking(self) -> str:
+    def lacking(self) -> list[str]:
+        return [] if self._layout(self.folder) else [self._needed()]
+
+    def _needed(self) -> str:
         date = self.settings.date
         return f"images (.png) in im{date}/ with labels in im{date}_label/ or label{date}/ beside it, there or in train/, val/, test/"
 
@@ -112,7 +115,7 @@ class FUSU(SceneSource):
         if not whole.is_dir() and self.locate() is None:
             if there := [name for name in (*FOLDERS, *SPLITS) if (self.folder / name).exists()]:
                 raise DataError(
-                    f"source.root: {self.folder} has {', '.join(there)} but lacks {self.lacking()}; complete it, or delete them to "
+                    f"source.root: {self.folder} has {', '.join(there)} but lacks {self._needed()}; complete it, or delete them to "
                     "have the dataset fetched"
                 )
             place = self._unpacked(hub, command)
@@ -165,7 +168,7 @@ class FUSU(SceneSource):
         if (place := self._layout(hub, depth=3)) is None:
             raise DataError(
                 f"source.repo: what {settings.repo} holds ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}) lacks "
-                f"{self.lacking()}; it lies unpacked in {hub}: bring it into a layout and move that to {self.folder}"
+                f"{self._needed()}; it lies unpacked in {hub}: bring it into a layout and move that to {self.folder}"
             )
         return place
 

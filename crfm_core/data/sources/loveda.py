@@ -80,11 +80,8 @@ class LoveDA(SceneSource):
 
     # ------------------------------------------------------------------------------------------------------- download
 
-    def locate(self) -> Path | None:
-        return None if self._lacking() else self.folder
-
-    def lacking(self) -> str:
-        return ", ".join(self._lacking())
+    def lacking(self) -> list[str]:
+        return [name for part in self.parts for name in _lacking(self.folder, part)]
 
     def download(self, work: Path, command: str) -> None:
         """Download and unpack the parts that are missing; an archive that the user put into the folder is used and left there."""
@@ -114,9 +111,6 @@ class LoveDA(SceneSource):
 
     def download_bytes(self) -> float:
         return 2.0 * sum(ARCHIVES[part].size for part in self.parts if _lacking(self.folder, part))
-
-    def _lacking(self) -> list[str]:
-        return [name for part in self.parts for name in _lacking(self.folder, part)]
 
     # ----------------------------------------------------------------------------------------------------- submission
 

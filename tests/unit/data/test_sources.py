@@ -492,11 +492,8 @@ from crfm_core.settings import FolderSplit
 class Toy(SceneSource):
     """Pictures of a toy."""
 
-    def locate(self):
-        return self.folder if (self.folder / "train").is_dir() else None
-
     def lacking(self):
-        return "train/"
+        return [] if (self.folder / "train").is_dir() else ["train/"]
 
     def download(self, work, command):
         archive = fetch(self.settings.url, work / "toy.zip", command=command)

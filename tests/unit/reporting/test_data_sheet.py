@@ -388,7 +388,7 @@ def twice(arguments):
     [
         (lambda given: given["tiles"]["train"].unlink(), r"train\.parquet: no such manifest"),
         (lambda given: given["tiles"]["test"].write_bytes(b"PAR1"), r"test\.parquet: not a readable parquet file"),
-        (lambda given: given["scenes"].unlink(), r"scenes\.parquet: no such scene manifest"),
+        (lambda given: given["scenes"].unlink(), r"scenes\.parquet: no such manifest"),
         (lambda given: (given["root"] / "scenes" / "b.png").unlink(), r"scenes/b\.png: no such file"),
         (lambda given: (given["root"] / "scenes" / "b.png").write_bytes(b"no picture"), r"scenes/b\.png: not a readable raster"),
         (lambda given: (given["root"] / "tiles/test/images/u0.png").unlink(), r"row u0: its image \S+images/u0\.png is not there"),
