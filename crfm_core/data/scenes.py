@@ -151,17 +151,12 @@ def check_pair(image: Path, label: Path) -> None:
         ours, theirs = grid_of(picture), grid_of(ids)
     if not (ours.crs and theirs.crs):
         return
-    if not same_crs(ours.crs, theirs.crs):
+    if ours.crs != theirs.crs and CRS.from_wkt(ours.crs) != CRS.from_wkt(theirs.crs):
         raise DataError(f"{label}: is in another coordinate system than its image {image}; {remedy}")
     corners = [(0, 0), (ours.width, 0), (0, ours.height), (ours.width, ours.height)]
     one, other = (np.array([grid.transform @ corner for corner in corners]) for grid in (ours, theirs))
     if np.abs(one - other).max() > np.hypot(ours.transform.a, ours.transform.d) / 2:
         raise DataError(f"{label}: lies elsewhere on the ground than its image {image}; {remedy}")
-
-
-def same_crs(one: str, other: str) -> bool:
-    """Whether two WKT texts mean the same coordinate system."""
-    return one == other or CRS.from_wkt(one) == CRS.from_wkt(other)
 
 
 def _written(path: Path, folder: Path) -> str:

@@ -33,13 +33,9 @@ def caption_of(pixels: Sequence[int], classes: Sequence[str], settings: Captions
     lists = {
         "classes": [classes[index] for index in percent],
         "shares": [f"{f'{percent[index]:.0f}' if percent[index] >= 1 else 'under 1'} % {classes[index]}" for index in falling],
-        "words": [f"{_cover_word(percent[index])} {classes[index]}" for index in falling],
+        "words": [f"{next(word for least, word in COVER_WORDS if percent[index] >= least)} {classes[index]}" for index in falling],
     }
     return re.sub(r"\{(\w+)\}", lambda place: ", ".join(lists[place[1]]), settings.template)
-
-
-def _cover_word(percent: float) -> str:
-    return next(word for least, word in COVER_WORDS if percent >= least)
 
 
 def caption_tiles(

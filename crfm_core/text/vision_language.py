@@ -56,7 +56,7 @@ def describe_images(
     """
     folder, images = check_folder(folder, CAPTION_KEY), list(images)
     subfolder = hash_of(hash_of_model(folder), settings.prompt, settings.max_new_tokens)[:16]
-    digests = [digest_of(path) for path in tqdm(images, "hashes", disable=None)] if digests is None else list(digests)
+    digests = [hash_of_pixels(read_rgb(path)) for path in tqdm(images, "hashes", disable=None)] if digests is None else list(digests)
     with exclusive(Path(answers) / subfolder / part):
         known = read_answers(Path(answers) / subfolder)
         first = {digest: index for index, digest in reversed(list(enumerate(digests)))}  # of several with the same pixels
@@ -77,11 +77,6 @@ def describe_images(
                 known |= new
                 progress.update(len(batch))
     return [known[digest] for digest in digests]
-
-
-def digest_of(path: Path) -> str:
-    """Hash of an image's pixels, as in the manifests' column ``image_digest``."""
-    return hash_of_pixels(read_rgb(path))
 
 
 def read_answers(folder: Path) -> dict[str, str]:

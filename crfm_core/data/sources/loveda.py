@@ -6,7 +6,6 @@ import copy
 import os
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,18 +19,12 @@ from crfm_core.files import remove, write_json
 from crfm_core.hub import FETCH_RECORD, read_record
 from crfm_core.settings import FolderSplit
 
-
-class _Archive(NamedTuple):
-    size: int  # bytes
-    md5: str
-
-
 ZENODO_RECORD = "records/5706578"
-#: Archives of that record as Zenodo lists them, by the folder that each becomes.
+#: Bytes and MD5 of the archives of that record as Zenodo lists them, by the folder that each becomes.
 ARCHIVES = {
-    "Train": _Archive(4_021_669_263, "de2b196043ed9b4af1690b3f9a7d558f"),
-    "Val": _Archive(2_425_958_254, "84cae2577468ff0b5386758bb386d31d"),
-    "Test": _Archive(3_126_023_212, "a489be0090465e01fb067795d24e6b47"),
+    "Train": (4_021_669_263, "de2b196043ed9b4af1690b3f9a7d558f"),
+    "Val": (2_425_958_254, "84cae2577468ff0b5386758bb386d31d"),
+    "Test": (3_126_023_212, "a489be0090465e01fb067795d24e6b47"),
 }
 AREAS = ("Urban", "Rural")
 SCENE_SIDE = 1024  #: of a scene in pixels
@@ -110,7 +103,7 @@ class LoveDA(SceneSource):
         (work / part).rename(folder / part)
 
     def download_bytes(self) -> float:
-        return 2.0 * sum(ARCHIVES[part].size for part in self.parts if _lacking(self.folder, part))
+        return 2.0 * sum(ARCHIVES[part][0] for part in self.parts if _lacking(self.folder, part))
 
     # ----------------------------------------------------------------------------------------------------- submission
 
