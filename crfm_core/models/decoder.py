@@ -82,10 +82,10 @@ def choose_checkpointing(vae: Autoencoder, latents: Tensor) -> bool:
         return False
     vae.disable_gradient_checkpointing()
     small = latents[:1, :, :SIDE, :SIDE]
-    if NEEDED * saved_bytes(vae, small) * latents.numel() / small.numel() > free_memory(latents.device):
+    exceeds = NEEDED * saved_bytes(vae, small) * latents.numel() / small.numel() > free_memory(latents.device)
+    if exceeds:
         vae.enable_gradient_checkpointing()
-        return True
-    return False
+    return exceeds
 
 
 def saved_bytes(vae: Autoencoder, latents: Tensor) -> int:

@@ -74,11 +74,7 @@ class ControlNetMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """The velocity of noisy latents; arguments and result as of :meth:`crfm_core.models.mmdit.MaskMMDiT.forward`."""
         self.check_shapes(hidden_states, mask_latents)
-        shared = {
-            "encoder_hidden_states": encoder_hidden_states,
-            "pooled_projections": pooled_projections,
-            "timestep": timestep,
-        }
+        shared = {"encoder_hidden_states": encoder_hidden_states, "pooled_projections": pooled_projections, "timestep": timestep}
         residuals = None
         if mask_latents is not None:
             tokens = self.base.pos_embed(hidden_states)
