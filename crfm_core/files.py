@@ -107,7 +107,7 @@ def _locked(folder: Path, wait: bool) -> IO | None:
     """Create ``folder`` and lock it: the open lock; or, unless it is to ``wait``, None while another process holds it."""
     while True:
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             handle = (folder / ".lock").open("w")
         except FileNotFoundError:
             if not folder.parent.is_dir():
@@ -206,10 +206,8 @@ def exclusive(folder: Path | str) -> Iterator[Path]:
 
     The kernel releases the lock when its holder dies, however it dies, so a killed run never blocks the next.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, wait=True):
-        yield folder
+    with _locked(Path(folder), wait=True):
+        yield Path(folder)
 
 
 def remove(path: Path) -> None:
