@@ -28,7 +28,7 @@ def run(rule: str, snakemake: Any) -> None:
             "tile_scenes": _tile_scenes,
             "caption_tiles": _caption_tiles,
             "synthesise_shard": _synthesise_shard,
-            "filter_pixels": _filter_pixels,
+            "filter_tiles": _filter_tiles,
         }.get(rule, _anything)(snakemake)
 
 
@@ -140,7 +140,7 @@ def _make_shards(snakemake: Any, made: Path) -> None:
         write_manifest(made / f"shard-{shard + 1}-of-{shards}.parquet", rows)
 
 
-def _filter_pixels(snakemake: Any) -> None:
+def _filter_tiles(snakemake: Any) -> None:
     from crfm_core.curation.selection import relocate_rows
     from crfm_core.manifest import in_subfolder, read_manifest, write_manifest
 

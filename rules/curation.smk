@@ -2,11 +2,6 @@
 # trains on.
 
 
-def filters_that(drop_images):
-    """The pattern of the filters that drop whole images, or of those that do not."""
-    return one_of(name for name, one in settings.filters.items() if one.DROPS_IMAGES == drop_images)
-
-
 rule measure_class_losses:
     input:
         tiles=results.tiles("{dataset}", "{split}"),
@@ -32,44 +27,16 @@ rule measure_class_losses:
         "../workflow_scripts/measure_class_losses.py"
 
 
-def losses_of_filter(wildcards):
-    """The critic's mean losses on the real tiles that a filter of pixels compares with."""
-    return results.class_losses(wildcards.dataset, filter_of(wildcards).split_of_losses or dataset_of(wildcards).train)
-
-
-rule filter_pixels:
-    input:
-        synthetic=tiles_to_filter,
-        losses=losses_of_filter,
-        critic=critic,
-    output:
-        manifest=results.filtered("{dataset}", "{control}", "{sampler}", "{filter}"),
-    log:
-        results.log("{dataset}/filter_pixels-{control}-{sampler}-{filter}"),
-    benchmark:
-        results.benchmark("{dataset}/filter_pixels-{control}-{sampler}-{filter}")
-    wildcard_constraints:
-        filter=filters_that(drop_images=False),
-    retries: RETRIES
-    conda:
-        "../envs/segmentor.yaml"
-    resources:
-        **gpus(GPU),
-        mem_mb=times_attempt(16000 if GPU else 2000),
-        runtime=times_attempt(1440),
-    params:
-        filter=lambda wildcards: filter_of(wildcards).result_keys(),
-        classes=classes_of,
-        device=untracked(settings.device),
-    message:
-        "Filtering pixels of {wildcards.control}/{wildcards.sampler} with {wildcards.filter}"
-    script:
-        "../workflow_scripts/filter_pixels.py"
-
-
 def critic_of_filter(wildcards):
     """The critic, for a filter that needs it."""
     return critic(wildcards) if filter_of(wildcards).NEEDS_CRITIC else []
+
+
+def losses_of_filter(wildcards):
+    """The critic's mean losses on real tiles, for a filter that needs them."""
+    one = filter_of(wildcards)
+    split = one.split_of_losses or dataset_of(wildcards).train
+    return results.class_losses(wildcards.dataset, split) if one.NEEDS_CLASS_LOSSES else []
 
 
 def clip_of_filter(wildcards):
@@ -77,19 +44,18 @@ def clip_of_filter(wildcards):
     return clip_model(wildcards) if filter_of(wildcards).NEEDS_CLIP else []
 
 
-rule filter_images:
+rule filter_tiles:
     input:
         synthetic=tiles_to_filter,
         critic=critic_of_filter,
+        losses=losses_of_filter,
         clip=clip_of_filter,
     output:
         manifest=results.filtered("{dataset}", "{control}", "{sampler}", "{filter}"),
     log:
-        results.log("{dataset}/filter_images-{control}-{sampler}-{filter}"),
+        results.log("{dataset}/filter_tiles-{control}-{sampler}-{filter}"),
     benchmark:
-        results.benchmark("{dataset}/filter_images-{control}-{sampler}-{filter}")
-    wildcard_constraints:
-        filter=filters_that(drop_images=True),
+        results.benchmark("{dataset}/filter_tiles-{control}-{sampler}-{filter}")
     retries: RETRIES
     conda:
         "../envs/segmentor.yaml"
@@ -103,9 +69,9 @@ rule filter_images:
         classes=classes_of,
         device=untracked(settings.device),
     message:
-        "Filtering images of {wildcards.control}/{wildcards.sampler} with {wildcards.filter}"
+        "Filtering tiles of {wildcards.control}/{wildcards.sampler} with {wildcards.filter}"
     script:
-        "../workflow_scripts/filter_images.py"
+        "../workflow_scripts/filter_tiles.py"
 
 
 rule resample_tiles:

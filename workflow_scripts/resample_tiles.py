@@ -3,16 +3,16 @@
 from job import job
 
 with job(snakemake):
-    from crfm_core.curation.resampling import resample
+    from crfm_core.curation.resampling import resample_tiles
     from crfm_core.files import read_json
     from crfm_core.layout import Layout
     from crfm_core.settings import AnyResampling, read_section
 
-    resample(
+    resample_tiles(
+        read_section(AnyResampling, snakemake.params.resampling),
         manifest=snakemake.input.synthetic,
         tiles=snakemake.input.tiles,
         class_losses=read_json(snakemake.input.losses)["losses"],
-        settings=read_section(AnyResampling, snakemake.params.resampling),
         classes=snakemake.params.classes,
         out=snakemake.output.manifest,
         root=Layout.resampled.root(snakemake.output.manifest),

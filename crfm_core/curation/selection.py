@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.manifest import relocate_all, write_manifest
+from crfm_core.manifest import read_manifest, relocate_all, write_manifest
 
 
 def relocate_rows(table: pd.DataFrame, old: Path | str, new: Path | str) -> pd.DataFrame:
@@ -29,6 +31,26 @@ def keep_rows(
         raise DataError(f"{out}: none of the {len(table)} tiles of {manifest} is kept; {remedy}")
     print_counts(table, kept, classes)
     return write_manifest(out, relocate_rows(kept, manifest, out))
+
+
+def keep_best(
+    manifest: Path | str, column: str, scores: Sequence[float | None], keep: float, out: Path | str, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Write the best share of a manifest's images by their ``scores`` (None: cannot be scored), over all masks and copies, as the
+    manifest ``out`` with the scores in the new ``column``; files stay where they are."""
+    table, known = read_manifest(manifest), np.array([math.nan if score is None else score for score in scores])
+    chosen = best(known, table.tile_id, keep)
+    print(f"{column}: {np.nanmean(known):.4g} on average, {np.nanmean(known[chosen]):.4g} of those kept", flush=True)
+    return keep_rows(manifest, table.assign(**{column: known}), chosen, out, classes, "raise keep")
+
+
+def best(scores: np.ndarray, tile_ids: Sequence[str], keep: float) -> np.ndarray:
+    """Which rows, bool [N], are among the ceil(keep · N) with the highest scores; NaN is lowest, and ties go to the first id."""
+    number = math.ceil(Fraction(str(keep)) * len(scores))  # exact: as floats, 0.07 · 100 is more than 7
+    ranked = sorted(zip(np.nan_to_num(scores, nan=-np.inf), tile_ids, range(len(scores)), strict=True), key=lambda one: (-one[0], one[1]))
+    chosen = np.zeros(len(scores), dtype=bool)
+    chosen[[row for _, _, row in ranked[:number]]] = True
+    return chosen
 
 
 def class_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

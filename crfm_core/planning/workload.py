@@ -14,7 +14,7 @@ from crfm_core.experiment import copies, iterations
 from crfm_core.layout import Layout
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import Rates, Unknown, number_of
-from crfm_core.settings import PLAIN, PRESETS, Dataset, EmbeddedSource, RectifySettings, Selection, Settings
+from crfm_core.settings import PLAIN, PRESETS, Dataset, EmbeddedSource, Filter, RectifySettings, Selection, Settings
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,22 @@ class JobCounts:
 
     def synthetic_tiles(self) -> int:
         return copies(self.settings, self.names["control"], self.names["sampler"]) * self._tiles(self.dataset.train)
+
+    def tiles_for_critic(self) -> int:
+        """Tiles of which a filter needs the critic's predictions."""
+        return self.synthetic_tiles() if self._filter.NEEDS_CRITIC else 0
+
+    def tiles_for_clip(self) -> int:
+        """Tiles of which a filter needs the CLIP-like model's embeddings."""
+        return self.synthetic_tiles() if self._filter.NEEDS_CLIP else 0
+
+    def relabelled_tiles(self) -> int:
+        """Tiles whose labels a filter writes anew."""
+        return 0 if self._filter.DROPS_IMAGES else self.synthetic_tiles()
+
+    @property
+    def _filter(self) -> Filter:
+        return self.settings.filters[self.names["filter"]]
 
     # --------------------------------------------------------------------------------------------------------- training
 

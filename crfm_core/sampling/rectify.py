@@ -1,4 +1,4 @@
-"""Control-rectify flow matching: correct the velocity so that a critic sees the wanted classes in the clean estimate.
+"""Control-rectify flow matching: correct the velocity so that a critic recognises the mask's classes in the clean estimate.
 
 Source: TODSynth (arXiv 2512.16740); the search for a step size is this project's. Notation: z noisy latent, v velocity, σ noise
 level, ẑ₀ = z - σv the clean estimate.
@@ -34,7 +34,7 @@ class Rectification(NamedTuple):
 
 
 class Correction(NamedTuple):
-    """What :func:`correct_velocity` did: a :class:`Rectification` with all that can be said of it; [B] but for the velocity."""
+    """What :func:`correct_velocity` did: a :class:`Rectification` with all measurements; [B] except for the velocity."""
 
     velocity: Tensor
     loss_before: Tensor
@@ -67,7 +67,7 @@ def rectify_velocity(
         critic: images in [0, 1] -> logits [B, K, H, W], in eval mode, with its own normalisation inside.
         step_size: α of this step, see :meth:`RectifySettings.step_sizes`.
 
-    A sample for which the critic gives numbers that are not finite has that loss and is not moved by it.
+    A sample for which the critic's loss or gradient is not finite has a loss of NaN and is not corrected.
     Raises: ValueError when shapes or ids do not fit together.
     """
     done = correct_velocity(velocity, latents, sigma, labels, decode, critic, settings, step_size)
@@ -90,8 +90,8 @@ def correct_velocity(
 
     Args (beside those of :func:`rectify_velocity`):
         step_size: also one per sample, [B]; with ``settings.search`` the first one that is tried.
-        measure: also measure the loss after the correction, which takes another forward pass; a search knows it anyway.
-        batch: samples that ``settings.reduction`` "mean" divides by; None: those given.
+        measure: also measure the loss after the correction, which takes another forward pass; a search has measured it already.
+        batch: number of samples that ``settings.reduction`` "mean" divides by; None: that of ``velocity``.
     """
     _check(velocity, latents, sigma, labels)
     sigma = torch.as_tensor(sigma, dtype=velocity.dtype, device=velocity.device).reshape(-1, 1, 1, 1)
@@ -99,24 +99,24 @@ def correct_velocity(
     velocity, latents = velocity.detach(), latents.detach().to(velocity.dtype)
     length = _length(velocity).clamp(min=TINY)
 
-    def look(at: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def loss_of(velocity: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         level = sigma[rows] if len(sigma) > 1 else sigma
-        return _look(latents[rows] - level * at, labels[rows], decode, critic, settings.pixels)
+        return _loss_and_agreement(latents[rows] - level * velocity, labels[rows], decode, critic, settings.pixels)
 
     if settings.search == "backtracking":
-        return _search(velocity, length, look, settings, step_size)
+        return _search(velocity, length, loss_of, settings, step_size)
 
     by_gradient = by_clamp = torch.zeros_like(velocity)
     first, alpha = None, step_size.reshape(-1, 1, 1, 1)
     for _ in range(settings.inner_steps):
-        loss, agreement, gradient = _gradient(velocity, look)
+        loss, agreement, gradient = _gradient(velocity, loss_of)
         first = first or (loss, agreement)
         if settings.reduction == "mean":
             gradient = gradient / (batch or len(gradient))
         if settings.normalise == "l2":
             gradient = gradient / (_length(gradient) + TINY)
         elif settings.normalise == "relative":
-            gradient = _as_long_as(velocity, gradient)
+            gradient = _rescale(velocity, gradient)
         if settings.ascend:
             gradient = -gradient
 
@@ -130,20 +130,20 @@ def correct_velocity(
             velocity = clamped
 
     with torch.no_grad():
-        after = look(velocity)[0] if measure else None
+        after = loss_of(velocity)[0] if measure else None
     ratios = [(_length(change) / length).flatten() for change in (by_gradient, by_clamp)]
     return Correction(velocity, first[0], after, first[1], step_size, step_size, *ratios)
 
 
-def _search(velocity: Tensor, length: Tensor, look: Callable, settings: RectifySettings, step_size: Tensor) -> Correction:
+def _search(velocity: Tensor, length: Tensor, loss_of: Callable, settings: RectifySettings, step_size: Tensor) -> Correction:
     """One correction whose step size is found for each sample: of at most ``settings.trials`` the first that lowers its loss.
 
     A trial that fails is followed by the step where the parabola through the loss, its slope and the failed trial has its minimum
     (Nocedal and Wright, Numerical Optimization, 3.5), kept within :data:`SHORTER`. Where all fail, the velocity stays as it is.
     """
-    before, agreement, gradient = _gradient(velocity, look)
+    before, agreement, gradient = _gradient(velocity, loss_of)
     slope = -(_length(gradient) * length).flatten()  # of the loss over the step size
-    direction = _as_long_as(velocity, gradient)
+    direction = _rescale(velocity, gradient)
     found, after, taken, tried = velocity.clone(), before.clone(), torch.zeros_like(step_size), step_size.clone()
     rows = ((slope < 0) & before.isfinite()).nonzero().flatten()
     for trial in range(settings.trials):
@@ -152,7 +152,7 @@ def _search(velocity: Tensor, length: Tensor, look: Callable, settings: RectifyS
         alpha = tried[rows]
         moved = velocity[rows] - alpha.reshape(-1, 1, 1, 1) * direction[rows]
         with torch.no_grad():
-            loss = look(moved, rows)[0]
+            loss = loss_of(moved, rows)[0]
         lower = loss < before[rows]  # false for a loss that is not a number
         kept = rows[lower]
         found[kept], after[kept], taken[kept] = moved[lower], loss[lower], alpha[lower]
@@ -165,11 +165,11 @@ def _search(velocity: Tensor, length: Tensor, look: Callable, settings: RectifyS
     return Correction(found, before, after, agreement, taken, tried, ratio, torch.zeros_like(ratio))
 
 
-def _gradient(velocity: Tensor, look: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _gradient(velocity: Tensor, loss_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and agreement [B], and the gradient of each sample's loss by its own velocity; 0 where something is not finite."""
     with torch.enable_grad():
         velocity = velocity.detach().requires_grad_()
-        loss, agreement = look(velocity)
+        loss, agreement = loss_of(velocity)
         (gradient,) = torch.autograd.grad(loss.sum(), velocity)
     loss = loss.detach()
     broken = ~(loss.isfinite() & gradient.flatten(1).isfinite().all(1))
@@ -177,7 +177,8 @@ def _gradient(velocity: Tensor, look: Callable[[Tensor], tuple[Tensor, Tensor]])
     return loss, agreement, gradient.masked_fill(broken.reshape(-1, 1, 1, 1), 0)
 
 
-def _as_long_as(velocity: Tensor, gradient: Tensor) -> Tensor:
+def _rescale(velocity: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient at the length of the velocity; 0 where its own length is 0."""
     return gradient * torch.nan_to_num(_length(velocity) / _length(gradient), nan=0.0, posinf=0.0)
 
 
@@ -193,10 +194,10 @@ def critic_loss(
     ``pixels``: over all "valid" pixels (label not 255), or only the "wrong" ones among them, whose likeliest class is not
     the label (the choice is not differentiated). A sample with no such pixel has loss 0. See :func:`rectify_velocity`.
     """
-    return _look(clean_latents, labels, decode, critic, pixels)[0]
+    return _loss_and_agreement(clean_latents, labels, decode, critic, pixels)[0]
 
 
-def _look(clean_latents: Tensor, labels: Tensor, decode: Callable, critic: Callable, pixels: str) -> tuple[Tensor, Tensor]:
+def _loss_and_agreement(clean_latents: Tensor, labels: Tensor, decode: Callable, critic: Callable, pixels: str) -> tuple[Tensor, Tensor]:
     """:func:`critic_loss`, and the share of labelled pixels on which the critic agrees with the label, [B]."""
     images = (decode(clean_latents) / 2 + 0.5).clamp(0, 1)
     logits = critic(images).to(clean_latents.dtype)

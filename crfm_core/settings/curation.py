@@ -5,11 +5,16 @@ Each kind of filter and re-sampling is a class of its own, with what is known of
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from crfm_core.settings.base import Name, Positive, Section
+
+if TYPE_CHECKING:
+    from crfm_core.settings.data import Dataset
+    from crfm_core.settings.run import Settings
 
 #: FreeMask's: a pixel is dropped whose loss exceeds the mean of its class times this.
 MARGIN = 1.25
@@ -28,6 +33,10 @@ class Filter(Section):
     NEEDS_CLIP: ClassVar[bool] = False
 
     after: Name | None = Field(None, description="filter that is applied before this one; null: none")
+
+    def describe(self, settings: Settings, dataset: Dataset) -> str:
+        """What the filter keeps, and by what: what the report says of it."""
+        raise NotImplementedError
 
     @property
     def split_of_losses(self) -> str | None:
@@ -50,6 +59,12 @@ class PixelFilter(Filter):
     def split_of_losses(self) -> str | None:
         return self.statistics_split
 
+    def describe(self, settings: Settings, dataset: Dataset) -> str:
+        return (
+            f"ignores pixels on which the critic's loss exceeds {self.margin:g} times the mean loss of their class on real tiles "
+            f"(split {self.split_of_losses or dataset.train})"
+        )
+
 
 class ImageFilter(Filter):
     """What filters that keep the best share of the images have in common."""
@@ -66,6 +81,9 @@ class AgreementFilter(ImageFilter):
 
     kind: Literal["agreement"] = Field(description="kind of filter")
 
+    def describe(self, settings: Settings, dataset: Dataset) -> str:
+        return f"keeps the {100 * self.keep:g} % of the images on which the critic's prediction agrees best with the mask (mIoU)"
+
 
 class ClipFilter(ImageFilter):
     """Keeps the images that fit their captions best, by the score of a CLIP-like model."""
@@ -73,6 +91,10 @@ class ClipFilter(ImageFilter):
     NEEDS_CLIP = True
 
     kind: Literal["clip"] = Field(description="kind of filter")
+
+    def describe(self, settings: Settings, dataset: Dataset) -> str:
+        by = f" by {Path(settings.clip.folder).name}" if settings.clip else ""
+        return f"keeps the {100 * self.keep:g} % of the images that fit their captions best{by}"
 
 
 AnyFilter = Annotated[PixelFilter | AgreementFilter | ClipFilter, Field(discriminator="kind")]
@@ -89,12 +111,19 @@ class Resampling(Section):
         """Classes that the settings name, which the dataset must have."""
         return []
 
+    def describe(self) -> str:
+        """What the re-sampling keeps, and by what: what the report says of it."""
+        raise NotImplementedError
+
 
 class HardnessResampling(Resampling):
     """Keeps more versions of masks whose classes the critic finds hard (FreeMask)."""
 
     kind: Literal["hardness"] = Field(description="kind of re-sampling")
     seed: int = Field(0, description="seed of the choice among the versions of a mask")
+
+    def describe(self) -> str:
+        return "keeps more versions of masks whose classes the critic finds hard on real tiles, fewer of easy ones"
 
 
 class RareResampling(Resampling):
@@ -111,6 +140,13 @@ class RareResampling(Resampling):
     @property
     def named_classes(self) -> list[str]:
         return self.classes or []
+
+    def describe(self) -> str:
+        rare = " or ".join(self.named_classes) or f"one of the {self.worst} classes with the highest loss on real tiles"
+        return (
+            f"keeps images that show at least {self.min_pixels} pixels of {rare}, or of which more than {100 * self.survival:g} % of the "
+            "labelled pixels survived the pixel filter"
+        )
 
 
 AnyResampling = Annotated[HardnessResampling | RareResampling, Field(discriminator="kind")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -68,6 +70,11 @@ class RectifySettings:
             )
 
     @classmethod
+    def default(cls, **changes: Any) -> RectifySettings:
+        """This project's: each sample's step is a share of its velocity's length, and nothing is clipped."""
+        return cls(**changes)
+
+    @classmethod
     def paper(cls, **changes: Any) -> RectifySettings:
         """The formula of the paper: the raw gradient over all valid pixels, a constant step size, nothing clipped."""
         return cls(**{"step_size": 0.1, "normalise": "none"} | changes)
@@ -97,19 +104,37 @@ class RectifySettings:
             return [self.step_size * done for done in progress]
         return [self.step_size * (1 - done) for done in progress]
 
+    def describe(self) -> str:
+        """The settings in a line, without the number of steps."""
+        schedule = self.schedule.replace("_", " ")
+        if self.search == "backtracking":
+            return (
+                f"step size searched for, at most {self.step_size:g} ({schedule}), {self.trials} trials per step; a sample is done at "
+                f"{100 * self.agreement:g} % agreement or after {self.patience} steps without gain"
+            )
+        parts = [f"step size {self.step_size:g} ({schedule})", f"{self.inner_steps} per step", f"{self.pixels} pixels"]
+        parts += [self.reduction, f"normalise {self.normalise}"]
+        parts += ["shrink" if self.shrink else "no shrink", "clamp" if self.clamp else "no clamp"]
+        return ", ".join(parts + ["the gradient is added, not subtracted"] * self.ascend)
+
 
 #: The name of sampling without correction, where presets are compared with it.
 PLAIN = "plain"
 
 Preset = Literal["paper", "released", "default", "adaptive"]
 
-#: The settings that a preset's name stands for.
-PRESETS = {
+#: Functions that give the settings of a preset, changed by keyword; the docstring is what a preset says of itself.
+PRESETS: dict[str, Callable[..., RectifySettings]] = {
     "paper": RectifySettings.paper,
     "released": RectifySettings.released,
-    "default": RectifySettings,
+    "default": RectifySettings.default,
     "adaptive": RectifySettings.adaptive,
 }
+
+
+def describe_preset(name: str) -> str:
+    """What a preset says of itself, in a sentence."""
+    return inspect.getdoc(PRESETS[name]).partition("\n")[0]
 
 
 class Sampler(Section):
@@ -118,7 +143,10 @@ class Sampler(Section):
     PERFORMANCE_KEYS = frozenset({"batch_size", "compile", "pad"})
 
     num_steps: Positive = Field(23, description="Euler steps")
-    preset: Preset | None = Field(None, description="correction to start from; null: none")
+    preset: Preset | None = Field(
+        None,
+        description=f"correction to start from; null: none. {' '.join(f'{name}: {describe_preset(name)}' for name in PRESETS)}",
+    )
     rectify: RectifySettings | None = Field(None, description="settings of the correction that differ from the preset")
     batch_size: Positive = Field(8, description="images sampled together")
     guidance_scale: float = Field(1.0, ge=1, description="classifier-free guidance; above 1 the generator needs caption_dropout")

@@ -179,14 +179,14 @@ CASES = [
     ),
     Case("measure_class_losses", (f"{DATASET}/class_losses/train.json",), (tiles("train"), CRITIC), manifest=tiles("train")),
     Case(
-        "filter_pixels",
+        "filter_tiles-triattention-crfm-pixel",
         (f"{DATASET}/filtered/triattention/crfm/pixel.parquet",),
         (f"{SAMPLES}/all.parquet", f"{DATASET}/class_losses/train.json", CRITIC),
         manifest=f"{SAMPLES}/all.parquet",
         beside=below(f"{DATASET}/filtered/triattention/crfm/pixel"),
     ),
     Case(
-        "filter_images",
+        "filter_tiles-triattention-crfm-best",
         (f"{DATASET}/filtered/triattention/crfm/best.parquet",),
         (f"{SAMPLES}/all.parquet", CRITIC),
         manifest=f"{SAMPLES}/all.parquet",

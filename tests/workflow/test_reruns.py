@@ -171,11 +171,11 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
         ("as it is", f"segmentors.segformer_tiny.pretrained.{key}", value, {"fetch_weights"})
         for key, value in {"url": "http://127.0.0.1/b.pth", "sha256": "1" * 16, "path": "b.pth"}.items()
     ),
-    ("as it is", "filters.pixel.margin", 1.5, {"filter_pixels"}),
-    ("as it is", "filters.pixel.statistics_split", "reference", {"filter_pixels"}),
-    ("as it is", "filters.agreement.keep", 0.6, {"filter_images"}),
-    ("as it is", "filters.clip.after", None, {"filter_images"}),
-    ("as it is", "filters.clip.kind", "agreement", {"filter_images"}),
+    ("as it is", "filters.pixel.margin", 1.5, {"filter_tiles"}),
+    ("as it is", "filters.pixel.statistics_split", "reference", {"filter_tiles"}),
+    ("as it is", "filters.agreement.keep", 0.6, {"filter_tiles"}),
+    ("as it is", "filters.clip.after", None, {"filter_tiles"}),
+    ("as it is", "filters.clip.kind", "agreement", {"filter_tiles"}),
     ("as it is", "resamplings.rare.kind", "hardness", {"resample_tiles"}),
     *(
         ("as it is", f"resamplings.rare.{key}", value, {"resample_tiles"})

@@ -26,7 +26,7 @@ ON_DEMAND = {"export_sd3", "synthesise_scene", "mosaic_tiles", "predict_tiles", 
 GIVEN = {"check_base_model", "fetch_model", "fetch_dataset", "fetch_weights"}
 
 #: Rules of curation that only tables beside main use.
-OTHER_TABLES = {"filter_images", "resample_tiles"}
+OTHER_TABLES = {"resample_tiles"}
 
 
 # ------------------------------------------------------------------------------------------------------------- planning
@@ -234,7 +234,7 @@ def test_without_one_shard_only_that_shard_and_what_follows_is_made_again(finish
     before, table = shard.read_bytes(), tables(finished)
     shard.unlink()
     jobs = planned(succeed(finished, *SMALLEST))
-    assert jobs["synthesise_shard"] == jobs["gather_shards"] == jobs["filter_pixels"] == jobs["mix_tiles"] == 1
+    assert jobs["synthesise_shard"] == jobs["gather_shards"] == jobs["filter_tiles"] == jobs["mix_tiles"] == 1
     assert jobs["train_segmentor"] == jobs["evaluate_segmentor"] == 2, "both seeds of the one recipe with synthetic tiles"
     assert not {"train_generator", "build_base_model", "encode_latents", "tile_scenes"} & set(jobs)
     log = finished / "results" / "logs" / "small" / "synthesise_shard-triattention-crfm-1-of-2.log"

@@ -15,7 +15,7 @@ from crfm_core.settings import Download, FolderBase, HubBase, Model, Settings
 
 #: Rules whose jobs read the critic, the judge, the base model.
 READ_CRITIC = (
-    "synthesise_shard", "synthesise_scene", "compare_corrections", "measure_class_losses", "filter_pixels", "measure_agreement",
+    "synthesise_shard", "synthesise_scene", "compare_corrections", "measure_class_losses", "measure_agreement",
     "measure_reconstruction",
 )  # fmt: skip
 READ_JUDGE = ("compare_corrections", "measure_agreement", "measure_reconstruction")
@@ -70,7 +70,7 @@ def problems_of_user_files(settings: Settings) -> list[str]:
 
 def check_judges(run: PendingRun, found: CheckResults) -> None:
     settings = run.settings
-    if run.of(*READ_CRITIC) or any(settings.filters[name].NEEDS_CRITIC for name in run.named("filter", "filter_images")):
+    if run.of(*READ_CRITIC) or any(settings.filters[name].NEEDS_CRITIC for name in run.named("filter", "filter_tiles")):
         found.problems += judge_problems(settings, "critic")
     if run.of(*READ_JUDGE) or (settings.generation.features == "judge" and run.of("measure_generation")):
         found.problems += judge_problems(settings, "judge")
@@ -118,7 +118,7 @@ def check_base_model(run: PendingRun, found: CheckResults) -> None:
 def check_models(run: PendingRun, found: CheckResults) -> None:
     """Captioning and CLIP-like models, and weights of segmentors and Inception."""
     settings, generation = run.settings, run.settings.generation
-    needs_clip = any(settings.filters[name].NEEDS_CLIP for name in run.named("filter", "filter_images"))
+    needs_clip = any(settings.filters[name].NEEDS_CLIP for name in run.named("filter", "filter_tiles"))
     needs_clip |= bool(run.of("measure_generation")) and (generation.cmmd or generation.features == "clip")
     models: list[tuple[str, Model | None, bool, str]] = [
         ("captions.model", settings.captions.model, bool(run.of("caption_tiles")), "caption_model"),

@@ -12,7 +12,7 @@ from crfm_core.reporting.colours import Colours
 from crfm_core.reporting.comparison import best_form
 from crfm_core.reporting.material import Material
 from crfm_core.reporting.rendering import Pictures
-from crfm_core.settings import PRESETS, RectifySettings, Sampler
+from crfm_core.settings import PRESETS, Sampler, describe_preset
 
 
 def show_forms(material: Material, show: Pictures) -> dict | None:
@@ -42,7 +42,7 @@ def show_forms(material: Material, show: Pictures) -> dict | None:
         "levels": show(drawn, "mIoU over the number of corrected steps for each form of the correction, by judge and critic"),
         "steps": show(steps, "Critic's loss before and after each correction, and the velocity's changes, per form") if steps else None,
         "notes": notes,
-        "settings": {preset: correction_line(PRESETS[preset]()) for preset in compared.presets[1:]},
+        "settings": {preset: f"{describe_preset(preset)} Its settings: {PRESETS[preset]().describe()}." for preset in compared.presets[1:]},
     }
 
 
@@ -84,24 +84,9 @@ def sampler_line(sampler: Sampler) -> str:
     """The settings of a sampler that its images depend on, beside its steps."""
     parts = []
     if correction := sampler.rectify:
-        parts.append(f"first {correction.steps} steps, {correction_line(correction)}")
+        parts.append(f"first {correction.steps} steps, {correction.describe()}")
     if sampler.critic_decoder:
         parts.append(f"the critic looks through {sampler.critic_decoder}")
     if sampler.guidance_scale > 1:
         parts.append(f"guidance {sampler.guidance_scale:g}")
     return ", ".join(parts) or "–"
-
-
-def correction_line(settings: RectifySettings) -> str:
-    """A form of the correction in a line, without its number of steps."""
-    schedule = settings.schedule.replace("_", " ")
-    if settings.search == "backtracking":
-        return (
-            f"step size searched for, at most {settings.step_size:g} ({schedule}), {settings.trials} trials per step; a sample is done at "
-            f"{100 * settings.agreement:g} % agreement or after {settings.patience} steps without gain"
-        )
-    parts = [f"step size {settings.step_size:g} ({schedule})", f"{settings.inner_steps} per step", f"{settings.pixels} pixels"]
-    parts += [settings.reduction, f"normalise {settings.normalise}"]
-    parts += ["shrink" if settings.shrink else "no shrink", "clamp" if settings.clamp else "no clamp"]
-    parts += ["the gradient is added, not taken away"] if settings.ascend else []
-    return ", ".join(parts)

@@ -13,11 +13,10 @@ from crfm_core import DataError
 from crfm_core.experiment import filter_chain
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.colours import Colours
-from crfm_core.reporting.findings import listed
 from crfm_core.reporting.material import Material
 from crfm_core.reporting.mixes import Mix
 from crfm_core.reporting.rendering import Pictures
-from crfm_core.settings import AnyFilter, AnyResampling, Dataset, Recipe, Settings
+from crfm_core.settings import Dataset, Recipe, Settings
 
 
 @dataclass(frozen=True)
@@ -121,43 +120,15 @@ def _steps(name: str, recipe: Recipe, mix: Mix, material: Material, settings: Se
 
     chain = filter_chain(settings, recipe.filter)
     for one in chain:
-        then(f"filter {one}", why_filtered(settings.filters[one], dataset, settings), *of("filtered", (*key, one)))
+        then(f"filter {one}", settings.filters[one].describe(settings, dataset), *of("filtered", (*key, one)))
     if recipe.resample:
-        why = why_resampled(settings.resamplings[recipe.resample])
+        why = settings.resamplings[recipe.resample].describe()
         then(f"re-sampling {recipe.resample}", why, *of("resampled", (*key, recipe.filter or "none", recipe.resample)))
     drawn = recipe.resample or any(settings.filters[one].DROPS_IMAGES for one in chain)
     most = f"{'at most ' if drawn else ''}{recipe.synthetic_per_real} for each of {mix.real} real tiles"
     order = "drawn among those left, whatever their copy" if drawn else "first copies before second ones"
     then("mixed in", f"takes {most}, {order}", files["mixes"][name], mix.synthetic)
     return steps
-
-
-def why_filtered(filter_: AnyFilter, dataset: Dataset, settings: Settings) -> str:
-    """What a filter keeps and by what, from its settings."""
-    if filter_.kind == "pixel":
-        split = filter_.split_of_losses or dataset.train
-        return (
-            f"ignores pixels on which the critic's loss exceeds {filter_.margin:g} times the mean loss of their class on real tiles "
-            f"(split {split})"
-        )
-    share = f"keeps the {100 * filter_.keep:g} % of the images"
-    if filter_.kind == "agreement":
-        return f"{share} on which the critic's prediction agrees best with the mask (mIoU)"
-    by = f" by {Path(settings.clip.folder).name}" if settings.clip else ""
-    return f"{share} that fit their captions best{by}"
-
-
-def why_resampled(resampling: AnyResampling) -> str:
-    """What a re-sampling keeps and by what, from its settings."""
-    if resampling.kind == "hardness":
-        return "keeps more versions of masks whose classes the critic finds hard on real tiles, fewer of easy ones"
-    rare = (
-        listed(resampling.classes) if resampling.classes else f"one of the {resampling.worst} classes with the highest loss on real tiles"
-    )
-    return (
-        f"keeps images that show at least {resampling.min_pixels} pixels of {rare}, or of which more than "
-        f"{100 * resampling.survival:g} % of the labelled pixels survived the pixel filter"
-    )
 
 
 def _pixels(table: pd.DataFrame, file: Path, dataset: Dataset) -> np.ndarray:

@@ -9,62 +9,35 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hand_made_tiles import ClassInTheImage, by_loss, image_of, tiles_of, write_by_hand
+from raw_datasets import describe
 from segmentor_tiles import CLASSES, write_tiles
 from tiny_clip import write_clip
 
 from crfm_core import DataError
 from crfm_core.curation.class_losses import class_losses
-from crfm_core.curation.filters import MARGIN, filter_manifest, filter_pixels
-from crfm_core.curation.image_filters import best, filter_images
-from crfm_core.curation.selection import class_counts, keep_rows, print_counts
-from crfm_core.data.rasters import read_label, read_rgb, write_raster
-from crfm_core.manifest import paths_of, read_manifest, write_manifest
-from crfm_core.segmentor.critic import as_critic
-from crfm_core.settings import PixelFilter
+from crfm_core.curation.filters import FilterInputs, agreement, filter_pixels, pixel
+from crfm_core.curation.filters import clip as clip_filter
+from crfm_core.data.rasters import read_label, read_rgb
+from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.segmentor.critic import Critic, as_critic
+from crfm_core.segmentor.mmseg.networks import build_model
+from crfm_core.settings import MARGIN, AgreementFilter, ClipFilter, PixelFilter
 from crfm_core.text.clip import load_clip
 
 
-def write_by_hand(manifest: Path, images: list[np.ndarray], labels: list[np.ndarray], **columns) -> Path:
-    """Write these tiles and their manifest; return its path."""
-    rows = []
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        paths = {kind: f"{manifest.stem}/{kind}s/t{i}.png" for kind in ("image", "label")}
-        write_raster(manifest.parent / paths["image"], np.asarray(image, np.uint8))
-        write_raster(manifest.parent / paths["label"], np.asarray(label, np.uint8))
-        pixels = np.bincount(label[label != 255], minlength=len(CLASSES))
-        rows.append({
-            "tile_id": f"t{i}", "dataset": "d", "split": "train", "scene": "s", "row": 0, "col": 4 * i, "width": label.shape[1],
-            "height": label.shape[0], **paths, "crs": "", "transform": [], "classes": np.flatnonzero(pixels).tolist(),
-            "pixels": pixels.tolist(), "digest": str(i), **{name: values[i] for name, values in columns.items()},
-        })  # fmt: skip
-    write_manifest(manifest, rows)
-    return manifest
+def by_pixel(manifest: Path, root: Path, critic, class_losses, margin: float, out: Path) -> pd.DataFrame:
+    inputs = FilterInputs(manifest, root, out, critic.classes, critic=critic, class_losses=class_losses)
+    return pixel.apply(PixelFilter(kind="pixel", margin=margin), inputs)
 
 
-class LossInTheImage(torch.nn.Module):
-    """A network whose loss is written in the image: red is ten times the loss for the class that green names."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        loss, label = images[:, 0] * 255 / 10, (images[:, 1] * 255).round().long()
-        logits = torch.full((len(images), 3, *images.shape[2:]), -100.0)
-        logits.scatter_(1, label[:, None], -loss[:, None])
-        return logits.scatter_(1, (label[:, None] + 1) % 3, torch.log1p(-torch.exp(-loss))[:, None])
+def by_agreement(manifest: Path, root: Path, keep: float, out: Path, batch_size: int = 16) -> pd.DataFrame:
+    inputs = FilterInputs(manifest, root, out, CLASSES, critic=as_critic(ClassInTheImage(), CLASSES), batch_size=batch_size)
+    return agreement.apply(AgreementFilter(kind="agreement", keep=keep), inputs)
 
 
-class ClassInTheImage(torch.nn.Module):
-    """A network that finds the class that green names."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot((images[:, 1] * 255).round().long(), 3).permute(0, 3, 1, 2).float()
-
-
-def by_loss():
-    return as_critic(LossInTheImage(), CLASSES)
-
-
-def image_of(losses: list, labels: list) -> np.ndarray:
-    """The image that says so: losses in tenths and classes, [H,W] each."""
-    return np.stack([np.array(losses), np.array(labels), np.zeros_like(labels)], axis=-1)
+def by_clip(manifest: Path, root: Path, clip, keep: float, out: Path) -> pd.DataFrame:
+    return clip_filter.apply(ClipFilter(kind="clip", keep=keep), FilterInputs(manifest, root, out, CLASSES, clip=clip, batch_size=2))
 
 
 # -------------------------------------------------------------------------------------------------------- pixel filter
@@ -82,10 +55,45 @@ SYNTHETIC = (
 LEFT = [[0, 255, 0, 255], [1, 255, 1, 255], [2, 2, 2, 2], [255, 255, 0, 1]]
 
 
-def tiles_of(manifest: Path, *tiles: tuple, **columns) -> Path:
-    labels = [np.array(labels, np.uint8) for _, labels in tiles]
-    images = [image_of(losses, np.where(one == 255, 0, one)) for (losses, _), one in zip(tiles, labels, strict=True)]
-    return write_by_hand(manifest, images, labels, **columns)
+@pytest.fixture(scope="module")
+def critic():
+    torch.manual_seed(0)
+    return Critic(build_model("segformer_tiny", len(CLASSES)), CLASSES)
+
+
+def test_a_pixel_is_dropped_above_the_margin_times_its_class_and_not_at_it():
+    loss = np.array([[1.25, 1.2500001, 5.0, 9.0], [2.4, 2.6, 9.0, 0.0]])
+    labels = np.array([[0, 0, 255, 2], [1, 1, 3, 0]], dtype=np.uint8)
+    expected = np.array([[0, 255, 255, 2], [1, 255, 3, 0]], dtype=np.uint8)
+    means = [1.0, 2.0, None, float("nan")]
+    assert (filter_pixels(loss, labels, means, 1.25) == expected).all()
+    in_torch = filter_pixels(torch.tensor(loss), torch.tensor(labels), means, 1.25)
+    assert in_torch.dtype == torch.uint8
+    assert (in_torch.numpy() == expected).all()
+
+
+def test_filtered_tiles_keep_image_and_georeference_and_say_what_was_kept(tmp_path, critic):
+    manifest = write_tiles(tmp_path / "synthetic" / "all.parquet", 3, georeferenced=True)
+    out = tmp_path / "filtered" / "margin.parquet"
+    means = class_losses(critic, manifest, tmp_path)["losses"]
+    before, after = read_manifest(manifest), by_pixel(manifest, tmp_path, critic, [means[0], 0.0, None], 1.0, out)
+    assert paths_of(out, after, "image", tmp_path) == paths_of(manifest, before, "image", tmp_path)
+    for row, old, old_label in zip(
+        after.to_dict("records"), before.to_dict("records"), paths_of(manifest, before, "label", tmp_path), strict=True
+    ):
+        path = out.parent / row["label"]
+        assert describe(path)["transform"] == list(old["transform"])
+        assert describe(path)["crs"]
+        label = read_label(path)
+        assert row["pixels"] == [int((label == c).sum()) for c in range(3)]
+        assert row["pixels"][1] == 0
+        assert row["pixels"][2] == old["pixels"][2]
+        assert row["classes"] == [c for c in range(3) if row["pixels"][c]]
+        assert row["kept"] == sum(row["pixels"]) / sum(old["pixels"])
+        assert row["digest"] != old["digest"]
+        assert ((label == read_label(old_label)) | (label == 255)).all()
+    soil = [sum(table.pixels.map(lambda pixels: pixels[0])) for table in (before, after)]
+    assert 0 < soil[1] < soil[0]
 
 
 def test_the_filter_of_a_tile_is_as_computed_by_hand(tmp_path, capsys):
@@ -98,7 +106,7 @@ def test_the_filter_of_a_tile_is_as_computed_by_hand(tmp_path, capsys):
 
     # so the limits are 0.25 and 0.625; the class that the real tiles lack is kept whatever its loss
     synthetic = tiles_of(tmp_path / "synthetic.parquet", SYNTHETIC)
-    table = filter_manifest(synthetic, tmp_path, by_loss(), losses["losses"], MARGIN, tmp_path / "f" / "pixel.parquet")
+    table = by_pixel(synthetic, tmp_path, by_loss(), losses["losses"], MARGIN, tmp_path / "f" / "pixel.parquet")
     (label,) = paths_of(tmp_path / "f" / "pixel.parquet", table, "label", tmp_path)
     assert read_label(label).tolist() == LEFT
     assert table.pixels.tolist() == [[3, 3, 4]] and table.classes.tolist() == [[0, 1, 2]]
@@ -119,20 +127,20 @@ def test_no_margin_is_that_of_freemask_and_another_is_taken(tmp_path):
     synthetic = tiles_of(tmp_path / "synthetic.parquet", SYNTHETIC)
     for margin, kept in ((MARGIN, [3, 3, 4]), (2.0, [5, 5, 4]), (0.75, [1, 1, 4])):
         out = tmp_path / str(margin) / "pixel.parquet"
-        assert filter_manifest(synthetic, tmp_path, by_loss(), [0.2, 0.5, None], margin, out).pixels.tolist() == [kept]
+        assert by_pixel(synthetic, tmp_path, by_loss(), [0.2, 0.5, None], margin, out).pixels.tolist() == [kept]
 
 
 def test_a_class_that_no_synthetic_tile_shows_is_not_complained_of(tmp_path, capsys):
     synthetic = tiles_of(tmp_path / "synthetic.parquet", ([[1] * 4] * 4, [[0] * 4] * 4))
-    filter_manifest(synthetic, tmp_path, by_loss(), [0.2, None, None], MARGIN, tmp_path / "pixel.parquet")
+    by_pixel(synthetic, tmp_path, by_loss(), [0.2, None, None], MARGIN, tmp_path / "pixel.parquet")
     said = capsys.readouterr().out
     assert "no real pixels" not in said and said.splitlines()[-2].split() == ["water", "0", "0", "–", "0", "0"]
 
 
 def test_what_two_pixel_filters_kept_is_counted_from_the_mask(tmp_path):
     synthetic = tiles_of(tmp_path / "synthetic.parquet", SYNTHETIC)
-    filter_manifest(synthetic, tmp_path, by_loss(), [0.2, 0.5, None], 1.25, tmp_path / "first.parquet")
-    table = filter_manifest(tmp_path / "first.parquet", tmp_path, by_loss(), [0.2, 0.5, 1.0], 1.25, tmp_path / "second.parquet")
+    by_pixel(synthetic, tmp_path, by_loss(), [0.2, 0.5, None], 1.25, tmp_path / "first.parquet")
+    table = by_pixel(tmp_path / "first.parquet", tmp_path, by_loss(), [0.2, 0.5, 1.0], 1.25, tmp_path / "second.parquet")
     assert table.pixels.tolist() == [[3, 3, 1]]
     assert table.kept.tolist() == [pytest.approx(7 / 14)]
 
@@ -140,32 +148,11 @@ def test_what_two_pixel_filters_kept_is_counted_from_the_mask(tmp_path):
 def test_a_filter_that_leaves_no_pixel_is_an_error_with_the_remedy(tmp_path):
     synthetic = tiles_of(tmp_path / "synthetic.parquet", SYNTHETIC)
     with pytest.raises(DataError, match=r"pixel\.parquet: no pixel of the 1 tiles of \S*synthetic\.parquet .* 1\.25 times .*raise"):
-        filter_manifest(synthetic, tmp_path, by_loss(), [0.01, 0.01, 0.01], MARGIN, tmp_path / "pixel.parquet")
+        by_pixel(synthetic, tmp_path, by_loss(), [0.01, 0.01, 0.01], MARGIN, tmp_path / "pixel.parquet")
     assert not (tmp_path / "pixel.parquet").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- image filters
-
-
-@pytest.mark.parametrize(
-    ("scores", "ids", "keep", "kept"),
-    [
-        ([3.0, 1.0, 2.0, 5.0], "abcd", 0.5, "ad"),
-        ([3.0, 1.0, 2.0, 5.0], "abcd", 0.51, "acd"),  # the share is rounded up
-        ([3.0, 1.0, 2.0, 5.0], "abcd", 0.001, "d"),
-        ([3.0, 1.0, 2.0, 5.0], "abcd", 1, "abcd"),
-        ([2.0, 2.0, 2.0, 2.0], "dbca", 0.5, "ba"),  # equal ones by id, not by place
-        ([0.0, math.nan, -1.0, math.nan], "abcd", 0.75, "abc"),  # what has no score comes last
-        ([math.nan, math.nan, math.nan, -9.0], "cabd", 0.5, "ad"),
-    ],
-)
-def test_the_best_share_is_rounded_up_and_ties_go_by_id(scores, ids, keep, kept):
-    assert [one for one, chosen in zip(ids, best(np.array(scores), list(ids), keep), strict=True) if chosen] == list(kept)
-
-
-@pytest.mark.parametrize("number", [29, 50, 100, 700])
-def test_seven_percent_of_a_number_is_rounded_up_from_the_exact_share(number):
-    assert best(np.arange(float(number)), [str(i) for i in range(number)], 0.07).sum() == -(-7 * number // 100)
 
 
 def agreement_tiles(manifest: Path) -> Path:
@@ -186,8 +173,7 @@ AGREEMENT = [100, 100 * (6 / 8 + 7 / 9) / 2, 0, math.nan, 25]
 @pytest.mark.parametrize(("keep", "kept"), [(0.2, [0]), (0.4, [0, 1]), (0.5, [0, 1, 4]), (0.8, [0, 1, 2, 4]), (1, [0, 1, 2, 3, 4])])
 def test_images_that_agree_best_with_their_masks_stay_in_their_order(tmp_path, keep, kept):
     manifest, out = agreement_tiles(tmp_path / "synthetic" / "all.parquet"), tmp_path / "filtered" / "crfm" / "agreement.parquet"
-    critic = as_critic(ClassInTheImage(), CLASSES)
-    table = filter_images(manifest, tmp_path, critic, keep, out, CLASSES, batch_size=2)
+    table = by_agreement(manifest, tmp_path, keep, out, batch_size=2)
     assert table.tile_id.tolist() == [f"t{i}" for i in kept]
     assert table.agreement.tolist() == pytest.approx([AGREEMENT[i] for i in kept], nan_ok=True)
     before = read_manifest(manifest)
@@ -200,7 +186,7 @@ def test_images_that_agree_best_with_their_masks_stay_in_their_order(tmp_path, k
 
 def test_the_log_says_what_a_filter_of_images_leaves_of_each_class(tmp_path, capsys):
     manifest = agreement_tiles(tmp_path / "all.parquet")
-    filter_images(manifest, tmp_path, as_critic(ClassInTheImage(), CLASSES), 0.4, tmp_path / "kept.parquet", CLASSES)
+    by_agreement(manifest, tmp_path, 0.4, tmp_path / "kept.parquet")
     said = capsys.readouterr().out
     assert "agreement: 50.35 on average, 88.19 of those kept" in said
     assert [line.split() for line in said.splitlines()[-5:]] == [
@@ -216,15 +202,15 @@ def test_images_without_any_labelled_pixel_cannot_be_compared_with_their_masks(t
     none = np.full((4, 4), 255)
     manifest = write_by_hand(tmp_path / "all.parquet", [image_of(none * 0, none * 0)] * 3, [none] * 3)
     with pytest.raises(DataError, match=r"all\.parquet: none of its 3 images has a labelled pixel.*; raise the margin of the pixel filter"):
-        filter_images(manifest, tmp_path, as_critic(ClassInTheImage(), CLASSES), 0.5, tmp_path / "kept.parquet", CLASSES)
+        by_agreement(manifest, tmp_path, 0.5, tmp_path / "kept.parquet")
 
 
 def test_a_pixel_filter_after_one_of_images_sees_what_that_left(tmp_path):
     manifest = agreement_tiles(tmp_path / "synthetic" / "all.parquet")
     first, second = (tmp_path / "filtered" / "crfm" / f"{name}.parquet" for name in ("agreement", "agreement-pixel"))
-    filter_images(manifest, tmp_path, as_critic(ClassInTheImage(), CLASSES), 0.4, first, CLASSES)
+    by_agreement(manifest, tmp_path, 0.4, first)
     # the loss written into these images is 0 for what they show, and without end for what they do not
-    table = filter_manifest(first, tmp_path, by_loss(), [0.1, 0.1, 0.1], MARGIN, second)
+    table = by_pixel(first, tmp_path, by_loss(), [0.1, 0.1, 0.1], MARGIN, second)
     assert table.tile_id.tolist() == ["t0", "t1"] and table.agreement.tolist() == pytest.approx(AGREEMENT[:2])
     assert table.pixels.tolist() == [[8, 8, 0], [6, 7, 0]] and table.kept.tolist() == [1, 13 / 15]
     assert all(path.is_file() for column in ("image", "label") for path in paths_of(second, table, column, tmp_path))
@@ -239,7 +225,7 @@ def test_images_that_fit_their_captions_best_stay(tmp_path, clip, monkeypatch):
     captions = ["road water", "road", "forest", "road", "water water", "road"]
     manifest, asked, encode = write_tiles(tmp_path / "all.parquet", 6, caption=captions), [], clip.text_features
     monkeypatch.setattr(clip, "text_features", lambda texts: asked.extend(texts) or encode(texts))
-    table = filter_images(manifest, tmp_path, clip, 0.5, tmp_path / "kept.parquet", CLASSES, batch_size=2)
+    table = by_clip(manifest, tmp_path, clip, 0.5, tmp_path / "kept.parquet")
     assert asked == ["road water", "road", "forest", "water water"], "a caption is encoded once"
     images = [read_rgb(path) for path in paths_of(manifest, read_manifest(manifest), "image", tmp_path)]
     scores = (clip.image_features(np.stack(images)) * encode(captions)).sum(dim=1).numpy()
@@ -252,28 +238,4 @@ def test_images_that_fit_their_captions_best_stay(tmp_path, clip, monkeypatch):
 def test_tiles_without_captions_cannot_be_compared_with_them(tmp_path, clip):
     manifest = write_tiles(tmp_path / "all.parquet", 2)
     with pytest.raises(DataError, match=r"all\.parquet: no column caption, and the filter compares images with their captions"):
-        filter_images(manifest, tmp_path, clip, 0.5, tmp_path / "kept.parquet", CLASSES)
-
-
-# --------------------------------------------------------------------------------------------------------------- counts
-
-
-def test_counts_of_two_manifests_give_what_is_gone_of_each_class(capsys):
-    before = pd.DataFrame({"tile_id": ["a", "b", "c"], "pixels": [[4, 0, 0], [2, 6, 0], [0, 4, 0]]})
-    after = pd.DataFrame({"tile_id": ["b"], "pixels": [np.array([1, 6, 0])]})
-    counts = class_counts(before, after, CLASSES)
-    assert counts.name.tolist() == CLASSES
-    assert counts.pixels_before.tolist() == [6, 10, 0] and counts.pixels_after.tolist() == [1, 6, 0]
-    assert counts.dropped.tolist() == pytest.approx([5 / 6, 0.4, math.nan], nan_ok=True)
-    assert counts.tiles_before.tolist() == [2, 2, 0] and counts.tiles_after.tolist() == [1, 1, 0]
-    assert class_counts(before, after.iloc[:0], CLASSES).pixels_after.tolist() == [0, 0, 0]
-    print_counts(before, after, CLASSES)
-    assert capsys.readouterr().out.startswith("1 of 3 tiles kept\n")
-    with pytest.raises(DataError, match="row a: pixels of another number of classes than 2"):
-        class_counts(before, after, CLASSES[:2])
-
-
-def test_a_step_that_keeps_nothing_is_an_error_with_its_remedy(tmp_path):
-    manifest = write_tiles(tmp_path / "all.parquet", 2)
-    with pytest.raises(DataError, match=r"x\.parquet: none of the 2 tiles of \S*all\.parquet is kept; lower it"):
-        keep_rows(manifest, read_manifest(manifest), np.zeros(2), tmp_path / "x.parquet", CLASSES, "lower it")
+        by_clip(manifest, tmp_path, clip, 0.5, tmp_path / "kept.parquet")

@@ -12,7 +12,9 @@ import pytest
 from segmentor_tiles import CLASSES
 
 from crfm_core import DataError
-from crfm_core.curation.resampling import by_hardness, by_rare_class, hardness_of, resample, versions_kept
+from crfm_core.curation.resampling import resample_tiles
+from crfm_core.curation.resampling.hardness import by_hardness, hardness_of, versions_kept
+from crfm_core.curation.resampling.rare import by_rare_class
 from crfm_core.manifest import read_manifest, write_manifest
 from crfm_core.settings import HardnessResampling, RareResampling
 
@@ -80,7 +82,7 @@ HARDNESS = {"m1": 0.1, "m3": 0.3, "m4": 0.5, "m0": 1.25, "m2": 2.0}  # ascending
 def test_the_versions_kept_follow_the_masks_before_any_filter(tmp_path, capsys):
     tiles, out = manifest_of(tmp_path / "tiles.parquet", MASKS), tmp_path / "resampled" / "none" / "hardness.parquet"
     synthetic = versions(tmp_path / "all.parquet", dict.fromkeys(MASKS, 10))
-    table = resample(synthetic, tiles, LOSSES, HardnessResampling(kind="hardness"), CLASSES, out)
+    table = resample_tiles(HardnessResampling(kind="hardness"), synthetic, tiles, LOSSES, CLASSES, out)
     assert Counter(table.mask_of) == {"m1": 3, "m3": 5, "m4": 7, "m0": 9, "m2": 10}
     assert dict(zip(table.mask_of, table.hardness, strict=True)) == pytest.approx(HARDNESS)
     before = read_manifest(synthetic)
@@ -95,7 +97,7 @@ def test_the_versions_kept_follow_the_masks_before_any_filter(tmp_path, capsys):
 def test_masks_of_which_a_filter_left_fewer_versions_keep_what_there_is(tmp_path):
     tiles = manifest_of(tmp_path / "tiles.parquet", MASKS)
     synthetic = versions(tmp_path / "f.parquet", {"m0": 2, "m1": 1, "m2": 4, "m3": 4})
-    table = resample(synthetic, tiles, LOSSES, HardnessResampling(kind="hardness"), CLASSES, tmp_path / "out.parquet")
+    table = resample_tiles(HardnessResampling(kind="hardness"), synthetic, tiles, LOSSES, CLASSES, tmp_path / "out.parquet")
     assert Counter(table.mask_of) == {"m1": 1, "m3": 3, "m0": 2, "m2": 4}  # of at most 4: 2, 3, 4, 4
 
 
@@ -107,7 +109,7 @@ def test_which_versions_are_kept_depends_on_seed_and_id_alone(tmp_path):
 
     def kept(manifest: Path, seed: int) -> set[str]:
         settings = HardnessResampling(kind="hardness", seed=seed)
-        return set(resample(manifest, tiles, LOSSES, settings, CLASSES, tmp_path / "out.parquet").tile_id)
+        return set(resample_tiles(settings, manifest, tiles, LOSSES, CLASSES, tmp_path / "out.parquet").tile_id)
 
     first = kept(synthetic, 0)
     assert kept(synthetic, 0) == kept(turned, 0) == first
@@ -129,7 +131,7 @@ def test_when_all_masks_are_equally_hard_the_counts_stay_and_the_seed_says_which
 def test_a_mask_of_classes_without_a_loss_ranks_as_the_easiest(tmp_path, capsys):
     tiles = manifest_of(tmp_path / "tiles.parquet", {"a": [100, 0, 0], "b": [0, 0, 100]})
     synthetic = versions(tmp_path / "all.parquet", {"a": 4, "b": 4})
-    table = resample(synthetic, tiles, [0.1, 0.5, None], HardnessResampling(kind="hardness"), CLASSES, tmp_path / "out.parquet")
+    table = resample_tiles(HardnessResampling(kind="hardness"), synthetic, tiles, [0.1, 0.5, None], CLASSES, tmp_path / "out.parquet")
     assert Counter(table.mask_of) == {"b": 3, "a": 4}
     assert "1 masks have no class with a mean loss and rank as the easiest, first b" in capsys.readouterr().out
 
@@ -145,7 +147,7 @@ def test_a_mask_of_classes_without_a_loss_ranks_as_the_easiest(tmp_path, capsys)
 def test_what_hardness_cannot_be_told_from_is_named(tmp_path, masks, losses, message):
     tiles, synthetic = manifest_of(tmp_path / "tiles.parquet", masks), versions(tmp_path / "all.parquet", {"a": 2, "b": 2})
     with pytest.raises(DataError, match=message):
-        resample(synthetic, tiles, losses, HardnessResampling(kind="hardness"), CLASSES, tmp_path / "out.parquet")
+        resample_tiles(HardnessResampling(kind="hardness"), synthetic, tiles, losses, CLASSES, tmp_path / "out.parquet")
 
 
 # ---------------------------------------------------------------------------------------------------------- rare classes
@@ -170,7 +172,7 @@ def rare_tiles(path: Path) -> Path:
 )
 def test_tiles_that_show_a_rare_class_or_came_through_the_filter_stay(tmp_path, capsys, chosen):
     settings = RareResampling(kind="rare", min_pixels=100, survival=0.8, **chosen)
-    table = resample(rare_tiles(tmp_path / "f.parquet"), tmp_path / "not read", LOSSES, settings, CLASSES, tmp_path / "out.parquet")
+    table = resample_tiles(settings, rare_tiles(tmp_path / "f.parquet"), tmp_path / "not read", LOSSES, CLASSES, tmp_path / "out.parquet")
     assert table.tile_id.tolist() == [name for name, (_, _, kept) in RARE.items() if kept]
     said = capsys.readouterr().out
     assert "poorly segmented: wood\n" in said and "2 tiles show a poorly segmented class, 1 others came through the filter" in said
@@ -188,7 +190,7 @@ def test_tiles_that_show_a_rare_class_or_came_through_the_filter_stay(tmp_path, 
 )
 def test_the_worst_classes_are_those_with_the_highest_known_loss(tmp_path, capsys, losses, worst, named):
     settings = RareResampling(kind="rare", worst=worst, min_pixels=1)
-    resample(rare_tiles(tmp_path / "f.parquet"), tmp_path / "not read", losses, settings, CLASSES, tmp_path / "out.parquet")
+    resample_tiles(settings, rare_tiles(tmp_path / "f.parquet"), tmp_path / "not read", losses, CLASSES, tmp_path / "out.parquet")
     assert f"poorly segmented: {named}\n" in capsys.readouterr().out
 
 
@@ -209,5 +211,5 @@ def test_what_rare_classes_cannot_be_told_from_is_named(tmp_path, losses, settin
     path = rare_tiles(tmp_path / "f.parquet")
     write_manifest(path, read_manifest(path).drop(columns=[name for name in ("kept",) if name not in columns]))
     with pytest.raises(DataError, match=message):
-        resample(path, tmp_path / "not read", losses, RareResampling(kind="rare", **settings), CLASSES, tmp_path / "out.parquet")
+        resample_tiles(RareResampling(kind="rare", **settings), path, tmp_path / "not read", losses, CLASSES, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()

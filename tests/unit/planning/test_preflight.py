@@ -124,7 +124,7 @@ def scenes(folder: Path) -> None:
 # fmt: off
 FAULTS = [
     # weights
-    (nothing, "filter_pixels", {"critic": {"path": "no.pth"}},
+    (nothing, "filter_tiles", {"critic": {"path": "no.pth"}},
      "critic.path: no such file or folder: no.pth (from {here}); give a checkpoint"),
     (nothing, "measure_agreement", {"judge": {"path": "no"}}, "judge.path: no such file or folder: no (from {here}); give a checkpoint"),
     (nothing, "train_segmentor", {"segmentors.segformer_tiny.pretrained": "no.pth"},

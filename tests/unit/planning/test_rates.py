@@ -49,9 +49,7 @@ def test_every_kind_of_work_has_a_rate(tmp_path, name, gpu):
     jobs += [Job("train_generator", same | {"control": control}) for control in settings.controls]
     jobs += [Job(rule, same | {"segmentor": one}) for rule in ("train_segmentor", "evaluate_segmentor") for one in settings.segmentors]
     jobs += [Job("synthesise_shard", same | {"sampler": sampler}) for sampler in settings.samplers]
-    jobs += [
-        Job(f"filter_{'pixels' if one.kind == 'pixel' else 'images'}", same | {"filter": key}) for key, one in settings.filters.items()
-    ]
+    jobs += [Job("filter_tiles", same | {"filter": name}) for name in settings.filters]
     jobs += [Job("compare_corrections", same | {"preset": preset}) for preset in ("plain", *settings.comparison.presets)]
     gpu_rules = {job.rule for job in jobs} if gpu else ()
     cut = [Job("tile_scenes", same), Job("caption_tiles", same)]

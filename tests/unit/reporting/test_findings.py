@@ -253,7 +253,7 @@ def write_benchmarks(folder, **jobs):
 
 
 def test_cost_is_counted_in_cpu_hours_without_gpus(tmp_path):
-    folder = write_benchmarks(tmp_path / "b", train_generator__crfm=(3600, 7200), filter_pixels__a=(36, "-"), make_report=(999, 999))
+    folder = write_benchmarks(tmp_path / "b", train_generator__crfm=(3600, 7200), filter_tiles__a=(36, "-"), make_report=(999, 999))
     stages = read_stages(folder, [], SETTINGS)
     finding = of_cost(stages)
     assert finding.headline == "2.0 CPU-hours" and "2 jobs took 1 h 01 min" in finding.sentences[0]

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 import pytest
 from pydantic import ValidationError
 
-from crfm_core.reporting.sections.corrections import correction_line
 from crfm_core.settings import PLAIN, PRESETS, Comparison, RectifySettings, Sampler
 from crfm_core.settings.sampling import Preset
 
@@ -27,7 +26,7 @@ def test_a_new_preset_is_one_function_and_one_name(monkeypatch):
     assert sampler.rectify == RectifySettings(steps=2, step_size=0.01, reduction="mean") and sampler.changed == ["steps"]
     assert "batch_size" in sampler.result_keys()  # it divides by the batch
     assert ToySampler(**sampler.result_keys(), **sampler.performance_keys()) == sampler  # as a job gets it
-    assert "step size 0.01" in correction_line(sampler.rectify)
+    assert "step size 0.01" in sampler.rectify.describe()
 
 
 def test_a_preset_that_is_not_there_is_refused():

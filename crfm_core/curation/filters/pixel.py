@@ -1,10 +1,10 @@
-"""Synthetic pixels that do not look like their class are ignored in training."""
+"""Ignore the synthetic pixels that the critic finds too hard for their class (FreeMask, Yang et al., NeurIPS 2023)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,15 @@ from crfm_core.curation.selection import class_counts, print_counts
 from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.files import hash_of, inside, sha256_of
 from crfm_core.manifest import in_subfolder, read_manifest, relocate, write_manifest
-from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import tile_batches
-from crfm_core.settings import MARGIN
+from crfm_core.settings import MARGIN, PixelFilter
+
+if TYPE_CHECKING:
+    from crfm_core.curation.filters import FilterInputs
 
 
 def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], margin: float = MARGIN) -> Any:
-    """The labels with 255 where the loss exceeds ``margin`` times the mean loss of the label's class (FreeMask).
+    """The labels with 255 where the loss exceeds ``margin`` times the mean loss of the label's class.
 
     Args:
         loss: cross-entropy per pixel of a critic trained on real tiles, any shape; numpy array or torch tensor.
@@ -37,34 +39,26 @@ def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], 
     return labels.masked_fill(loss > torch.from_numpy(limits).to(loss.device)[labels.long()], IGNORE)
 
 
-def filter_manifest(
-    manifest: Path | str,
-    root: Path | str,
-    critic: Critic,
-    class_losses: Sequence[float | None],
-    margin: float,
-    out: Path | str,
-    batch_size: int = 16,
-) -> pd.DataFrame:
-    """Filter the labels of a manifest of synthetic tiles; write them and the manifest ``out`` that names them.
+def apply(settings: PixelFilter, inputs: FilterInputs) -> pd.DataFrame:
+    """Write filtered labels and the manifest that names them.
 
-    Images stay where they are. Labels go to folders in the folder named like ``out`` without its suffix, with the georeference of
-    their tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of the pixels labelled in
-    the tile's mask that has stayed, through earlier pixel filters too (1 when it had none).
+    Images stay where they are. Labels are written below the folder named like ``inputs.out`` without its suffix, with the georeference
+    of their tile. ``classes``, ``pixels`` and ``digest`` follow the new labels; the new column ``kept`` is the share of the pixels
+    labelled in the tile's mask that is left, after earlier pixel filters too (1 when it had none).
 
-    Raises DataError when a class loss is missing, no pixel at all stays, or ``out`` lies outside ``root``.
+    Raises DataError when a class loss is missing, no pixel at all is left, or ``inputs.out`` lies outside ``inputs.root``.
     """
-    num_classes, out = len(critic.classes), Path(out)
-    if len(class_losses) != num_classes:
-        raise DataError(f"{len(class_losses)} class losses for {num_classes} classes; compute them with this critic")
-    inside(root, str(out.resolve()))
+    manifest, out, classes, class_losses = inputs.manifest, inputs.out, inputs.critic.classes, inputs.class_losses
+    if len(class_losses) != len(classes):
+        raise DataError(f"{len(class_losses)} class losses for {len(classes)} classes; compute them with this critic")
+    inside(inputs.root, str(out.resolve()))
     rows = []
-    for batch, images, labels in tile_batches(manifest, root, batch_size):
-        filtered = filter_pixels(pixel_losses(critic, images, labels), labels, class_losses, margin)
+    for batch, images, labels in tile_batches(manifest, inputs.root, inputs.batch_size):
+        filtered = filter_pixels(pixel_losses(inputs.critic, images, labels), labels, class_losses, settings.margin)
         for row, before, after in zip(batch.to_dict("records"), labels, filtered, strict=True):
             label = f"{out.stem}/labels/{in_subfolder(row['tile_id'] + Path(row['label']).suffix)}"
             write_raster(out.parent / label, after, row["crs"] or None, row["transform"] if len(row["transform"]) else None)
-            pixels = np.bincount(after[after != IGNORE], minlength=num_classes)
+            pixels = np.bincount(after[after != IGNORE], minlength=len(classes))
             labelled = int((before != IGNORE).sum())
             row["kept"] = row.get("kept", 1.0) * (float(pixels.sum() / labelled) if labelled else 1.0)
             row["image"], row["label"] = relocate(row["image"], manifest, out), label
@@ -74,14 +68,14 @@ def filter_manifest(
     before, after = read_manifest(manifest), pd.DataFrame(rows)
     if not sum(map(sum, after.pixels)):
         raise DataError(
-            f"{out}: no pixel of the {len(rows)} tiles of {manifest} has a loss of at most {margin} times its class's mean; raise the "
-            "filter's margin, or look at the samples: they do not show their masks"
+            f"{out}: no pixel of the {len(rows)} tiles of {manifest} has a loss of at most {settings.margin} times its class's mean; "
+            "raise the filter's margin, or look at the samples: they do not show their masks"
         )
-    present = class_counts(before, after, critic.classes).tiles_before
-    unknown = [name for name, mean, tiles in zip(critic.classes, class_losses, present, strict=True) if tiles and _unknown(mean)]
+    present = class_counts(before, after, classes).tiles_before
+    unknown = [name for name, mean, tiles in zip(classes, class_losses, present, strict=True) if tiles and _unknown(mean)]
     if unknown:
         print(f"no real pixels of {', '.join(unknown)} to compare with: their synthetic pixels are all kept", flush=True)
-    print_counts(before, after, critic.classes)
+    print_counts(before, after, classes)
     return write_manifest(out, after)
 
 

@@ -1,136 +1,18 @@
-"""Filtering synthetic labels, mixing real with synthetic tiles, and whether those agree with their masks."""
+"""Real and synthetic tiles in one training set: counts, weights, and what is refused."""
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
-from statistics import mean, stdev
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
-import torch.nn.functional as F
-from raw_datasets import describe
 from segmentor_tiles import CLASSES, write_tiles
 
 from crfm_core import DataError
-from crfm_core.curation.agreement import LOWEST, agreement_by_copy
-from crfm_core.curation.class_losses import class_losses
-from crfm_core.curation.filters import filter_manifest, filter_pixels
 from crfm_core.curation.mixing import mix
-from crfm_core.data.rasters import read_label, read_rgb, write_raster
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
-from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.dataset import WeightedDraws
-from crfm_core.segmentor.evaluation import agreement, as_input
-from crfm_core.segmentor.mmseg.networks import build_model
-
-
-@pytest.fixture(scope="module")
-def critic():
-    torch.manual_seed(0)
-    return Critic(build_model("segformer_tiny", len(CLASSES)), CLASSES)
-
-
-def test_a_pixel_is_dropped_above_the_margin_times_its_class_and_not_at_it():
-    loss = np.array([[1.25, 1.2500001, 5.0, 9.0], [2.4, 2.6, 9.0, 0.0]])
-    labels = np.array([[0, 0, 255, 2], [1, 1, 3, 0]], dtype=np.uint8)
-    expected = np.array([[0, 255, 255, 2], [1, 255, 3, 0]], dtype=np.uint8)
-    means = [1.0, 2.0, None, float("nan")]
-    assert (filter_pixels(loss, labels, means, 1.25) == expected).all()
-    in_torch = filter_pixels(torch.tensor(loss), torch.tensor(labels), means, 1.25)
-    assert in_torch.dtype == torch.uint8
-    assert (in_torch.numpy() == expected).all()
-
-
-def test_class_losses_are_means_over_pooled_pixels_and_absent_classes_have_none(tmp_path, critic, capsys):
-    manifest = write_tiles(tmp_path / "real.parquet", 5)
-    table = read_manifest(manifest)
-    images, labels = paths_of(manifest, table, "image", tmp_path), paths_of(manifest, table, "label", tmp_path)
-    result = class_losses(critic, manifest, tmp_path, batch_size=2)
-    x, y = as_input(np.stack([read_rgb(p) for p in images])), torch.tensor(np.stack([read_label(p) for p in labels])).long()
-    loss = F.cross_entropy(critic(x), y, ignore_index=255, reduction="none")
-    assert result["pixels"] == [int((y == c).sum()) for c in range(3)]
-    assert result["losses"] == pytest.approx([float(loss[y == c].mean()) for c in range(3)], rel=1e-5)
-    four = Critic(build_model("segformer_tiny", 4), [*CLASSES, "snow"])
-    assert class_losses(four, manifest, tmp_path)["losses"][3] is None
-    assert "no real pixels of snow" in capsys.readouterr().out
-
-
-def test_filtered_tiles_keep_image_and_georeference_and_say_what_was_kept(tmp_path, critic):
-    manifest = write_tiles(tmp_path / "synthetic" / "all.parquet", 3, georeferenced=True)
-    out = tmp_path / "filtered" / "margin.parquet"
-    means = class_losses(critic, manifest, tmp_path)["losses"]
-    before, after = read_manifest(manifest), filter_manifest(manifest, tmp_path, critic, [means[0], 0.0, None], 1.0, out)
-    assert paths_of(out, after, "image", tmp_path) == paths_of(manifest, before, "image", tmp_path)
-    for row, old, old_label in zip(
-        after.to_dict("records"), before.to_dict("records"), paths_of(manifest, before, "label", tmp_path), strict=True
-    ):
-        path = out.parent / row["label"]
-        assert describe(path)["transform"] == list(old["transform"])
-        assert describe(path)["crs"]
-        label = read_label(path)
-        assert row["pixels"] == [int((label == c).sum()) for c in range(3)]
-        assert row["pixels"][1] == 0
-        assert row["pixels"][2] == old["pixels"][2]
-        assert row["classes"] == [c for c in range(3) if row["pixels"][c]]
-        assert row["kept"] == sum(row["pixels"]) / sum(old["pixels"])
-        assert row["digest"] != old["digest"]
-        assert ((label == read_label(old_label)) | (label == 255)).all()
-    soil = [sum(table.pixels.map(lambda pixels: pixels[0])) for table in (before, after)]
-    assert 0 < soil[1] < soil[0]
-
-
-def test_agreement_of_each_tile_and_of_all_come_from_the_same_pixels(tmp_path, critic):
-    one = write_tiles(tmp_path / "one.parquet", 1)
-    scores = agreement(critic, one, tmp_path)
-    assert scores["per_tile"] == [scores["mIoU"]]
-
-
-@pytest.fixture(scope="module")
-def judge():
-    torch.manual_seed(1)
-    return Critic(build_model("unet_tiny", len(CLASSES)), CLASSES)
-
-
-def test_scores_by_copy_and_the_lowest_tiles_come_from_one_look_at_the_images(tmp_path, critic, judge, monkeypatch):
-    manifest = write_tiles(tmp_path / "all.parquet", 15, copy=[i % 3 for i in range(15)])
-    table = read_manifest(manifest)
-    for path in paths_of(manifest, table, "label", tmp_path)[4:6]:
-        write_raster(path, np.full((32, 32), 255, np.uint8))  # two tiles without labelled pixels
-    seen = []
-    monkeypatch.setattr("crfm_core.segmentor.evaluation.read_rgb", lambda path: seen.append(path.name) or read_rgb(path))
-    scores = agreement_by_copy({"critic": critic, "judge": judge}, manifest, tmp_path, batch_size=4)
-    assert sorted(seen) == sorted(f"{tile}.png" for tile in table.tile_id), "each image is read once"
-    assert scores["tiles"] == 15
-    single = {}
-    for who, one in (("critic", critic), ("judge", judge)):
-        single[who] = dict(zip(table.tile_id, agreement(one, manifest, tmp_path)["per_tile"], strict=True))
-        copies = []
-        for copy in range(3):
-            part = tmp_path / f"{who}-{copy}.parquet"
-            write_manifest(part, table[table["copy"] == copy])
-            whole = agreement(one, part, tmp_path)
-            copies.append({name: whole[name] for name in ("OA", "mIoU", "mAcc")})
-        assert scores[who]["copies"] == [pytest.approx(each) for each in copies]
-        for name in ("OA", "mIoU", "mAcc"):
-            values = [each[name] for each in copies]
-            assert (scores[who][name], scores[who][f"{name}_sd"]) == (pytest.approx(mean(values)), pytest.approx(stdev(values)))
-    order = sorted((value, tile) for tile, value in single["judge"].items() if value is not None)
-    assert [tile["tile_id"] for tile in scores["lowest"]] == [tile for _, tile in order][:LOWEST] and LOWEST == 12
-    assert all(
-        {**tile} == {"tile_id": tile["tile_id"], **{who: single[who][tile["tile_id"]] for who in single}} for tile in scores["lowest"]
-    )
-
-
-def test_one_copy_has_no_spread_and_a_label_of_another_dataset_is_named(tmp_path, critic):
-    manifest = write_tiles(tmp_path / "all.parquet", 2, copy=[0, 0])
-    scores = agreement_by_copy({"critic": critic}, manifest, tmp_path)
-    assert scores["critic"]["mIoU_sd"] is None and len(scores["lowest"]) == 2
-    write_raster(paths_of(manifest, read_manifest(manifest), "label", tmp_path)[1], np.full((32, 32), 7, np.uint8))
-    with pytest.raises(DataError, match=r"all\.parquet: row t1: label ids span 7\.\.\.7"):
-        agreement_by_copy({"critic": critic}, manifest, tmp_path)
 
 
 def test_a_mix_has_the_counts_and_weights_asked_for(tmp_path):

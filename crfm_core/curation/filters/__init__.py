@@ -1,0 +1,70 @@
+"""Filters of synthetic tiles, one module per kind of the settings: ``apply`` of the module named like the kind does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+
+from crfm_core.curation.filters.pixel import filter_pixels
+from crfm_core.files import read_json
+from crfm_core.manifest import check_paths, read_manifest
+from crfm_core.segmentor.critic import Critic, load_critic
+from crfm_core.settings import AnyFilter
+from crfm_core.text.clip import Clip, load_clip
+
+__all__ = ["FilterInputs", "filter_pixels", "filter_tiles"]
+
+
+@dataclass(frozen=True)
+class FilterInputs:
+    """What a filter works on, and the models and measurements that its kind needs; what it does not need is None.
+
+    Attributes:
+        manifest: the synthetic tiles.
+        root: folder that paths in the manifests must stay in.
+        out: the manifest to write.
+        classes: names of the dataset's classes.
+        class_losses: the critic's mean loss per class on real tiles, None for a class that they lack.
+    """
+
+    manifest: Path
+    root: Path
+    out: Path
+    classes: Sequence[str]
+    critic: Critic | None = None
+    class_losses: Sequence[float | None] | None = None
+    clip: Clip | None = None
+    batch_size: int = 16
+
+
+def filter_tiles(
+    settings: AnyFilter,
+    manifest: Path,
+    root: Path,
+    out: Path,
+    classes: Sequence[str],
+    critic: Path | None = None,
+    losses: Path | None = None,
+    clip: Path | None = None,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """Filter the synthetic tiles of a manifest by a filter of any kind, and write the manifest ``out`` of what is left.
+
+    ``critic`` (checkpoint or folder), ``losses`` (file of :func:`crfm_core.curation.class_losses.class_losses`) and ``clip`` (folder, or
+    the note of fetching it) are opened when the kind needs them. Raises DataError when a file is missing or nothing is left.
+    """
+    check_paths(manifest, read_manifest(manifest), root)
+    inputs = FilterInputs(
+        manifest,
+        root,
+        out,
+        classes,
+        load_critic(critic, device, classes) if settings.NEEDS_CRITIC else None,
+        read_json(losses)["losses"] if settings.NEEDS_CLASS_LOSSES else None,
+        load_clip(clip, device) if settings.NEEDS_CLIP else None,
+    )
+    return import_module(f"{__name__}.{settings.kind}").apply(settings, inputs)
