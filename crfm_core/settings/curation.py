@@ -5,16 +5,11 @@ Each kind of filter and re-sampling is a class of its own, with what is known of
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from crfm_core.settings.base import Name, Positive, Section
-
-if TYPE_CHECKING:
-    from crfm_core.settings.data import Dataset
-    from crfm_core.settings.run import Settings
 
 #: FreeMask's: a pixel is dropped whose loss exceeds the mean of its class times this.
 MARGIN = 1.25
@@ -34,8 +29,9 @@ class Filter(Section):
 
     after: Name | None = Field(None, description="filter that is applied before this one; null: none")
 
-    def describe(self, settings: Settings, dataset: Dataset) -> str:
-        """What the filter keeps, and by what: what the report says of it."""
+    def describe(self, train: str, clip: str) -> str:
+        """What the report says of the filter: what it keeps, and by what. ``train`` is the split trained on, ``clip`` the CLIP-like
+        model's name."""
         raise NotImplementedError
 
     @property
@@ -59,10 +55,10 @@ class PixelFilter(Filter):
     def split_of_losses(self) -> str | None:
         return self.statistics_split
 
-    def describe(self, settings: Settings, dataset: Dataset) -> str:
+    def describe(self, train: str, clip: str) -> str:
         return (
             f"ignores pixels on which the critic's loss exceeds {self.margin:g} times the mean loss of their class on real tiles "
-            f"(split {self.split_of_losses or dataset.train})"
+            f"(split {self.split_of_losses or train})"
         )
 
 
@@ -81,7 +77,7 @@ class AgreementFilter(ImageFilter):
 
     kind: Literal["agreement"] = Field(description="kind of filter")
 
-    def describe(self, settings: Settings, dataset: Dataset) -> str:
+    def describe(self, train: str, clip: str) -> str:
         return f"keeps the {100 * self.keep:g} % of the images on which the critic's prediction agrees best with the mask (mIoU)"
 
 
@@ -92,9 +88,8 @@ class ClipFilter(ImageFilter):
 
     kind: Literal["clip"] = Field(description="kind of filter")
 
-    def describe(self, settings: Settings, dataset: Dataset) -> str:
-        by = f" by {Path(settings.clip.folder).name}" if settings.clip else ""
-        return f"keeps the {100 * self.keep:g} % of the images that fit their captions best{by}"
+    def describe(self, train: str, clip: str) -> str:
+        return f"keeps the {100 * self.keep:g} % of the images that fit their captions best by {clip}"
 
 
 AnyFilter = Annotated[PixelFilter | AgreementFilter | ClipFilter, Field(discriminator="kind")]

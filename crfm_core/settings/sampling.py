@@ -145,7 +145,7 @@ class Sampler(Section):
     num_steps: Positive = Field(23, description="Euler steps")
     preset: Preset | None = Field(
         None,
-        description=f"correction to start from; null: none. {' '.join(f'{name}: {describe_preset(name)}' for name in PRESETS)}",
+        description="correction to start from; null: none. " + " ".join(f"`{name}`: {describe_preset(name)}" for name in PRESETS),
     )
     rectify: RectifySettings | None = Field(None, description="settings of the correction that differ from the preset")
     batch_size: Positive = Field(8, description="images sampled together")

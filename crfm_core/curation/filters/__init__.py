@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
 from crfm_core.curation.filters.pixel import filter_pixels
+from crfm_core.curation.inputs import FilterInputs
 from crfm_core.files import read_json
 from crfm_core.manifest import check_paths, read_manifest
-from crfm_core.segmentor.critic import Critic, load_critic
+from crfm_core.segmentor.critic import load_critic
 from crfm_core.settings import AnyFilter
-from crfm_core.text.clip import Clip, load_clip
+from crfm_core.text.clip import load_clip
 
-__all__ = ["FilterInputs", "filter_pixels", "filter_tiles"]
-
-
-@dataclass(frozen=True)
-class FilterInputs:
-    """What a filter works on, and the models and measurements that its kind needs; what it does not need is None.
-
-    Attributes:
-        manifest: the synthetic tiles.
-        root: folder that paths in the manifests must stay in.
-        out: the manifest to write.
-        classes: names of the dataset's classes.
-        class_losses: the critic's mean loss per class on real tiles, None for a class that they lack.
-    """
-
-    manifest: Path
-    root: Path
-    out: Path
-    classes: Sequence[str]
-    critic: Critic | None = None
-    class_losses: Sequence[float | None] | None = None
-    clip: Clip | None = None
-    batch_size: int = 16
+__all__ = ["filter_pixels", "filter_tiles"]
 
 
 def filter_tiles(

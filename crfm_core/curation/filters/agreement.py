@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from crfm_core import DataError
+from crfm_core.curation.inputs import FilterInputs
 from crfm_core.curation.selection import keep_best
 from crfm_core.segmentor.evaluation import agreement
 from crfm_core.settings import AgreementFilter
-
-if TYPE_CHECKING:
-    from crfm_core.curation.filters import FilterInputs
 
 
 def apply(settings: AgreementFilter, inputs: FilterInputs) -> pd.DataFrame:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from crfm_core import DataError
+from crfm_core.curation.inputs import FilterInputs
 from crfm_core.curation.selection import keep_best
 from crfm_core.data.rasters import read_rgb
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.settings import ClipFilter
 from crfm_core.text.clip import Clip
-
-if TYPE_CHECKING:
-    from crfm_core.curation.filters import FilterInputs
 
 
 def apply(settings: ClipFilter, inputs: FilterInputs) -> pd.DataFrame:

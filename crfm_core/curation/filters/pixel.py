@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,15 +12,13 @@ import torch
 
 from crfm_core import DataError
 from crfm_core.curation.class_losses import pixel_losses
+from crfm_core.curation.inputs import FilterInputs
 from crfm_core.curation.selection import class_counts, print_counts
 from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.files import hash_of, inside, sha256_of
 from crfm_core.manifest import in_subfolder, read_manifest, relocate, write_manifest
 from crfm_core.segmentor.evaluation import tile_batches
 from crfm_core.settings import MARGIN, PixelFilter
-
-if TYPE_CHECKING:
-    from crfm_core.curation.filters import FilterInputs
 
 
 def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], margin: float = MARGIN) -> Any:

@@ -7,26 +7,16 @@ what to do when no row is kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
 from crfm_core import DataError
+from crfm_core.curation.inputs import ResamplingInputs
 from crfm_core.curation.selection import keep_rows
 from crfm_core.manifest import check_paths, read_manifest
 from crfm_core.settings import AnyResampling
-
-
-@dataclass(frozen=True)
-class ResamplingInputs:
-    """What a re-sampling of any kind is given beside the table: arguments of :func:`resample_tiles`."""
-
-    manifest: Path | str
-    tiles: Path | str
-    class_losses: Sequence[float | None]
-    classes: Sequence[str]
 
 
 def resample_tiles(

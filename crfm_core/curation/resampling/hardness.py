@@ -6,18 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
+from crfm_core.curation.inputs import ResamplingInputs
 from crfm_core.files import hash_of
 from crfm_core.manifest import read_manifest
 from crfm_core.settings import HardnessResampling
-
-if TYPE_CHECKING:
-    from crfm_core.curation.resampling import ResamplingInputs
 
 REMEDY = "use another re-sampling"
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
+from crfm_core.curation.inputs import ResamplingInputs
 from crfm_core.settings import RareResampling
-
-if TYPE_CHECKING:
-    from crfm_core.curation.resampling import ResamplingInputs
 
 REMEDY = "lower the re-sampling's min_pixels or survival, or raise the margin of the filter"
 

@@ -118,9 +118,10 @@ def _steps(name: str, recipe: Recipe, mix: Mix, material: Material, settings: Se
         before = steps[-1]
         steps.append(Step(title, why, file, len(table), _pixels(table, file, dataset), before.images, before.pixels))
 
+    clip = Path(settings.clip.folder).name if settings.clip else ""
     chain = filter_chain(settings, recipe.filter)
     for one in chain:
-        then(f"filter {one}", settings.filters[one].describe(settings, dataset), *of("filtered", (*key, one)))
+        then(f"filter {one}", settings.filters[one].describe(dataset.train, clip), *of("filtered", (*key, one)))
     if recipe.resample:
         why = settings.resamplings[recipe.resample].describe()
         then(f"re-sampling {recipe.resample}", why, *of("resampled", (*key, recipe.filter or "none", recipe.resample)))
