@@ -31,7 +31,10 @@ def check_run(run: PendingRun) -> CheckResults:
     """Problems, warnings and facts of the jobs that are still to be run."""
     found = CheckResults()
     for check in CHECKS:
-        check(run, found)
+        try:
+            check(run, found)
+        except Exception as error:  # a fault of the check itself: what it looks at may be fine, so it stops no run
+            found.warnings.append(f"{check.__name__} failed ({error!r}), and the run goes on without it")
     for one in found.downloads:
         found.facts.append(f"Fetching {one.what} to {one.folder}" + (f", about {one.size / 1e9:.0f} GB" if one.size else ""))
     return found

@@ -20,6 +20,7 @@ from paths import CONFIGS, ROOT
 from PIL import Image
 from safetensors.numpy import save_file
 
+from crfm_core.planning import preflight
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.preflight import CheckResults, PendingRun, check_run
 from crfm_core.planning.preflight.memory import training_size
@@ -428,3 +429,13 @@ def test_jobs_of_a_cluster_are_checked_as_such(small):
     status, said = run(small, "--executor", "slurm", "--jobs", "1", *SMALLEST)
     assert status and "GB needed" in said and "this machine shows" not in said, said[-3000:]
     assert "this machine shows 0" in run(small, *SMALLEST)[1]
+
+
+def test_a_check_that_fails_by_itself_is_a_note_and_stops_neither_the_run_nor_the_other_checks(small, monkeypatch):
+    def check_nothing(run, found):
+        raise KeyError("new_scheme")
+
+    monkeypatch.setattr(preflight, "CHECKS", (check_nothing, *preflight.CHECKS))
+    found = look(small, "make_table", changes={"disk_gb": 1e9})
+    assert "check_nothing failed (KeyError('new_scheme'))" in "\n".join(found.notes())
+    assert "1000000000.0 GB" in found.text() and len(found.problems) == 1
