@@ -144,7 +144,8 @@ def synthesise_shard(
                     "corrections": json.dumps(record),
                 } | ({"note": note} if note else {})
                 try:
-                    write_raster(paths[sample], as_uint8(image), row.crs or None, list(row["transform"]), tags)
+                    crs = row.crs if paths[sample].suffix == ".tif" else None  # a PNG has no room for it
+                    write_raster(paths[sample], as_uint8(image), crs or None, list(row["transform"]), tags)
                 except OSError as error:
                     raise ResourceError(f"{paths[sample]}: could not be written ({error}); see that the disk has room") from None
 

@@ -50,4 +50,4 @@ def test_options_go_together(tmp_path):
     parts = ["generators/again", "resampled/first/formula/clip/hardness.parquet", "synthetic/again/searched/shard-1-of-1.parquet"]
     succeed(tmp_path, *(f"{world}/{part}" for part in parts), f"{world}/comparison/paper.json", "results/tables/main.csv", *call)
     row = pd.read_csv(tmp_path / "results" / "tables" / "main.csv").iloc[0]
-    assert row.recipe == "rare" and row.notna()["mIoU mean"]
+    assert (row.recipe, row.feature_kind, row.compared_with) == ("rare", "clip", "held") and row[["mIoU", "judge_mIoU"]].notna().all()

@@ -55,7 +55,8 @@ def apply(settings: PixelFilter, inputs: FilterInputs) -> pd.DataFrame:
         filtered = filter_pixels(pixel_losses(inputs.critic, images, labels), labels, class_losses, settings.margin)
         for row, before, after in zip(batch.to_dict("records"), labels, filtered, strict=True):
             label = f"{out.stem}/labels/{in_subfolder(row['tile_id'] + Path(row['label']).suffix)}"
-            write_raster(out.parent / label, after, row["crs"] or None, row["transform"] if len(row["transform"]) else None)
+            crs = row["crs"] if label.endswith(".tif") else None  # a PNG has no room for it
+            write_raster(out.parent / label, after, crs or None, row["transform"] if len(row["transform"]) else None)
             pixels = np.bincount(after[after != IGNORE], minlength=len(classes))
             labelled = int((before != IGNORE).sum())
             row["kept"] = row.get("kept", 1.0) * (float(pixels.sum() / labelled) if labelled else 1.0)
