@@ -162,11 +162,6 @@ class Experiment:
         pairs, kinds = self.pairs(table.recipes), (self.results.generation, self.results.agreement)
         return [kind(dataset, *pair) for kind in kinds for dataset in self.datasets_of(table) for pair in pairs]
 
-    def comparisons(self) -> list[str]:
-        """What each form of the correction does to samples, and what sampling without any does; on the datasets of the run alone."""
-        presets = [PLAIN, *self.settings.comparison.presets] if self.settings.comparison else []
-        return [self.results.comparison(dataset, preset) for dataset in self.own for preset in presets]
-
     def stage_files(self) -> list[str]:
         """What every stage hands over. A run asks for all of it, because an input that is gone but not asked for is not made again."""
         results, files, count = self.results, [], self.settings.shards
@@ -178,22 +173,22 @@ class Experiment:
             files += [results.mix(name, recipe) for recipe in self.used_recipes(name)]
         return files + [results.checkpoint(*run, seed) for run in self.runs() for seed in self.settings.seeds]
 
-    def report_files(self) -> dict[str, list[str]]:
-        """What the report is written from, by kind."""
-        results, used = self.results, self.used_datasets
+    def report_files(self, name: str) -> dict[str, dict]:
+        """The results of a dataset that the report shows, by kind, and within a kind by recipe, control, (control, sampler) and so on."""
+        results, train, pairs = self.results, self.datasets[name].train, self.used_pairs(name)
+        presets = [PLAIN, *self.settings.comparison.presets] if self.settings.comparison and name in self.own else []
         return {
-            "tables": [results.table(name) for name in self.tables],
-            "tiles": [results.captions(name, self.datasets[name].train) for name in used],
-            "data_sheets": [results.data_sheet(name) for name in used],
-            "synthetic": [results.synthetic(name, *pair) for name in used for pair in self.used_pairs(name)],
-            "filtered": [results.filtered(name, *one) for name in used for one in self.used_filters(name)],
-            "resampled": [results.resampled(name, *one) for name in used for one in self.used_resamplings(name)],
-            "mixes": [results.mix(name, recipe) for name in used for recipe in self.used_recipes(name)],
-            "agreement": [results.agreement(name, *pair) for name in used for pair in self.used_pairs(name)],
-            "generation": [results.generation(name, *pair) for name in used for pair in self.used_pairs(name)],
-            "reconstruction": [results.reconstruction(name) for name in used],
-            "validation": [results.validation(name, control, "final") for name in used for control in self.used_controls(name)],
-            "comparison": self.comparisons(),
+            "tiles": {train: results.captions(name, train)},
+            "data_sheet": {name: results.data_sheet(name)},
+            "synthetic": {pair: results.synthetic(name, *pair) for pair in pairs},
+            "filtered": {one: results.filtered(name, *one) for one in self.used_filters(name)},
+            "resampled": {one: results.resampled(name, *one) for one in self.used_resamplings(name)},
+            "mixes": {recipe: results.mix(name, recipe) for recipe in self.used_recipes(name)},
+            "agreement": {pair: results.agreement(name, *pair) for pair in pairs},
+            "generation": {pair: results.generation(name, *pair) for pair in pairs},
+            "reconstruction": {name: results.reconstruction(name)},
+            "validation": {control: results.validation(name, control, "final") for control in self.used_controls(name)},
+            "comparison": {preset: results.comparison(name, preset) for preset in presets},
         }
 
 

@@ -1,6 +1,9 @@
 # Report: the data looked at, scores of the recipes as tables, and one page that says whether synthetic data helped.
 
 
+from crfm_core.reporting.sections import report_files
+
+
 report: "../report/workflow.rst"  # what `snakemake --report report.zip` begins with
 
 
@@ -71,7 +74,7 @@ rule make_table:
 
 rule make_report:
     input:
-        **experiment.report_files(),
+        results=report_files(experiment),
         paper=str(HERE / "configs" / "paper_results.yaml"),
     output:
         page=report(results.report(), caption="../report/page.rst", category="Findings", labels={"page": "report"}),
@@ -93,8 +96,7 @@ rule make_report:
         runtime=times_attempt(60),
     params:
         settings=settings.result_keys(),
-        datasets=[datasets[name].result_keys() for name in experiment.used_datasets],
-        own=experiment.own,
+        datasets=[dataset.result_keys() for dataset in datasets.values()],
         configuration=CONFIGURATION,
         snakefile=str(workflow.main_snakefile),
         configfiles=[str(path) for path in workflow.overwrite_configfiles],

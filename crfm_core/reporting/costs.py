@@ -18,7 +18,7 @@ NAMED = 3  #: stages named in the summary
 
 
 @dataclass
-class Stage:
+class StageCost:
     """All jobs of one rule: clock and processor time in seconds, GPU time in seconds times GPUs, largest memory of a job in MB."""
 
     name: str
@@ -30,13 +30,13 @@ class Stage:
     memory: float = 0.0
 
 
-def read_stages(folder: Path, gpu_stages: Collection[str], settings: Settings) -> list[Stage]:
+def read_costs(folder: Path, gpu_stages: Collection[str], settings: Settings) -> list[StageCost]:
     """Stages from the files STAGE.tsv or STAGE-....tsv below a folder, in the order in which they ended.
 
     ``gpu_stages`` names those whose jobs hold a GPU; a training of several processes holds as many. Raises DataError for a file that
     is no such table.
     """
-    stages: dict[str, Stage] = {}
+    stages: dict[str, StageCost] = {}
     for path in sorted(folder.rglob("*.tsv"), key=lambda path: (path.stat().st_mtime, path.name)):
         rule, _, rest = path.stem.partition("-")
         if rule == "make_report":  # that of an earlier page
@@ -48,7 +48,7 @@ def read_stages(folder: Path, gpu_stages: Collection[str], settings: Settings) -
         except (pd.errors.ParserError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: no table of time and memory ({error}); delete it") from None
         seconds, cpu, memory = (_mean(table, name) for name in ("s", "cpu_time", "max_rss"))
-        stage = stages.setdefault(rule, Stage(rule.replace("_", " "), rule in gpu_stages))
+        stage = stages.setdefault(rule, StageCost(rule.replace("_", " "), rule in gpu_stages))
         stage.jobs += 1
         stage.seconds += seconds
         stage.cpu += cpu
@@ -73,7 +73,7 @@ def _gpus(rule: str, rest: str, settings: Settings) -> int:
     return 1
 
 
-def of_cost(stages: list[Stage]) -> Finding:
+def cost_finding(stages: list[StageCost]) -> Finding:
     """What all stages took together, and which took most of it."""
     question = "What did it cost?"
     gpu, cpu, clock = (sum(getattr(stage, kind) for stage in stages) for kind in ("gpu", "cpu", "seconds"))

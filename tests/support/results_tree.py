@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from paths import ROOT
 
 from crfm_core.curation.mixing import mix
 from crfm_core.data.rasters import write_raster
-from crfm_core.experiment import copies, filter_chain, keeps_every_image, selected_tables
-from crfm_core.files import seed_of, write_json
+from crfm_core.experiment import Experiment, copies, filter_chain, keeps_every_image, selected_tables
+from crfm_core.files import remove, seed_of, write_json
 from crfm_core.manifest import relocate, write_manifest
 from crfm_core.reporting.data_sheet import draw_data_sheet
 from crfm_core.reporting.tables import make_table
@@ -255,9 +256,11 @@ def level_of(recipe, index, seeds):
 
 def build(folder, miou=MIOU, names=("embedded",), datasets=None, forms=FORMS, **changes):
     """A results tree; the arguments of make_report. ``names`` are the run's datasets, ``datasets`` those of all tables if not these."""
-    settings = configuration(datasets=list(names), **changes)
-    known = {one.name: one for one in datasets or [dataset_named(name) for name in names]}
     results, files = folder / "results", {}
+    if forms and "comparison" not in changes:
+        changes["comparison"] = configuration().comparison.model_dump() | {"presets": list(forms)}
+    settings = configuration(datasets=list(names), results=str(results), **changes)
+    known = {one.name: one for one in datasets or [dataset_named(name) for name in names]}
     runs = [(d, r) for table in selected_tables(settings).values() for d in table.datasets or names for r in table.recipes]
     for index, (name, dataset) in enumerate(known.items()):
         recipes = list(dict.fromkeys(r for d, r in runs if d == name))
@@ -283,13 +286,20 @@ def build(folder, miou=MIOU, names=("embedded",), datasets=None, forms=FORMS, **
             settings.seeds, settings.scale, "ab" * 32, results, csv, csv.with_suffix(".txt"),
         )  # fmt: skip
         files.setdefault("tables", []).append(csv)
+    every = {name: known.get(name) or dataset_named(name) for name in dict.fromkeys([*names, *known])}
     return {
-        "inputs": files, "paper": REPO / "configs" / "paper_results.yaml", "settings": settings, "datasets": list(known.values()),
-        "own": list(names), "configuration": "ab" * 32, "command": "run {target} --config tables=all", "gpu_stages": [], "results": results,
-        "page": results / "report.html", "figures": results / "figures",
+        "experiment": Experiment(settings, every), "paper": REPO / "configs" / "paper_results.yaml", "configuration": "ab" * 32,
+        "command": "run {target} --config tables=all", "gpu_stages": [], "page": results / "report.html", "figures": results / "figures",
     }  # fmt: skip
 
 
-def only(arguments, **kinds):
-    """The arguments of make_report with other files of some kinds."""
-    return arguments | {"inputs": arguments["inputs"] | kinds}
+def copied(arguments, folder):
+    """The arguments of make_report with a copy of the results in another folder."""
+    experiment, results = arguments["experiment"], folder / "results"
+    shutil.copytree(experiment.results.results, results)
+    settings = experiment.settings.model_copy(update={"results": str(results)})
+    for made in ("report.html", "figures"):
+        remove(results / made)
+    return arguments | {
+        "experiment": Experiment(settings, experiment.datasets), "page": results / "report.html", "figures": results / "figures",
+    }  # fmt: skip

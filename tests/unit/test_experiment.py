@@ -145,21 +145,19 @@ def test_the_critic_is_the_trained_one_or_the_users():
 
 
 @pytest.mark.parametrize("tables", ["main", "few_shot", "all"])
-def test_stages_and_report_name_files_of_the_layout_each_once(tables):
+def test_stages_name_files_of_the_layout_each_once(tables):
     found = world(tables=tables)
-    stages, kinds = found.stage_files(), found.report_files()
+    stages = found.stage_files()
     assert len(stages) == len(set(stages)) and all(RESULTS.find(path) for path in stages)
-    for paths in kinds.values():
-        assert len(paths) == len(set(paths)) and all(RESULTS.find(path) for path in paths)
     assert {RESULTS.find(path).kind for path in stages} == {
         "scenes", "captions", "generator", "shard", "synthetic", "mix", "checkpoint",
     }  # fmt: skip
-    assert [RESULTS.find(path).names["dataset"] for path in kinds["tiles"]] == found.used_datasets
-    assert len(kinds["tables"]) == len(found.tables)
 
 
 def test_corrections_are_compared_on_the_runs_own_datasets_if_at_all():
     found = world(tables=["few_shot"])
     presets = ["plain", *found.settings.comparison.presets]
-    assert found.comparisons() == [RESULTS.comparison("embedded", preset) for preset in presets]
-    assert world(comparison=None).comparisons() == []
+    compared = {name: list(found.report_files(name)["comparison"].values()) for name in ("embedded", *found.used_datasets)}
+    assert compared.pop("embedded") == [RESULTS.comparison("embedded", preset) for preset in presets]
+    assert not any(compared.values())
+    assert world(comparison=None).report_files("embedded")["comparison"] == {}

@@ -12,11 +12,12 @@ import pandas as pd
 from crfm_core import DataError
 from crfm_core.experiment import filter_chain
 from crfm_core.reporting import figures as draw
-from crfm_core.reporting.colours import Colours
-from crfm_core.reporting.material import Material
+from crfm_core.reporting.inputs import DatasetResults
 from crfm_core.reporting.mixes import Mix
-from crfm_core.reporting.rendering import Pictures
+from crfm_core.reporting.report import Report
 from crfm_core.settings import Dataset, Recipe, Settings
+
+TITLE = "What was dropped, and why"
 
 
 @dataclass(frozen=True)
@@ -73,41 +74,40 @@ class Curated:
         return _shares(self.steps[-1].pixels, self.steps[0].pixels)
 
 
-def show_curation(material: Material, settings: Settings, colours: Colours, show: Pictures) -> dict:
+def show_dataset(report: Report, results: DatasetResults) -> dict:
     """The steps of every recipe with synthetic tiles, what all recipes were mixed of, and a figure of what is left per class."""
+    settings: Settings = report.settings
     curated, warnings = [], []
-    for name, mix in material.mixes.items():
+    for name, mix in results.mixes.items():
         recipe = settings.recipes[name]
         if not recipe.control:
             continue
         if mix.synthetic.empty:
             warnings.append(f"The mix of {name} holds no synthetic tile: this recipe was trained on its {mix.real} real tiles alone.")
-        curated.append(Curated(name, recipe, _steps(name, recipe, mix, material, settings), mix, name in material.leading))
+        curated.append(Curated(name, recipe, _steps(name, recipe, mix, results, settings), mix, name in results.leading))
     if curated and not any(one.leading for one in curated):
         curated = [Curated(one.name, one.recipe, one.steps, one.mix, True) for one in curated]
     shown = [one for one in curated if one.leading]
     figure = None
     if shown:
-        classes, hues = material.dataset.classes, colours.of_recipes(one.name for one in shown)
+        classes, hues = results.dataset.classes, report.colours.of_recipes(one.name for one in shown)
         bars = {one.name: ([100 * share for share in one.left], None) for one in shown}
-        drawn = draw.class_bars(bars, classes, hues, "left in percent", show.folder, f"{material.dataset.name}-curation")
-        figure = show(drawn, "Share of each class's sampled pixels that reaches the training set, per recipe")
+        drawn = draw.class_bars(bars, classes, hues, "left in percent", report.pictures.folder, f"{results.dataset.name}-curation")
+        figure = report.pictures(drawn, "Share of each class's sampled pixels that reaches the training set, per recipe")
     reasons: dict[tuple[str, str], list[str]] = {}
     for one in curated:
         for step in one.steps:
             reasons.setdefault((step.name, step.why), []).append(one.name)
     told = [{"step": step, "why": why, "recipes": names} for (step, why), names in reasons.items()]
-    mixes = [{"name": name, "recipe": settings.recipes[name], "mix": mix} for name, mix in material.mixes.items()]
+    mixes = [{"name": name, "recipe": settings.recipes[name], "mix": mix} for name, mix in results.mixes.items()]
     return {"curated": curated, "reasons": told, "mixes": mixes, "warnings": warnings, "figure": figure}
 
 
-def _steps(name: str, recipe: Recipe, mix: Mix, material: Material, settings: Settings) -> list[Step]:
-    key, files, dataset = (recipe.control, recipe.sampler), material.files, material.dataset
+def _steps(name: str, recipe: Recipe, mix: Mix, results: DatasetResults, settings: Settings) -> list[Step]:
+    key, files, dataset = (recipe.control, recipe.sampler), results.files, results.dataset
 
     def of(kind: str, key: tuple) -> tuple[Path, pd.DataFrame]:
-        if key not in files[kind]:
-            raise DataError(f"{material.root}/{kind}/{'/'.join(key)}: not among the files given, and recipe {name} trained on it; give it")
-        return files[kind][key], getattr(material, kind)[key]
+        return files[kind][key], getattr(results, kind)[key]
 
     file, table = of("synthetic", key)
     copies = table.groupby("mask_of").size()

@@ -9,7 +9,18 @@ from pathlib import Path
 
 from crfm_core.devices import gpu_names
 from crfm_core.experiment import filter_chain, iterations, selected_tables
+from crfm_core.reporting.report import Report
+from crfm_core.reporting.sections.corrections import sampler_line
 from crfm_core.settings import Settings
+
+TITLE = "What was run"
+
+
+def show(report: Report) -> dict:
+    """The run in a list; its recipes and samplers, those of the first tables first; and the time that each stage took."""
+    leading = {name for one in report.main for name in one.leading}
+    recipes, samplers = recipe_rows(report.settings, leading), sampler_rows(report.settings, leading)
+    return {"recipes": recipes, "samplers": samplers, "hardware": hardware(report.settings.device)}
 
 
 def recipe_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
@@ -41,7 +52,11 @@ def sampler_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
     names = {settings.recipes[name].sampler for table in selected_tables(settings).values() for name in table.recipes}
     first = {settings.recipes[name].sampler for name in leading} & names - {None}
     marked = first or names
-    return [{"name": name, "sampler": one, "leading": name in marked} for name, one in settings.samplers.items() if name in names]
+    return [
+        {"name": name, "sampler": one, "line": sampler_line(one), "leading": name in marked}
+        for name, one in settings.samplers.items()
+        if name in names
+    ]
 
 
 def hardware(device: str) -> str:

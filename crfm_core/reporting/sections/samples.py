@@ -1,80 +1,87 @@
-"""What samples are like: whether they show their masks, and how they compare with real tiles."""
+"""Samples to look at: chosen for their classes, whatever they look like."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from crfm_core.data.rasters import paint, read_label, read_rgb
+from crfm_core.manifest import paths_of
 from crfm_core.reporting import figures as draw
-from crfm_core.reporting.colours import Colours
-from crfm_core.reporting.material import Material
-from crfm_core.reporting.measurements import Agreement, AgreementOverCopies, as_float
-from crfm_core.reporting.rendering import Pictures
-from crfm_core.settings import Settings
+from crfm_core.reporting.inputs import DatasetResults, Pair
+from crfm_core.reporting.report import Report
+from crfm_core.reporting.sections.corrections import notes_on_samples
 
-BOTH = ("judge", "critic")
-MEMORISED = 20  #: ids of memorised samples that are listed per sampler
-CLOSEST = 5  #: closest neighbours that are listed per sampler
+TITLE = "Samples"
+ROWS = 6  #: tiles of a sheet
+COLUMNS = 8  #: pictures of a tile side by side, the mask among them
 
 
-def show_agreement(material: Material, settings: Settings, colours: Colours, show: Pictures) -> dict:
-    """Images against their masks: real training tiles, the same through the autoencoder, and every sampler's images."""
-    rows, bars, known = [], [], material.reconstruction
-    for both, label, grey in (
-        (known.real, "real training tiles", draw.GREYS[1]),
-        (known.reconstructed, "the same through the autoencoder", draw.GREYS[0]),
-    ):
-        rows.append({"label": label, "tiles": known.tiles, "copies": None} | {who: _cells(both.by(who)) for who in BOTH})
-        bars.append({"label": label, "colour": grey} | {who: [as_float(both.by(who).mIoU)] for who in BOTH})
-    hues = colours.of_samples(material.agreement)
-    for key, found in material.agreement.items():
-        label = f"samples: {material.name_of(key)}"
-        rows.append(
-            {"label": label, "tiles": found.tiles, "copies": len(found.judge.copies)} | {who: _cells(found.by(who)) for who in BOTH}
-        )
-        bars.append({"label": label, "colour": hues[key]} | {who: found.copies_of(who) for who in BOTH})
-    name = draw.agreement_bars(bars, "mIoU", show.folder, f"{material.dataset.name}-agreement")
-    recipe = settings.recipes.get(settings.judge.recipe)  # none for a judge from elsewhere
-    split = recipe and (recipe.split or material.dataset.train)
-    return {
-        "rows": rows,
-        "figure": show(name, "Agreement of images with their masks, by the independent judge and by the guiding critic"),
-        "judge_saw_the_masks": split == material.dataset.train,
-        "judge_split": split,
-    }
+@dataclass(frozen=True)
+class Column:
+    """A column of the sheet: its title, the file for each mask's tile, and how it is read."""
+
+    title: str
+    files: dict[str, Path]
+    read: Callable[[Path], np.ndarray]
 
 
-def _cells(found: Agreement) -> dict[str, tuple[float | None, float | None]]:
-    """Mean and, over copies, sd of each score."""
-    sd = isinstance(found, AgreementOverCopies)
-    return {score: (getattr(found, score), getattr(found, f"{score}_sd") if sd else None) for score in ("mIoU", "OA", "mAcc")}
+def show_dataset(report: Report, results: DatasetResults) -> dict:
+    """The sheets, and the notes that samples carry."""
+    return {"sheets": sheets_of(report, results), "notes": notes_on_samples(results)}
 
 
-def show_generation(material: Material) -> dict | None:
-    """Samples beside real tiles: distances, diversity, memorised tiles; None where nothing was measured."""
-    if not material.generation:
-        return None
-    rows, memorised, reasons = [], [], {}
-    for key, found in material.generation.items():
-        name = material.name_of(key)
-        rows.append({"name": name, "found": found, "memorised": len(found.memorised)})
-        for reason in filter(None, (found.missing, found.cmmd_missing)):
-            reasons.setdefault(reason, []).append(name)
-        memorised.append({
-            "name": name,
-            "tiles": found.memorised[:MEMORISED],
-            "more": max(0, len(found.memorised) - MEMORISED),
-            "of": found.samples,
-            "closest": found.neighbours[:CLOSEST],
-            "threshold": found.threshold,
-        })  # fmt: skip
-    first = next(iter(material.generation.values()))
-    extractors = {found.features: None for found in material.generation.values()}
-    subsets = sorted({found.subset for found in material.generation.values() if found.subset})
-    return {
-        "rows": rows,
-        "names": first.names,
-        "extractors": list(extractors),
-        "subsets": subsets,
-        "kind": first.kind,
-        "cmmd": any(found.cmmd is not None for found in material.generation.values()),
-        "reasons": [{"reason": reason, "names": names} for reason, names in reasons.items()],
-        "memorised": memorised,
-    }
+def sheets_of(report: Report, results: DatasetResults) -> list[dict]:
+    """Real tiles chosen by their classes, each with the first sample of every sampler and its label after a pixel filter.
+
+    The leading recipes' samples come first; sheets are as many as their columns need.
+    """
+    tiles, wide = results.tiles, COLUMNS - 2
+    images, labels = (paths_of(results.files["tiles"][results.dataset.train], tiles, column, results.root) for column in ("image", "label"))
+    rows = draw.choose_tiles(tiles, ROWS)
+    leading, others = (_columns(results, pairs) for pairs in (results.leading_pairs, results.other_pairs))
+    parts = [(True, leading[start : start + wide]) for start in range(0, max(1, len(leading)), wide)]
+    parts += [(False, others[start : start + wide]) for start in range(0, len(others), wide)]
+    return [
+        _sheet(report, results, [(row, labels[row], images[row]) for row in rows], columns, index) | {"leading": first}
+        for index, (first, columns) in enumerate(parts)
+    ]
+
+
+def _sheet(report: Report, results: DatasetResults, rows: list[tuple[int, Path, Path]], columns: list[Column], index: int) -> dict:
+    dataset, pictures = results.dataset, []
+    for row, label, image in rows:
+        tile_id = results.tiles.tile_id.iloc[row]
+        line = [paint(read_label(label), dataset.palette), read_rgb(image)]
+        line += [column.read(column.files[tile_id]) if tile_id in column.files else None for column in columns]
+        pictures.append((tile_id, line))
+    titles = ["mask", "real tile", *(column.title for column in columns)]
+    name = f"{dataset.name}-samples" + (f"-{index + 1}" if index else "")
+    draw.sample_sheet(draw.Sheet(titles, pictures), dataset.classes, dataset.palette, report.pictures.folder, name)
+    alt = f"Masks, real tiles and samples, one tile per row; columns: {', '.join(titles)}"
+    return {"figure": report.pictures(name, alt, "png"), "tiles": [tile_id for tile_id, _ in pictures]}
+
+
+def _columns(results: DatasetResults, pairs: list[Pair]) -> list[Column]:
+    """Samples of every sampler, each with what its pixel filters leave of the mask."""
+    columns, palette, root = [], results.dataset.palette, results.root
+    for key in pairs:
+        table = results.synthetic[key]
+        first = table["copy"].min()
+        columns.append(Column(results.name_of(key), _files(results.files["synthetic"][key], table, "image", first, root), read_rgb))
+        filters = [name for *of, name in results.filtered if tuple(of) == key and not results.settings.filters[name].DROPS_IMAGES]
+        for name in filters:
+            title = f"{results.name_of(key)}, {'filtered' if len(filters) == 1 else name}"
+            files = _files(results.files["filtered"][(*key, name)], results.filtered[(*key, name)], "label", first, root)
+            columns.append(Column(title, files, lambda path: paint(read_label(path), palette)))
+    return columns
+
+
+def _files(manifest: Path, table: pd.DataFrame, column: str, copy: int, root: Path) -> dict[str, Path]:
+    """The file of one copy made for each mask."""
+    rows = table[table["copy"] == copy]
+    return dict(zip(rows.mask_of, paths_of(manifest, rows, column, root), strict=True))

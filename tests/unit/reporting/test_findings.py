@@ -9,7 +9,7 @@ from results_tree import DEFAULT, agreement, configuration, form, write_comparis
 
 from crfm_core.planning.durations import hours
 from crfm_core.reporting.comparison import best_form, read_comparison
-from crfm_core.reporting.costs import of_cost, read_stages
+from crfm_core.reporting.costs import cost_finding, read_costs
 from crfm_core.reporting.findings import against_baseline, caveats, of_classes, of_rectification, rectified_pairs, without_baseline
 from crfm_core.reporting.measurements import SamplesAgreement
 from crfm_core.reporting.tables import paired_difference
@@ -254,8 +254,8 @@ def write_benchmarks(folder, **jobs):
 
 def test_cost_is_counted_in_cpu_hours_without_gpus(tmp_path):
     folder = write_benchmarks(tmp_path / "b", train_generator__crfm=(3600, 7200), filter_tiles__a=(36, "-"), make_report=(999, 999))
-    stages = read_stages(folder, [], SETTINGS)
-    finding = of_cost(stages)
+    stages = read_costs(folder, [], SETTINGS)
+    finding = cost_finding(stages)
     assert finding.headline == "2.0 CPU-hours" and "2 jobs took 1 h 01 min" in finding.sentences[0]
     assert finding.sentences[-1] == "Most of it: train generator (100 %)."
 
@@ -266,15 +266,15 @@ def test_cost_is_counted_in_gpu_hours_where_jobs_hold_gpus(tmp_path):
     settings = configuration(controls=raw["controls"] | {"siamese": raw["controls"]["siamese"] | {"processes": 4}}, segmentors=segmentors)
     jobs = {"train_generator__siamese": (3600, 10), "train_segmentor__real-equal__tiny__0": (3600, 10)}
     jobs |= {"train_segmentor__real__unet_tiny__1": (3600, 10), "tile_scenes__train": (3600, 7200)}
-    stages = read_stages(write_benchmarks(tmp_path / "b", **jobs), ["train_generator", "train_segmentor"], settings)
+    stages = read_costs(write_benchmarks(tmp_path / "b", **jobs), ["train_generator", "train_segmentor"], settings)
     assert {stage.name: stage.gpu / 3600 for stage in stages} == {"train generator": 4, "train segmentor": 9, "tile scenes": 0}
-    finding = of_cost(stages)
+    finding = cost_finding(stages)
     assert finding.headline == "13 GPU-hours" and "2.0 CPU-hours" in finding.sentences[1]
     assert finding.sentences[-1] == "Most of it: train segmentor (69 %) and train generator (31 %)."
 
 
 def test_a_cost_that_is_not_known_is_said_so(tmp_path):
-    assert of_cost(read_stages(tmp_path / "none", [], SETTINGS)).headline == "Not known: no stage has left its time"
+    assert cost_finding(read_costs(tmp_path / "none", [], SETTINGS)).headline == "Not known: no stage has left its time"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0"), (36, "0.01"), (860, "0.24"), (3599, "1.0"), (35900, "10"), (432000, "120")])

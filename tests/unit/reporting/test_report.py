@@ -5,25 +5,38 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from results_tree import DEFAULT, EVIL, FORMS, REPO, build, configuration, dataset_named, form, only, write_comparison
+from results_tree import DEFAULT, EVIL, FORMS, REPO, build, configuration, copied, dataset_named, form, write_comparison
 
 from crfm_core import DataError
 from crfm_core.experiment import selected_tables
 from crfm_core.files import write_json
 from crfm_core.manifest import read_manifest, write_manifest
+from crfm_core.reporting import sections
 from crfm_core.reporting.colours import Colours
 from crfm_core.reporting.comparison import read_comparison
 from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.page import make_report
 from crfm_core.reporting.published import read_published
+from crfm_core.reporting.sections import report_files
 
 MAIN = ["real", "real-equal", "triattention", "crfm"]
+
+
+def of_kind(arguments, kind, dataset="embedded"):
+    """The files of a kind of one dataset."""
+    return [Path(path) for path in arguments["experiment"].report_files(dataset)[kind].values()]
+
+
+def table_of(arguments, name="main"):
+    return Path(arguments["experiment"].results.table(name))
 
 
 def text_of(page):
@@ -42,7 +55,7 @@ def shown(page, name):
 def report(tmp_path_factory):
     """The page of the table main, with samples of which two are copies of training tiles."""
     arguments = build(tmp_path_factory.mktemp("report"), scale=f"tiny {EVIL}")
-    path = arguments["inputs"]["generation"][1]
+    path = of_kind(arguments, "generation")[1]
     write_json(path, json.loads(path.read_text()) | {"memorised": ["train-0-0", "train-1-2"], "cmmd": 1.234})
     make_report(**arguments)
     return arguments, arguments["page"].read_text()
@@ -75,25 +88,26 @@ def odd(tmp_path_factory):
     searching = {"preset": "adaptive", "rectify": {"steps": 9, "trials": 3, "agreement": 0.95}, "critic_decoder": "models/taesd3"}
     samplers = raw["samplers"] | {"plain": raw["samplers"]["plain"] | {"guidance_scale": 2.5}, "crfm": raw["samplers"]["crfm"] | searching}
     controls = {name: control | {"caption_dropout": 0.1} for name, control in raw["controls"].items()}
-    arguments = build(tmp_path_factory.mktemp("odd"), samplers=samplers, controls=controls, forms=None)
-    inputs, root = arguments["inputs"], arguments["results"] / "embedded"
-    table = read_manifest(inputs["synthetic"][1])
+    compared = raw["comparison"] | {"presets": ["default"]}
+    arguments = build(tmp_path_factory.mktemp("odd"), samplers=samplers, controls=controls, forms=None, comparison=compared)
+    root, synthetic = arguments["experiment"].results.folder("embedded"), of_kind(arguments, "synthetic")[1]
+    table = read_manifest(synthetic)
     records = [json.loads(text)[: index % 4] for index, text in enumerate(table.corrections)]  # 0, 1, 2, 3, 0 ... of four
     table["corrections"] = [json.dumps([entry | {"loss_after": None} for entry in record]) for record in records]
     table["critic_loss_before"] = [2.0 if record else np.nan for record in records]
     table["critic_loss_after"] = np.nan
     table["note"] = ["no labelled pixel: not corrected" if index % 4 == 0 else "" for index in range(len(table))]
-    write_manifest(inputs["synthetic"][1], table)
+    write_manifest(synthetic, table)
     nothing = {"kind": "inception", "features": "InceptionV3", "missing": "no <weights>"} | dict.fromkeys(
         ("fid", "kid", "kid_sd", "subset")
     )
     nothing |= {"diversity": {"copies": None, "real": None}, "neighbours": [], "cmmd_missing": "no CLIP-like model"}
-    for path in inputs["generation"]:
+    for path in of_kind(arguments, "generation"):
         write_json(path, json.loads(path.read_text()) | nothing)
     mixed = read_manifest(root / "mixes" / "crfm.parquet")
     write_manifest(root / "mixes" / "crfm.parquet", mixed[mixed.source == "real"])
-    forms = write_comparison(root, {"default": [form([35], [50])]}, plain=([32], [42]))
-    make_report(**only(arguments, comparison=forms) | {"gpu_stages": ["train_generator"]})
+    write_comparison(root, {"default": [form([35], [50])]}, plain=([32], [42]))
+    make_report(**arguments | {"gpu_stages": ["train_generator"]})
     return arguments["page"].read_text()
 
 
@@ -125,7 +139,7 @@ def test_text_from_the_configuration_is_escaped(report):
 
 def test_the_sections_come_in_the_order_in_which_one_asks(report):
     assert re.findall(r'<section id="(\w+)">', report[1]) == [
-        "answer", "run", "scores", "agreement", "forms", "samples", "curation", "data", "provenance",
+        "answer", "run", "scores", "agreement", "forms", "samples", "failures", "corrections", "curation", "data", "provenance",
     ]  # fmt: skip
 
 
@@ -141,8 +155,8 @@ def test_the_answer_comes_first_and_follows_from_the_intervals(report):
 
 
 def test_the_classes_of_the_answer_are_those_whose_intervals_leave_out_zero(report):
-    frame = pd.read_csv(report[0]["inputs"]["tables"][0]).set_index("recipe").loc["crfm"]
-    classes = report[0]["datasets"][0].classes
+    frame = pd.read_csv(table_of(report[0])).set_index("recipe").loc["crfm"]
+    classes = report[0]["experiment"].datasets["embedded"].classes
     gains = {name: frame[f"IoU_difference:{name}"] for name in classes if frame[f"IoU_low:{name}"] > 0}
     losses = [name for name in classes if frame[f"IoU_high:{name}"] < 0]
     headline = re.search(r"On which classes\? (.*?) against real-equal", shown(report[1], "answer")[1]).group(1)
@@ -166,8 +180,8 @@ def test_a_run_of_real_tiles_alone_with_one_seed_still_has_a_page(tmp_path):
     one = {"title": "Real only", "recipes": ["real"], "segmentors": ["segformer_tiny"]}
     changes = {"experiments": {"pair": pair, "one": one}, "tables": "all", "seeds": [0], "comparison": None}
     arguments = build(tmp_path, {"real": [66], "real-equal": [68]}, **changes)
-    left = write_comparison(arguments["results"] / "embedded", FORMS)  # by an earlier configuration
-    make_report(**only(arguments, comparison=left))
+    write_comparison(arguments["experiment"].results.folder("embedded"), FORMS)  # by an earlier configuration
+    make_report(**arguments)
     page = arguments["page"].read_text()
     text = text_of(page)
     assert "too few to judge" in text and "one seed: no interval" in text and not re.search(r"\bnan\b", text)
@@ -198,9 +212,9 @@ def test_published_figures_never_stand_in_the_rows_of_ours(report):
     assert "FUSU-4k , percent" in text_of(apart) and "TODSynth minus real only +1.60 +2.08 +2.22" in text_of(apart)
     assert "SynthEarth CLIP 5 75.35 47.53 58.91" in text_of(apart)
     assert not any(number in text_of(page.replace(apart, "")) for number in numbers)
-    with arguments["inputs"]["tables"][0].open() as table:
+    with table_of(arguments).open() as table:
         assert [row["recipe"] for row in csv.DictReader(table)] == MAIN
-        assert not any(row["label"] in arguments["inputs"]["tables"][0].read_text() for row in rows)
+        assert not any(row["label"] in table_of(arguments).read_text() for row in rows)
 
 
 def test_the_published_figures_are_those_of_the_notes():
@@ -214,8 +228,8 @@ def test_the_published_figures_are_those_of_the_notes():
 
 def test_each_table_says_what_makes_it_again(wide):
     arguments, page = wide
-    for path in arguments["inputs"]["tables"]:
-        assert f"run {path} --config tables=all" in page
+    for name in arguments["experiment"].tables:
+        assert f"run {table_of(arguments, name)} --config tables=all" in page
     assert f"run {arguments['page']} --config tables=all" in page
 
 
@@ -264,7 +278,7 @@ def test_what_was_not_measured_of_samples_is_said_with_the_reason(odd):
 
 def test_failures_are_those_the_judge_finds_worst(report):
     arguments, page = report
-    part, text = shown(page, "samples")
+    part, text = shown(page, "failures")
     assert "crfm: the lowest 6 of 18 samples" in text and "train-0-0 (judge 3.0, critic 9.0), train-0-1 (judge 4.0, critic 9.0)" in text
     assert "train-1-2 (judge 8.0" in text and "train-2-0 (judge 9.0" not in text  # the seventh
     assert "embedded-failures-triattention-crfm.png" in part
@@ -277,8 +291,7 @@ def test_the_generators_loss_stands_with_and_without_masks(report):
 
 def test_every_number_names_its_file_and_every_figure_lies_in_the_folder(report):
     arguments, page = report
-    for paths in arguments["inputs"].values():
-        assert all(str(path) in page for path in paths)
+    assert all(path in page for path in report_files(arguments["experiment"]))
     found = {path.name for path in arguments["figures"].iterdir()}
     names = ["legend", "agreement", "samples", "corrections", "curation", "forms", "forms-steps"]
     names = [f"embedded-{name}" for name in names] + ["main-embedded-segformer_tiny-classes", "main-differences"]
@@ -319,7 +332,7 @@ def test_what_every_step_dropped_is_counted_with_its_reason(wide):
 
 def test_pixels_per_class_are_those_of_the_manifests(wide):
     arguments, page = wide
-    folder = arguments["results"] / "embedded"
+    folder = arguments["experiment"].results.folder("embedded")
     counts = [
         np.stack([np.asarray(pixels) for pixels in table.pixels]).sum(axis=0)
         for table in (
@@ -331,7 +344,7 @@ def test_pixels_per_class_are_those_of_the_manifests(wide):
     _, text = shown(page, "curation")
     steps = text[text.index("Every class at every step") :]
     part = steps[steps.index("agreement-pixel class") :]
-    for index, name in enumerate(arguments["datasets"][0].classes):
+    for index, name in enumerate(arguments["experiment"].datasets["embedded"].classes):
         before, after, last = (int(one[index]) for one in counts)
         left = "0 %" if not last else f"{100 * last / before:.1f} %"
         shares = f"{before:,} {after:,} {100 * after / before:.1f} % {last:,} {'0 %' if not last else f'{100 * last / after:.1f} %'}"
@@ -357,12 +370,12 @@ def test_a_mix_that_lost_its_synthetic_tiles_is_pointed_out(odd):
 def test_the_data_are_shown_with_their_licence_and_shares(report):
     arguments, page = report
     part, text = shown(page, "data")
-    sheet = arguments["inputs"]["data_sheets"][0]
+    (sheet,) = of_kind(arguments, "data_sheet")
     assert all(str(sheet / name) in part for name in ("contact-train.png", "class_shares.svg", "tile_map.png", "data_sheet.json"))
     assert "contact-test.png" not in part and "embedded world" in part
     numbers = json.loads((sheet / "data_sheet.json").read_text())["splits"]
     assert "train trained on 6 1 16 × 16 0.30 100.0 %" in text and "test scored 4 1 16 × 16" in text
-    for index, name in enumerate(arguments["datasets"][0].classes):
+    for index, name in enumerate(arguments["experiment"].datasets["embedded"].classes):
         cells = [f"{100 * numbers[split]['shares'][index]:.1f} % {numbers[split]['shown'][index]}" for split in ("train", "test")]
         assert f"{name} {' '.join(cells)}" in text
     assert "ignored, of all pixels 0 % 6 0 % 4" in text
@@ -375,29 +388,64 @@ def test_time_per_stage_is_told_from_the_benchmark_files(report, odd):
     assert "What did it cost? 0.11 GPU-hours" in text and "train segmentor 1 40 s – 0.011 812 MB" in text
 
 
+# --------------------------------------------------------------------------------------------------------- the sections
+
+
+def test_a_section_is_one_file_and_one_entry(report, tmp_path, monkeypatch):
+    """With a result of its own, which the workflow then makes for the report."""
+    arguments = copied(report[0], tmp_path)
+    experiment = arguments["experiment"]
+    (tmp_path / "toy.py").write_text(
+        'TITLE = "A toy"\n'
+        'TEMPLATE = "<p>{{ results.dataset.name }}: {{ found }} in {{ settings.scale }}</p>"\n'
+        "def show_dataset(report, results):\n"
+        "    return {'found': (results.root / 'toy.txt').read_text()}\n"
+    )
+    (experiment.results.folder("embedded") / "toy.txt").write_text("<b>seven</b>")
+    monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path)])
+    monkeypatch.setitem(sections.SECTIONS, "toy", lambda one: [f"{one.results.folder(name)}/toy.txt" for name in one.used_datasets])
+    assert str(experiment.results.folder("embedded") / "toy.txt") in report_files(experiment)
+    make_report(**arguments)
+    part, text = shown(arguments["page"].read_text(), "toy")
+    assert "<h2>A toy</h2>" in part and "embedded: &lt;b&gt;seven" in text
+
+
+def test_every_section_has_its_module_and_every_module_its_entry():
+    modules = {path.stem for path in Path(sections.__file__).parent.glob("*.py")} - {"__init__"}
+    assert set(sections.SECTIONS) == modules
+
+
+def test_the_report_is_made_from_files_of_the_layout_each_once(wide):
+    experiment = wide[0]["experiment"]
+    paths = report_files(experiment)
+    assert len(paths) == len(set(paths)) and all(experiment.results.find(path) for path in paths)
+    assert {experiment.results.find(path).names.get("dataset") for path in paths} == {None, *experiment.used_datasets}
+
+
+def test_the_entries_of_the_sections_import_nothing_that_takes_time():
+    program = "import sys, crfm_core.reporting.sections; print([n for n in ('pandas', 'matplotlib', 'jinja2') if n in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPO)
+    assert answer.stdout.strip() == "[]"
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
+def refuses(arguments, words):
+    """make_report names the fault and writes nothing."""
+    with pytest.raises(DataError, match=words):
+        make_report(**arguments)
+    assert not arguments["page"].exists() and not arguments["figures"].exists()
+
+
 def test_a_data_sheet_without_a_picture_the_report_shows_is_named(report, tmp_path):
-    arguments, _ = report
-    sheet = tmp_path / "data_sheet"
-    shutil.copytree(arguments["inputs"]["data_sheets"][0], sheet)
-    out = {"page": tmp_path / "report.html", "figures": tmp_path / "figures"}
+    arguments = copied(report[0], tmp_path)
+    (sheet,) = of_kind(arguments, "data_sheet")
     (sheet / "tile_map.png").unlink()
-    with pytest.raises(DataError, match=r"data_sheet/tile_map\.png: no such picture; delete its folder"):
-        make_report(**only(arguments, data_sheets=[sheet]) | out)
+    refuses(arguments, r"data_sheet/tile_map\.png: no such picture; delete its folder")
     found = json.loads((sheet / "data_sheet.json").read_text())
     write_json(sheet / "data_sheet.json", found | {"pictures": found["pictures"][1:]})
-    with pytest.raises(DataError, match=r"data_sheet\.json: no picture of contact for train; delete the folder"):
-        make_report(**only(arguments, data_sheets=[sheet]) | out)
-    assert not out["page"].exists() and not out["figures"].exists()
-
-
-def edited(source, target, **changes):
-    """A copy of a JSON file, changed; a value of ... is left out."""
-    content = json.loads(source.read_text()) | changes
-    write_json(target, {key: value for key, value in content.items() if value is not ...})
-    return target
+    refuses(arguments, r"data_sheet\.json: no picture of contact for train; delete the folder")
 
 
 @pytest.mark.parametrize(
@@ -411,32 +459,32 @@ def edited(source, target, **changes):
     ],
 )
 def test_an_incomplete_measurement_is_named(report, tmp_path, kind, changes, words):
-    arguments = report[0]
-    paths = [tmp_path / "embedded" / kind / "triattention" / path.name for path in arguments["inputs"][kind]]
-    for path, source in zip(paths, arguments["inputs"][kind], strict=True):
-        edited(source, path, **(changes if path.stem == "crfm" else {}))
-    out = {"page": tmp_path / "report.html", "figures": tmp_path / "figures"}
-    with pytest.raises(DataError, match=rf"{kind}/triattention/crfm\.json: {words}"):
-        make_report(**only(arguments, **{kind: paths}) | out)
-    assert not out["page"].exists() and not out["figures"].exists()
+    arguments = copied(report[0], tmp_path)
+    path = of_kind(arguments, kind)[1]
+    content = json.loads(path.read_text()) | changes
+    write_json(path, {key: value for key, value in content.items() if value is not ...})
+    refuses(arguments, rf"{kind}/triattention/crfm\.json: {words}")
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("kind", "words"),
     [
-        ({"agreement": ["embedded/agreement/triattention/crfm.json"]}, r"agreement/triattention/crfm\.json: no such file"),
-        ({"filtered": []}, r"filtered/triattention/plain/pixel: not among the files given, and recipe triattention trained on it"),
-        ({"synthetic": []}, r"synthetic/triattention/plain/all\.parquet: not among the files given, and its scores are"),
-        ({"tables": []}, r"tables/main\.csv: not among the tables given"),
-        ({"reconstruction": []}, "reconstruction: none is given for dataset embedded"),
+        ("agreement", r"agreement/triattention/plain\.json: no such file"),
+        ("filtered", r"filtered/triattention/plain/pixel\.parquet: no such"),
+        ("synthetic", r"synthetic/triattention/plain/all\.parquet: no such"),
+        ("reconstruction", r"agreement/reconstruction\.json: no such file"),
     ],
 )
-def test_a_file_that_is_not_there_is_named(report, tmp_path, changes, words):
-    given = {kind: [tmp_path / path for path in paths] for kind, paths in changes.items()}
-    out = {"page": tmp_path / "report.html", "figures": tmp_path / "figures"}
-    with pytest.raises(DataError, match=words):
-        make_report(**only(report[0], **given) | out)
-    assert not out["page"].exists() and not out["figures"].exists()
+def test_a_file_that_is_not_there_is_named(report, tmp_path, kind, words):
+    arguments = copied(report[0], tmp_path)
+    of_kind(arguments, kind)[0].unlink()
+    refuses(arguments, words)
+
+
+def test_a_table_that_is_not_there_is_named(report, tmp_path):
+    arguments = copied(report[0], tmp_path)
+    table_of(arguments).unlink()
+    refuses(arguments, r"tables/main\.csv: no such table")
 
 
 @pytest.mark.parametrize(
@@ -449,10 +497,9 @@ def test_a_file_that_is_not_there_is_named(report, tmp_path, changes, words):
     ],
 )
 def test_a_table_that_is_not_the_configured_one_is_refused(report, tmp_path, edit, words):
-    path = tmp_path / "main.csv"
-    edit(pd.read_csv(report[0]["inputs"]["tables"][0])).to_csv(path, index=False)
-    with pytest.raises(DataError, match=words):
-        make_report(**only(report[0], tables=[path]) | {"page": tmp_path / "r.html", "figures": tmp_path / "f"})
+    arguments = copied(report[0], tmp_path)
+    edit(pd.read_csv(table_of(arguments))).to_csv(table_of(arguments), index=False)
+    refuses(arguments, words)
 
 
 @pytest.mark.parametrize(
@@ -557,6 +604,6 @@ def test_the_samplers_are_told_by_what_their_images_depend_on(odd, report):
 
 
 def test_the_tiles_of_the_sheet_do_not_depend_on_the_order_of_rows(report):
-    table = pd.read_parquet(report[0]["inputs"]["tiles"][0])
+    table = pd.read_parquet(of_kind(report[0], "tiles")[0])
     mixed = table.sample(frac=1, random_state=3)
     assert list(table.tile_id.iloc[choose_tiles(table, 3)]) == list(mixed.tile_id.iloc[choose_tiles(mixed, 3)])

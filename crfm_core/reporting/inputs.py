@@ -1,0 +1,111 @@
+"""The result files that a report is written from, and their contents, read when a section asks for them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from crfm_core import DataError
+from crfm_core.experiment import Experiment
+from crfm_core.manifest import read_manifest
+from crfm_core.reporting.comparison import Comparison, read_comparison
+from crfm_core.reporting.data_sheet import DataSheet, read_data_sheet
+from crfm_core.reporting.measurements import Generation, Reconstruction, SamplesAgreement, Validation
+from crfm_core.reporting.mixes import Mix, read_mix
+from crfm_core.reporting.reading import read_model
+
+Pair = tuple[str, str]  #: control, sampler
+
+
+class DatasetResults:
+    """The results of one dataset.
+
+    Attributes:
+        files: paths by kind, as of :meth:`Experiment.report_files`; the properties of the same names hold their contents.
+        leading: recipes of the first table of this dataset.
+        folded: whether it is shown in short, its details behind a click.
+
+    A property raises DataError naming a file that is missing or incomplete.
+    """
+
+    def __init__(self, experiment: Experiment, name: str, leading: list[str], folded: bool) -> None:
+        self.dataset, self.settings, self.leading, self.folded = experiment.datasets[name], experiment.settings, leading, folded
+        self.root = experiment.results.folder(name)
+        self.files = {kind: {key: Path(path) for key, path in paths.items()} for kind, paths in experiment.report_files(name).items()}
+
+    def _read(self, kind: str, read) -> dict:
+        return {key: read(path) for key, path in self.files[kind].items()}
+
+    @cached_property
+    def tiles(self) -> pd.DataFrame:
+        return read_manifest(self.files["tiles"][self.dataset.train])
+
+    @cached_property
+    def data_sheet(self) -> DataSheet:
+        return read_data_sheet(self.files["data_sheet"][self.dataset.name])
+
+    @cached_property
+    def synthetic(self) -> dict[Pair, pd.DataFrame]:
+        return self._read("synthetic", read_manifest)
+
+    @cached_property
+    def filtered(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        return self._read("filtered", read_manifest)
+
+    @cached_property
+    def resampled(self) -> dict[tuple[str, str, str, str], pd.DataFrame]:
+        return self._read("resampled", read_manifest)
+
+    @cached_property
+    def mixes(self) -> dict[str, Mix]:
+        return self._read("mixes", read_mix)
+
+    @cached_property
+    def agreement(self) -> dict[Pair, SamplesAgreement]:
+        return self._read("agreement", lambda path: read_model(path, SamplesAgreement))
+
+    @cached_property
+    def generation(self) -> dict[Pair, Generation]:
+        return self._read("generation", lambda path: read_model(path, Generation))
+
+    @cached_property
+    def reconstruction(self) -> Reconstruction:
+        return read_model(self.files["reconstruction"][self.dataset.name], Reconstruction)
+
+    @cached_property
+    def validation(self) -> dict[str, Validation]:
+        return self._read("validation", lambda path: read_model(path, Validation))
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        return read_comparison(list(self.files["comparison"].values())) if self.files["comparison"] else None
+
+    def made_from(self, *kinds: str) -> str:
+        """The files of these kinds, for the line below a figure or table."""
+        return ", ".join(str(path) for kind in kinds for path in self.files[kind].values())
+
+    def name_of(self, pair: Pair) -> str:
+        """The sampler, with the control only where several are compared."""
+        return pair[1] if len({control for control, _ in self.synthetic}) == 1 else f"{pair[0]}/{pair[1]}"
+
+    @property
+    def leading_pairs(self) -> list[Pair]:
+        """(control, sampler) of the leading recipes; all where they have none."""
+        recipes = [self.settings.recipes[name] for name in self.leading]
+        pairs = dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control)
+        return list(pairs) or list(self.files["synthetic"])
+
+    @property
+    def other_pairs(self) -> list[Pair]:
+        """The rest."""
+        return [pair for pair in self.files["synthetic"] if pair not in self.leading_pairs]
+
+    def sample_row(self, pair: Pair, tile_id: str, named_by: Path) -> pd.DataFrame:
+        """The one row of a sample's manifest with this id. Raises DataError, naming the file that named it, when there is none."""
+        table = self.synthetic[pair]
+        found = table[table.tile_id == tile_id]
+        if found.empty:
+            raise DataError(f"{named_by}: names {tile_id!r}, which is not in {self.files['synthetic'][pair]}; delete it and run it again")
+        return found
