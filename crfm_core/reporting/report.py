@@ -63,7 +63,7 @@ class Report:
 
     @property
     def benchmarks(self) -> Path:
-        return Path(self.experiment.results.results) / "benchmarks"
+        return Path(self.experiment.results.benchmarks())
 
     @cached_property
     def frames(self) -> dict[str, pd.DataFrame]:
