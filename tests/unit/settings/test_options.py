@@ -75,7 +75,7 @@ ELSEWHERE = {
     "samplers.NAME.compile": "unit/sampling/test_shards.py",
     "segmentors.NAME.processes": "unit/segmentor/test_segmentor_processes.py",
     "segmentors.NAME.pretrained.path": "unit/segmentor/test_pretrained.py",
-    "critic.path": "unit/segmentor/test_mmseg_checkpoint.py",
+    "critic.path": "unit/segmentor/test_critic.py",
     "generation.weights.path": "unit/segmentor/test_pretrained.py",  # downloads of both kinds of weights are one class
     "source.label_suffix": "unit/data/test_scenes.py",
     "source.exclude": "unit/data/test_sources.py",
