@@ -20,6 +20,7 @@ from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import composition
 from crfm_core.reporting import data_figures as draw
 from crfm_core.reporting.composition import Distance, Note, SplitNumbers
+from crfm_core.reporting.contact_sheet import ContactTile, contact_sheet
 from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.rendering import embed, environment
@@ -157,13 +158,13 @@ def _contact(dataset: Dataset, split: str, manifest: Path, table: pd.DataFrame, 
     chosen = table.iloc[choose_tiles(table, CONTACTS)]
     images, labels = (paths_of(manifest, chosen, column, root) for column in ("image", "label"))
     files = zip(chosen.tile_id, images, labels, strict=True)
-    tiles = [draw.ContactTile(name, read_rgb(image), read_label(label)) for name, image, label in files]
+    tiles = [ContactTile(name, read_rgb(image), read_label(label)) for name, image, label in files]
     for tile, label in zip(tiles, labels, strict=True):
         if tile.image.shape[:2] != tile.label.shape:
             raise DataError(f"{label}: {tile.label.shape[1]}x{tile.label.shape[0]} pixels, its image has another size; cut the tiles again")
     every = f"All {len(table)} tiles of {split}" if len(table) > 1 else f"The tile of {split}"
     some = f"{len(tiles)} of {len(table)} tiles of {split}, chosen for the classes they show, none by chance or quality"
-    name = draw.contact_sheet(tiles, dataset.classes, dataset.palette, folder, f"contact-{split}")
+    name = contact_sheet(tiles, dataset.classes, dataset.palette, folder, f"contact-{split}")
     return PictureFile(
         kind="contact",
         split=split,

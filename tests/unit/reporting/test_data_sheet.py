@@ -19,7 +19,8 @@ from crfm_core import DataError
 from crfm_core.data.rasters import IGNORE, IGNORED, write_raster
 from crfm_core.manifest import read_manifest, write_manifest
 from crfm_core.reporting import composition
-from crfm_core.reporting.data_figures import ContactTile, Ground, SceneView, contact_places, contact_sheet, ground_map, overlay, scene_map
+from crfm_core.reporting.contact_sheet import ContactTile, contact_places, contact_sheet, overlay
+from crfm_core.reporting.data_figures import Ground, SceneView, ground_map, scene_map
 from crfm_core.reporting.data_sheet import choose_scenes, draw_data_sheet, read_data_sheet, thumbnail
 from crfm_core.reporting.figures import choose_tiles
 
