@@ -23,7 +23,7 @@ from crfm_core.settings import Dataset, Settings
 BASES = ("measured", "scaled", "guess", "not known")
 #: Wildcards that tell variants of a rule's work apart; the others say on what it is done, and how often.
 VARIANTS = ("control", "sampler", "segmentor", "preset", "filter")
-WIDTH = 100  #: widest line
+TEXT_WIDTH = 100  #: widest line
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Plan:
         without = f"without {len(unknown)} not known" if unknown else ""
         lines.append(_line("total", [str(self.jobs), *(_hours(self.total(kind)) for kind in kinds), _size(self.disk), without]))
         notes = [*self._wall_note(on_gpu, unknown), *self._tile_notes(), *self._disk_notes(), "", *self._basis_notes(on_gpu)]
-        wrapped = [part for note in notes for part in textwrap.wrap(note, WIDTH, subsequent_indent="  ") or [""]]
+        wrapped = [part for note in notes for part in textwrap.wrap(note, TEXT_WIDTH, subsequent_indent="  ") or [""]]
         return "\n".join([*lines, "", *wrapped]) + "\n"
 
     def _wall_note(self, on_gpu: bool, unknown: list[str]) -> list[str]:

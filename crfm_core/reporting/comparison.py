@@ -11,12 +11,10 @@ from pydantic import BaseModel, Field
 
 from crfm_core import DataError
 from crfm_core.reporting.findings import Finding, number, points, said
-from crfm_core.reporting.measurements import as_float
+from crfm_core.reporting.measurements import Score, as_float
 from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
 from crfm_core.settings import PLAIN, Preset
-
-Score = float | None  #: None where it is undefined
 
 
 class Scores(BaseModel):
@@ -53,7 +51,7 @@ class Form(BaseModel):
         return [as_float(getattr(getattr(one, who), score)) for one in self.seeds]
 
 
-class Measured(BaseModel):
+class ComparisonFile(BaseModel):
     """One file of the comparison."""
 
     preset: Preset | Literal["plain"]
@@ -63,7 +61,7 @@ class Measured(BaseModel):
 
 
 @dataclass(frozen=True)
-class Row:
+class FormRow:
     """A form beside plain sampling of the same masks from the same noise; gains are differences in mIoU, None for plain itself."""
 
     preset: str
@@ -88,10 +86,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FormComparison:
     """The rows of a comparison, plain sampling first, and what all of them share."""
 
-    rows: list[Row]
+    rows: list[FormRow]
     masks: int
     num_steps: int
     seeds: list[int]
@@ -101,22 +99,22 @@ class Comparison:
         """In the order of the files; "plain" is the first."""
         return list(dict.fromkeys(row.preset for row in self.rows))
 
-    def of(self, preset: str) -> list[Row]:
+    def of(self, preset: str) -> list[FormRow]:
         return [row for row in self.rows if row.preset == preset]
 
 
-def read_comparison(paths: list[Path]) -> Comparison:
+def read_comparison(paths: list[Path]) -> FormComparison:
     """Read the files of one dataset's comparison, PRESET.json each, "plain" among them.
 
     Raises DataError naming the file that is missing, lacks something, or is of other masks, steps or seeds than plain's.
     """
-    found = {path: read_model(path, Measured) for path in paths}
+    found = {path: read_model(path, ComparisonFile) for path in paths}
     plain_path = next((path for path, measured in found.items() if measured.preset == PLAIN), None)
     if plain_path is None:
         raise DataError(f"{paths[0].with_name(PLAIN)}.json: not among the files of the comparison; what all forms are compared with")
     plain = found.pop(plain_path)
     baseline = plain.forms[0]
-    rows, shared = [Row(PLAIN, baseline, 1.0)], _shared(plain, baseline)
+    rows, shared = [FormRow(PLAIN, baseline, 1.0)], _shared(plain, baseline)
     for path, measured in found.items():
         for form in measured.forms:
             if _shared(measured, form) != shared:
@@ -126,15 +124,15 @@ def read_comparison(paths: list[Path]) -> Comparison:
             each = {who: [a - b for a, b in zip(ours[who], theirs[who], strict=True)] for who in ours}
             ahead = paired_difference(each["critic"], each["judge"])
             slower = form.seconds_per_image / baseline.seconds_per_image
-            rows.append(Row(measured.preset, form, slower, gains["judge"], gains["critic"], ahead))
-    return Comparison(rows, plain.masks, plain.num_steps, [one.seed for one in baseline.seeds])
+            rows.append(FormRow(measured.preset, form, slower, gains["judge"], gains["critic"], ahead))
+    return FormComparison(rows, plain.masks, plain.num_steps, [one.seed for one in baseline.seeds])
 
 
-def _shared(measured: Measured, form: Form) -> tuple:
+def _shared(measured: ComparisonFile, form: Form) -> tuple:
     return measured.masks, measured.num_steps, [one.seed for one in form.seeds]
 
 
-def best_form(comparison: Comparison) -> Finding:
+def best_form(comparison: FormComparison) -> Finding:
     """Which form the judge likes best, and whether that is more than noise and more than the critic's own taste."""
     plain, *rows = comparison.rows
     level = number(plain.spread("judge", "mIoU")[0])
@@ -152,7 +150,7 @@ def best_form(comparison: Comparison) -> Finding:
     return Finding(question, headline, tone, [*_of_critic(best), *_of_others(best, rows)])
 
 
-def _of_critic(best: Row) -> list[str]:
+def _of_critic(best: FormRow) -> list[str]:
     ahead = best.critic_ahead
     if math.isnan(ahead.mean):
         return []
@@ -165,7 +163,7 @@ def _of_critic(best: Row) -> list[str]:
     return [f"{own}."]
 
 
-def _of_others(best: Row, rows: list[Row]) -> list[str]:
+def _of_others(best: FormRow, rows: list[FormRow]) -> list[str]:
     """The forms that these seeds cannot tell from the best, by pairs of the same seed."""
     ours = best.form.column("judge", "mIoU")
     others = [row for row in rows if row is not best]

@@ -14,6 +14,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from crfm_core import DataError
+from crfm_core.reporting.findings import listed
 from crfm_core.reporting.rendering import percent
 
 RARE = 0.001  #: a class with a smaller share of the labelled pixels is pointed out
@@ -211,13 +212,6 @@ def notes_on(splits: dict[str, SplitNumbers], distances: list[Distance], classes
             text = f"{numbers.sparse} of {_tiles(numbers.tiles)} of {split} {verb} less than {100 * SPARSE:g} % of their pixels labelled."
             notes.append(Note(kind="sparse", text=text))
     return notes
-
-
-def listed(names: Sequence[str], most: int | None = None) -> str:
-    """``a``, ``a and b``, ``a, b and c``; those after ``most`` as ``N more``."""
-    if most is not None and len(names) > most:
-        names = [*names[:most], f"{len(names) - most} more"]
-    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _tiles(count: int) -> str:

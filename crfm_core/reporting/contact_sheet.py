@@ -15,7 +15,7 @@ from matplotlib.textpath import TextToPath
 from PIL import Image
 
 from crfm_core.data.rasters import IGNORE, IGNORED, paint
-from crfm_core.reporting.figures import FAINT, STYLE, WIDTH
+from crfm_core.reporting.figures import FAINT, FIGURE_WIDTH, STYLE
 
 
 def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[tuple[int, int, int]], cover: float = 0.45) -> np.ndarray:
@@ -60,7 +60,7 @@ def contact_sheet(tiles: Sequence[ContactTile], classes: Sequence[str], palette:
     place pixel by pixel, at :func:`contact_places`.
     """
     cell, width, height = _contact_size(tiles)
-    dpi, across = width / WIDTH, min(2, len(tiles))
+    dpi, across = width / FIGURE_WIDTH, min(2, len(tiles))
     swatch, legend = _legend_rows([*zip(classes, palette, strict=True), ("ignored", IGNORED)], dpi)
     legend_height = round(len(legend) * 1.7 * swatch)
     canvas = np.full((height + legend_height, width, 3), 255, np.uint8)
@@ -99,7 +99,7 @@ def contact_sheet(tiles: Sequence[ContactTile], classes: Sequence[str], palette:
 def contact_places(tiles: Sequence[ContactTile]) -> list[tuple[int, int]]:
     """Row and column of the first pixel of each tile's image in the sheet; mask and overlay follow a cell and a gap further right."""
     cell, width, _ = _contact_size(tiles)
-    top, step = round(0.22 * width / WIDTH), cell + round(0.52 * width / WIDTH)
+    top, step = round(0.22 * width / FIGURE_WIDTH), cell + round(0.52 * width / FIGURE_WIDTH)
     return [(top + index // 2 * step, index % 2 * (3 * cell + 2 * _gap(cell) + _between(cell))) for index in range(len(tiles))]
 
 
@@ -108,7 +108,7 @@ def _contact_size(tiles: Sequence[ContactTile]) -> tuple[int, int, int]:
     side = max(max(tile.label.shape) for tile in tiles)
     cell = side * max(1, round(256 / side)) if side <= 340 else 256
     width = 6 * cell + 4 * _gap(cell) + _between(cell)
-    dpi, rows = width / WIDTH, math.ceil(len(tiles) / 2)
+    dpi, rows = width / FIGURE_WIDTH, math.ceil(len(tiles) / 2)
     return cell, width, round(0.22 * dpi) + rows * (cell + round(0.52 * dpi))
 
 
@@ -157,7 +157,7 @@ def _legend_rows(entries: Sequence[tuple[str, tuple]], dpi: float) -> tuple[int,
     swatch, lines, left = round(0.12 * dpi), [[]], 0.0
     for entry, colour in entries:
         needed = 1.5 * swatch + _text_width(entry, 8) * dpi
-        if lines[-1] and left + needed > WIDTH * dpi:
+        if lines[-1] and left + needed > FIGURE_WIDTH * dpi:
             lines.append([])
             left = 0.0
         lines[-1].append((round(left), entry, colour))

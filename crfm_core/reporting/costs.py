@@ -14,7 +14,7 @@ from crfm_core.planning.durations import duration, hours
 from crfm_core.reporting.findings import Finding, listed
 from crfm_core.settings import Settings
 
-NAMED = 3  #: stages named in the summary
+NAMED_STAGES = 3  #: stages named in the summary
 
 
 @dataclass
@@ -88,7 +88,7 @@ def cost_finding(stages: list[StageCost]) -> Finding:
         sentences.append(f"Beside that {hours(cpu)} CPU-hours of processor time.")
     if cpu:  # the engine looks at a long job every half minute, and what follows the last look is not noted
         sentences.append("CPU-hours are sampled: they leave out up to the last half minute of every job.")
-    most = sorted(stages, key=lambda stage: -getattr(stage, kind))[:NAMED]
+    most = sorted(stages, key=lambda stage: -getattr(stage, kind))[:NAMED_STAGES]
     shares = [f"{stage.name} ({100 * getattr(stage, kind) / total:.0f} %)" for stage in most if getattr(stage, kind) > 0]
     if shares:
         sentences.append(f"Most of it: {listed(shares)}.")

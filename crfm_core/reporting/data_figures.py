@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from crfm_core.data.rasters import IGNORED
 from crfm_core.reporting.contact_sheet import shortened
-from crfm_core.reporting.figures import FAINT, INK, STYLE, WIDTH, repeated, save
+from crfm_core.reporting.figures import FAINT, FIGURE_WIDTH, INK, STYLE, repeated, save
 from crfm_core.reporting.rendering import percent
 
 SPLIT_COLOURS = ("#2878b8", "#e07b16", "#2f9e6a", "#a04fb8", "#c94a4a", "#8a8b3a", "#17a2b8", "#a0622d")
@@ -48,7 +48,7 @@ def share_bars(
     colours, thick = split_colours(splits), 0.78 / len(splits)
     centres = np.arange(len(entries)) + np.array([0.0] * len(classes) + [0.35])  # the last one is of another whole
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + (0.16 * len(splits) + 0.08) * (len(entries) + 0.35)), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 0.9 + (0.16 * len(splits) + 0.08) * (len(entries) + 0.35)), layout="constrained")
         axes = figure.add_subplot()
         for index, split in enumerate(splits):
             values = 100 * np.array([*shares[split], ignored[split]])
@@ -97,7 +97,7 @@ class SceneView:
 def scene_map(scenes: Sequence[SceneView], splits: Sequence[str], title: str, folder: Path, name: str) -> str:
     """Scenes with the outlines of their tiles in the colours of the splits; ground in no tile is faded and grey."""
     colours, across = split_colours(splits), min(4, len(scenes))
-    column = (WIDTH - 0.14 * (across - 1)) / across
+    column = (FIGURE_WIDTH - 0.14 * (across - 1)) / across
     lines = [scenes[begin : begin + across] for begin in range(0, len(scenes), across)]
     # As high as its highest scene, within reason: a strip of ground is then narrower than its column.
     heights = [min(column * max(scene.height / scene.width for scene in line), 1.3 * column, 7.0) for line in lines]
@@ -105,7 +105,7 @@ def scene_map(scenes: Sequence[SceneView], splits: Sequence[str], title: str, fo
     head, words, gap = 0.52, 0.31, 0.16
     height = head + sum(heights) + (words + gap) * len(lines)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height))
+        figure = Figure(figsize=(FIGURE_WIDTH, height))
         figure.text(0, 1, title, fontsize=11, fontweight="bold", va="top")
         handles = [Patch(facecolor=(*mpl.colors.to_rgb(colours[split]), 0.2), edgecolor=colours[split], label=split) for split in splits]
         handles.append(Patch(facecolor="#dfe2e5", edgecolor="none", label="in no tile"))
@@ -117,12 +117,16 @@ def scene_map(scenes: Sequence[SceneView], splits: Sequence[str], title: str, fo
         for line, deep in zip(lines, heights, strict=True):
             for index, scene in enumerate(line):
                 left = index * (column + 0.14)
-                axes = figure.add_axes((left / WIDTH, (top - words - deep) / height, column / WIDTH, deep / height), anchor="NW")
+                axes = figure.add_axes(
+                    (left / FIGURE_WIDTH, (top - words - deep) / height, column / FIGURE_WIDTH, deep / height), anchor="NW"
+                )
                 _draw_scene(axes, scene, colours, min(column / scene.width, deep / scene.height), rasterise)
-                figure.text(left / WIDTH, top / height, shortened(scene.name, column, 8, "bold"), fontsize=8, fontweight="bold", va="top")
+                figure.text(
+                    left / FIGURE_WIDTH, top / height, shortened(scene.name, column, 8, "bold"), fontsize=8, fontweight="bold", va="top"
+                )
                 counts = ", ".join(f"{len(scene.tiles[split])} {split}" for split in splits if len(scene.tiles.get(split, ())))
                 line_below = shortened(f"{scene.width} × {scene.height} px: {counts or 'no tile'}", column, 7.5)
-                figure.text(left / WIDTH, (top - 0.14) / height, line_below, fontsize=7.5, color=FAINT, va="top")
+                figure.text(left / FIGURE_WIDTH, (top - 0.14) / height, line_below, fontsize=7.5, color=FAINT, va="top")
             top -= words + deep + gap
         return save(figure, folder, name, SHARP)
 
@@ -201,7 +205,7 @@ def ground_map(grounds: Sequence[Ground], splits: Sequence[str], folder: Path, n
     """
     colours = split_colours(splits)
     rasterise = sum(len(quads) for ground in grounds for quads in ground.quads.values()) > MANY
-    inner = WIDTH - 0.95  # left of it stand the numbers of the axis
+    inner = FIGURE_WIDTH - 0.95  # left of it stand the numbers of the axis
     layout, height = [], 0.3  # (ground, box, left, top, width, height in inches, letter)
     for ground in grounds:
         box = _box(ground.corners)
@@ -217,7 +221,7 @@ def ground_map(grounds: Sequence[Ground], splits: Sequence[str], folder: Path, n
                 layout.append((ground, places[index], 0.95 + left, height + 0.25, wide, high, "ABCD"[index]))
             height += 0.25 + max(high for *_, high in line) + 0.15
     with mpl.rc_context(STYLE | {"xtick.labelsize": 8, "ytick.labelsize": 8, "axes.labelsize": 9}):
-        figure = Figure(figsize=(WIDTH, height))
+        figure = Figure(figsize=(FIGURE_WIDTH, height))
         handles = [Patch(facecolor=(*mpl.colors.to_rgb(colours[split]), 0.35), edgecolor=colours[split], label=split) for split in splits]
         figure.legend(
             handles=handles, loc="upper left", bbox_to_anchor=(0, 1), ncols=6, borderpad=0, borderaxespad=0, handlelength=1.3,
@@ -225,7 +229,7 @@ def ground_map(grounds: Sequence[Ground], splits: Sequence[str], folder: Path, n
         )  # fmt: skip
         whole = None
         for ground, box, left, top, wide, high, letter in layout:
-            axes = figure.add_axes((left / WIDTH, 1 - (top + high) / height, wide / WIDTH, high / height))
+            axes = figure.add_axes((left / FIGURE_WIDTH, 1 - (top + high) / height, wide / FIGURE_WIDTH, high / height))
             scale = _draw_ground(axes, ground, box, colours, (wide, high), rasterise)
             if letter:
                 axes.set_title(letter, fontsize=9, pad=3)

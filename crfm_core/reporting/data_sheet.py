@@ -22,6 +22,7 @@ from crfm_core.reporting import data_figures as draw
 from crfm_core.reporting.composition import Distance, Note, SplitNumbers
 from crfm_core.reporting.contact_sheet import ContactTile, contact_sheet
 from crfm_core.reporting.figures import choose_tiles
+from crfm_core.reporting.findings import listed
 from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.rendering import embed, environment
 from crfm_core.settings import Dataset, Scale
@@ -74,16 +75,16 @@ def draw_data_sheet(dataset: Dataset, scenes: Path, tiles: dict[str, Path], root
     tables = {split: read_manifest(path) for split, path in tiles.items()}
     for split, table in tables.items():
         composition.check_table(tiles[split], table, len(dataset.classes))
-    listed, sizes = read_scenes(scenes, needed=()), composition.scene_sizes(list(tables.values()))
-    _check_scenes(scenes, listed, tiles, tables)
+    scene_table, sizes = read_scenes(scenes, needed=()), composition.scene_sizes(list(tables.values()))
+    _check_scenes(scenes, scene_table, tiles, tables)
     splits = {split: composition.count_split(table, sizes) for split, table in tables.items()}
     distances = composition.compare(splits, dataset.classes)
     notes = composition.notes_on(splits, distances, dataset.classes, dataset.train, dataset.test)
-    notes += [*_without_tiles(listed, tables), *_same_pictures(tables)]
+    notes += [*_without_tiles(scene_table, tables), *_same_pictures(tables)]
     with atomic_path(out) as folder:
         folder.mkdir()
         pictures = [_contact(dataset, split, tiles[split], table, root, folder) for split, table in tables.items()]
-        pictures += [_shares(dataset, splits, folder), _scene_map(dataset, listed, tables, sizes, folder)]
+        pictures += [_shares(dataset, splits, folder), _scene_map(dataset, scene_table, tables, sizes, folder)]
         pictures += _ground_map(tables, folder)
         sheet = DataSheet(
             dataset=dataset.name, about=dataset.about, licence=dataset.licence, classes=dataset.classes, palette=dataset.palette,
@@ -109,10 +110,10 @@ def shown_picture(folder: Path, picture: PictureFile, final: Path | None = None)
     return embed(folder / name, picture.alt, (final or folder) / name) | {"caption": picture.caption, "split": picture.split}
 
 
-def _check_scenes(scenes: Path, listed: pd.DataFrame, tiles: dict[str, Path], tables: dict[str, pd.DataFrame]) -> None:
-    if (again := listed.scene[listed.scene.duplicated()]).size:
+def _check_scenes(scenes: Path, scene_table: pd.DataFrame, tiles: dict[str, Path], tables: dict[str, pd.DataFrame]) -> None:
+    if (again := scene_table.scene[scene_table.scene.duplicated()]).size:
         raise DataError(f"{scenes}: scene {again.iloc[0]!r} is listed twice; delete it and run the workflow again")
-    known = set(listed.scene)
+    known = set(scene_table.scene)
     for split, table in tables.items():
         if unknown := sorted(set(table.scene) - known):
             raise DataError(f"{tiles[split]}: scene {unknown[0]!r} is not in {scenes}; delete both and run the workflow again")
@@ -129,14 +130,14 @@ def _class_shares(sheet: DataSheet) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------------------- notes
 
 
-def _without_tiles(listed: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> list[Note]:
+def _without_tiles(scene_table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> list[Note]:
     """Scenes of the shown splits that no tile was cut from; a scene without a split belongs to all."""
     used = set().union(*(table.scene for table in tables.values()))
-    left = sorted(set(listed.scene[listed.split.isin(["", *tables])]) - used)
+    left = sorted(set(scene_table.scene[scene_table.split.isin(["", *tables])]) - used)
     if not left:
         return []
     count = f"{len(left)} scene{'' if len(left) == 1 else 's'}"
-    text = f"{count} gave no tile, for want of labels or by the selection: {composition.listed(left, 3)}."
+    text = f"{count} gave no tile, for want of labels or by the selection: {listed(left, 3)}."
     return [Note(kind="no tile", text=text)]
 
 
@@ -210,10 +211,10 @@ def _natural(name: str) -> list:
 
 
 def _scene_map(
-    dataset: Dataset, listed: pd.DataFrame, tables: dict[str, pd.DataFrame], sizes: dict[str, tuple[int, int]], folder: Path
+    dataset: Dataset, scene_table: pd.DataFrame, tables: dict[str, pd.DataFrame], sizes: dict[str, tuple[int, int]], folder: Path
 ) -> PictureFile:
     chosen = choose_scenes([list(table.scene) for table in tables.values()], VIEWS)
-    rows = listed.set_index("scene")
+    rows = scene_table.set_index("scene")
     boxes = {split: table.loc[table.scene.isin(chosen), ["scene", "row", "col", "height", "width"]] for split, table in tables.items()}
     side, views = {1: 1600, 2: 850, 3: 560}.get(len(chosen), 430), []
     for scene in chosen:

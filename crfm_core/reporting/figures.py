@@ -21,7 +21,7 @@ from crfm_core.reporting.tables import mean_sd
 
 INK, FAINT, GRID = "#26313b", "#6b7783", "#dde2e7"
 GREYS = ("#aab4bd", "#66727e", "#878f97")  #: recipes of real tiles only
-WIDTH = 8.6  #: of a figure in inches: a page shows it at about the size its letters are meant for
+FIGURE_WIDTH = 8.6  #: of a figure in inches: a page shows it at about the size its letters are meant for
 BARS_PER_LINE, CLASSES_PER_LINE = 48, 9
 COLOURS = ("#4a86b5", "#d98c3f", "#4f9a7b", "#9a6fb0", "#bf5b5b", "#8a8b3a", "#5fb0c4", "#b07a5a")  #: recipes with synthetic tiles
 
@@ -73,7 +73,7 @@ def difference_plot(rows: pd.DataFrame, baseline: str, colours: dict[str, str], 
     several = len(groups) > 1
     places = sum(len(group) - 1 + several for group in groups.values())
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + (0.36 if several else 0.5) * places), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 0.9 + (0.36 if several else 0.5) * places), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=1.2)
         labels: list[str] = []
@@ -124,7 +124,7 @@ def class_bars(
     lines = math.ceil(len(classes) / most)
     across = math.ceil(len(classes) / lines)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.6 + (2.9 if lines == 1 else 2.3 * lines)), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 0.6 + (2.9 if lines == 1 else 2.3 * lines)), layout="constrained")
         panels = figure.subplots(lines, 1, squeeze=False)[:, 0]
         width = 0.82 / len(bars)
         for line, axes in enumerate(panels):
@@ -152,7 +152,7 @@ def class_bars(
 
 def _columns(labels: Sequence[str]) -> int:
     """So many columns of a legend fit the width of a figure."""
-    return max(1, min(len(labels), int(WIDTH / (0.55 + 0.085 * max(map(len, labels))))))
+    return max(1, min(len(labels), int(FIGURE_WIDTH / (0.55 + 0.085 * max(map(len, labels))))))
 
 
 def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str:
@@ -162,7 +162,7 @@ def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str
     """
     titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(bars)), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 1.1 + 0.42 * len(bars)), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, (who, title) in zip(panels, titles.items(), strict=True):
             for place, bar in enumerate(bars):
@@ -267,7 +267,7 @@ def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], 
     before, solid = {"linestyle": "--", "linewidth": 1.3}, {"linewidth": 2, "marker": "o", "markersize": 3.5}
     clamp = {"linestyle": ":", "linewidth": 1.8}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for sampler, curve in curves.items():
             colour, steps = colours[sampler], curve.step + 1
@@ -308,7 +308,7 @@ def levels_by_steps(levels: dict[str, pd.DataFrame], score: str, folder: Path, n
     counts = sorted({steps for frame in levels.values() for steps in frame.steps})
     titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 3.5), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, (who, title) in zip(panels, titles.items(), strict=True):
             axes.axhline(next(iter(levels.values()))[who].iloc[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))

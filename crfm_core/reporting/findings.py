@@ -55,8 +55,10 @@ def said(gap: Difference, score: str = "mIoU") -> str:
     return f"{'gains' if gap.mean > 0 else 'loses'} {points(gap.mean)} of {score} ({span(gap)})"
 
 
-def listed(things: Sequence[str]) -> str:
-    """``a, b and c``."""
+def listed(things: Sequence[str], most: int | None = None) -> str:
+    """``a``, ``a and b``, ``a, b and c``; those after ``most`` as ``N more``."""
+    if most is not None and len(things) > most:
+        things = [*things[:most], f"{len(things) - most} more"]
     return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
 
 

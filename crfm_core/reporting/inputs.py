@@ -10,9 +10,9 @@ import pandas as pd
 from crfm_core import DataError
 from crfm_core.experiment import Experiment
 from crfm_core.manifest import read_manifest
-from crfm_core.reporting.comparison import Comparison, read_comparison
+from crfm_core.reporting.comparison import FormComparison, read_comparison
 from crfm_core.reporting.data_sheet import DataSheet, read_data_sheet
-from crfm_core.reporting.measurements import Generation, Reconstruction, SamplesAgreement, Validation
+from crfm_core.reporting.measurements import GeneratorLoss, Reconstruction, SampleDistances, SamplesAgreement
 from crfm_core.reporting.mixes import Mix, read_mix
 from crfm_core.reporting.reading import read_model
 
@@ -67,19 +67,19 @@ class DatasetResults:
         return self._read("agreement", lambda path: read_model(path, SamplesAgreement))
 
     @cached_property
-    def generation(self) -> dict[Pair, Generation]:
-        return self._read("generation", lambda path: read_model(path, Generation))
+    def generation(self) -> dict[Pair, SampleDistances]:
+        return self._read("generation", lambda path: read_model(path, SampleDistances))
 
     @cached_property
     def reconstruction(self) -> Reconstruction:
         return read_model(self.files["reconstruction"][self.dataset.name], Reconstruction)
 
     @cached_property
-    def validation(self) -> dict[str, Validation]:
-        return self._read("validation", lambda path: read_model(path, Validation))
+    def validation(self) -> dict[str, GeneratorLoss]:
+        return self._read("validation", lambda path: read_model(path, GeneratorLoss))
 
     @cached_property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> FormComparison | None:
         return read_comparison(list(self.files["comparison"].values())) if self.files["comparison"] else None
 
     def made_from(self, *kinds: str) -> str:

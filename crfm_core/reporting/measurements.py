@@ -102,7 +102,7 @@ class Reconstruction(BaseModel):
     reconstructed: OfBoth
 
 
-class Validation(BaseModel):
+class GeneratorLoss(BaseModel):
     """``validation/{control}/final.json``: the generator's loss on tiles it never saw, with their masks and without."""
 
     loss: float
@@ -135,7 +135,7 @@ class Neighbour(BaseModel):
     ratio: float
 
 
-class Generation(BaseModel):
+class SampleDistances(BaseModel):
     """``generation/{control}/{sampler}.json``: samples beside real tiles; ``missing`` says why there is no distance."""
 
     features: str

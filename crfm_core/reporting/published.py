@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from crfm_core import DataError
 from crfm_core.settings import Table
 
-SCORES = ("OA", "mIoU", "mAcc", "FID")
+PUBLISHED_SCORES = ("OA", "mIoU", "mAcc", "FID")
 
 
-class Row(BaseModel):
+class PublishedRow(BaseModel):
     """One method; scores in percent, or points where its part holds differences."""
 
     model_config = ConfigDict(extra="forbid")
@@ -27,19 +27,19 @@ class Row(BaseModel):
     FID: float | None = None
 
 
-class Part(BaseModel):
+class PublishedPart(BaseModel):
     """The figures of one dataset. ``rows`` are by the name of this workflow's recipe where there is one."""
 
     model_config = ConfigDict(extra="forbid")
 
     dataset: str
     difference: bool = False
-    rows: dict[str, Row] = Field(min_length=1)
+    rows: dict[str, PublishedRow] = Field(min_length=1)
 
     @property
     def scores(self) -> list[str]:
         """Those that any row has."""
-        return [score for score in SCORES if any(getattr(row, score) is not None for row in self.rows.values())]
+        return [score for score in PUBLISHED_SCORES if any(getattr(row, score) is not None for row in self.rows.values())]
 
     def has(self, key: str) -> bool:
         """Whether any row tells ``filter`` or ``synthetic_per_real``."""
@@ -53,7 +53,7 @@ class Published(BaseModel):
 
     source: str
     training: str = ""
-    tables: dict[str, list[Part]]
+    tables: dict[str, list[PublishedPart]]
 
 
 def read_published(path: Path) -> Published:
@@ -71,7 +71,7 @@ def read_published(path: Path) -> Published:
         raise DataError(f"{path}: {where}: {fault['msg']}; restore the file that ships with the workflow") from None
 
 
-def parts_beside(name: str, table: Table, published: Published, path: Path) -> list[Part]:
+def parts_beside(name: str, table: Table, published: Published, path: Path) -> list[PublishedPart]:
     """The published figures that belong beside a table; none when it names none. Raises DataError when it names an unknown one."""
     if table.paper is None:
         return []

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from crfm_core import DataError
 from crfm_core.files import read_json
 
-Model = TypeVar("Model", bound=BaseModel)
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
-def read_model(path: Path, model: type[Model], remedy: str = "delete it") -> Model:
+def read_model(path: Path, model: type[AnyModel], remedy: str = "delete it") -> AnyModel:
     """The content of a JSON file as a ``model``. Raises DataError naming the file and what is wrong in it, key by key."""
     content = read_json(path)
     try:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from crfm_core import DataError
 from crfm_core.reporting.findings import number
 
-KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
+MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def environment() -> Environment:
@@ -32,7 +32,7 @@ def embed(path: Path, alt: str, file: Path | None = None) -> dict:
         data = base64.b64encode(Path(path).read_bytes()).decode()
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture; delete its folder and run the workflow again") from None
-    return {"data": f"data:{KINDS[Path(path).suffix]};base64,{data}", "alt": alt, "file": str(file or path)}
+    return {"data": f"data:{MIME_TYPES[Path(path).suffix]};base64,{data}", "alt": alt, "file": str(file or path)}
 
 
 def percent(share: float | None) -> str:

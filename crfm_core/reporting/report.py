@@ -24,7 +24,7 @@ from crfm_core.reporting.inputs import DatasetResults
 from crfm_core.reporting.published import Published, parts_beside, read_published
 from crfm_core.reporting.rendering import Pictures, environment
 from crfm_core.reporting.score_tables import ScoreTable, show_table
-from crfm_core.reporting.tables import read_table
+from crfm_core.reporting.tables import read_score_table
 from crfm_core.settings import Settings
 
 
@@ -68,7 +68,7 @@ class Report:
     @cached_property
     def frames(self) -> dict[str, pd.DataFrame]:
         """The rows of the tables by name, in the order in which the configuration selects them."""
-        return {name: read_table(self.experiment.results.table(name)) for name in self.experiment.tables}
+        return {name: read_score_table(self.experiment.results.table(name)) for name in self.experiment.tables}
 
     @cached_property
     def tables(self) -> list[ScoreTable]:

@@ -12,7 +12,7 @@ from crfm_core.experiment import Experiment
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.colours import Colours
 from crfm_core.reporting.findings import Finding, against_baseline, of_classes, without_baseline
-from crfm_core.reporting.published import Part
+from crfm_core.reporting.published import PublishedPart
 from crfm_core.reporting.rendering import Pictures
 from crfm_core.settings import Dataset, Table
 
@@ -42,7 +42,7 @@ class ScoreTable:
     table: Table
     groups: list[TableGroup]
     differences: dict | None
-    paper: list[Part]
+    paper: list[PublishedPart]
     source: Path
     command: str
 
@@ -93,7 +93,7 @@ def show_table(
     frame: pd.DataFrame,
     source: Path,
     experiment: Experiment,
-    paper: list[Part],
+    paper: list[PublishedPart],
     colours: Colours,
     show: Pictures,
     command: str,

@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from crfm_core import DataError
 from crfm_core.files import atomic_path, write_text
 from crfm_core.layout import Layout
-from crfm_core.reporting.measurements import Generation, SamplesAgreement, SegmentorScores, as_float, given
+from crfm_core.reporting.measurements import SampleDistances, SamplesAgreement, SegmentorScores, as_float, given
 from crfm_core.reporting.mixes import read_mix
 from crfm_core.reporting.reading import read_model
 from crfm_core.reporting.text_table import plain_text
@@ -142,7 +142,7 @@ WORDS = ("dataset", "segmentor", "recipe", "verdict", "seeds", "scale", "baselin
 WORDS_OF_SAMPLES = ("features", "feature_kind", "compared_with", "generation_missing")
 
 
-def read_table(path: Path | str) -> pd.DataFrame:
+def read_score_table(path: Path | str) -> pd.DataFrame:
     """Read a table that :func:`make_table` wrote; names stay text whatever they look like."""
     words = (*WORDS, *WORDS_OF_SAMPLES)
     try:
@@ -206,7 +206,7 @@ def _of_samples(results: Layout, dataset: str, recipe: Recipe, known: set[Path])
         return dict.fromkeys(columns, "") | dict.fromkeys((*numbers, *both), math.nan)
     paths = [name_path(dataset, recipe.control, recipe.sampler) for name_path in (results.generation, results.agreement)]
     files = [given(Path(path), known, "the table") for path in paths]
-    measured, agreement = read_model(files[0], Generation), read_model(files[1], SamplesAgreement)
+    measured, agreement = read_model(files[0], SampleDistances), read_model(files[1], SamplesAgreement)
     row = dict(zip(columns, (measured.features, measured.kind, measured.real.split, measured.missing), strict=True))
     row |= dict(zip(numbers, (measured.real.tiles, measured.samples, measured.fid, measured.kid, measured.kid_sd), strict=True))
     for who in ("judge", "critic"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-WIDTH = 100  #: widest line
+TABLE_WIDTH = 100  #: widest line
 NAMES = 16  #: widest name of a recipe
 SHOWN = ("mIoU", "OA", "mAcc")  #: scores; the file has all
 
@@ -28,8 +28,8 @@ def interval(mean: float, low: float | None, high: float | None) -> str:
 
 
 def plain_text(frame: pd.DataFrame, title: str, versions: Sequence[str]) -> str:
-    """The rows of a table of :func:`crfm_core.reporting.tables.make_table`, no line wider than :data:`WIDTH` columns; ``versions`` names
-    the columns that hold those of libraries."""
+    """The rows of a table of :func:`crfm_core.reporting.tables.make_table`, no line wider than :data:`TABLE_WIDTH`; ``versions`` names the
+    columns that hold those of libraries."""
     first = frame.iloc[0]
     runs = f"{first.n} seeds ({first.seeds})" if first.n > 1 else f"one seed ({first.seeds}), so no spread and no interval"
     lines = [title, f"scale {first.scale}; percent on the test split, mean ± sd over {runs}"]
@@ -56,7 +56,10 @@ def _samples(rows: pd.DataFrame, names: int) -> list[str]:
         return []
     first = made.iloc[0]
     distances = ("FID", "KID") if first.feature_kind == "inception" else ("Fréchet", "kernel")
-    lines = ["", *textwrap.wrap(f"samples against {first.compared_tiles:.0f} tiles of {first.compared_with}, by {first.features}", WIDTH)]
+    lines = [
+        "",
+        *textwrap.wrap(f"samples against {first.compared_tiles:.0f} tiles of {first.compared_with}, by {first.features}", TABLE_WIDTH),
+    ]
     lines.append("mIoU of samples with their masks: by the judge it is evidence, by the critic it is not")
     widths = [names, 9, 9, 17, 11, 11]
     lines.append(_line(["recipe", "samples", *distances, "judge", "critic"], widths))
@@ -65,7 +68,7 @@ def _samples(rows: pd.DataFrame, names: int) -> list[str]:
         cells += [spread(row.kernel_distance, row.kernel_distance_sd, 4), spread(row.judge_mIoU, row.judge_mIoU_sd)]
         lines.append(_line([*cells, spread(row.critic_mIoU, row.critic_mIoU_sd)], widths))
     for reason in dict.fromkeys(reason for reason in made.generation_missing if reason):
-        lines += textwrap.wrap(f"no distance: {reason}", WIDTH)
+        lines += textwrap.wrap(f"no distance: {reason}", TABLE_WIDTH)
     return lines
 
 
@@ -79,5 +82,5 @@ def _line(cells: list[str], widths: list[int]) -> str:
     return "  ".join([*padded, *cells[len(widths) :]]).rstrip()
 
 
-def _cut(text: str, width: int = WIDTH) -> str:
+def _cut(text: str, width: int = TABLE_WIDTH) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."

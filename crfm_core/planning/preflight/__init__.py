@@ -14,7 +14,7 @@ CHECKS = (
     user_files.check_judges,
     user_files.check_segmentors,
     user_files.check_generators,
-    user_files.check_base_model,
+    user_files.check_base,
     user_files.check_models,
     conflicts.check_tile_size,
     conflicts.check_captions,

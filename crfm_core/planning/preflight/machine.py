@@ -25,7 +25,7 @@ from crfm_core.planning.rates import Unknown
 from crfm_core.planning.workload import Workload
 from crfm_core.settings import EmbeddedBase, HubBase
 
-GIB = 2**30
+_GIB = 2**30
 
 
 def check_folders(run: PendingRun, found: CheckResults) -> None:
@@ -118,7 +118,7 @@ def check_gpus(run: PendingRun, found: CheckResults) -> None:
     with found.collect():
         require_leases()
     memory = gpu_memory()
-    details = f", {min(memory) / GIB:.1f} GiB each or more" if memory else ""
+    details = f", {min(memory) / _GIB:.1f} GiB each or more" if memory else ""
     found.facts.append(f"GPUs: {count} for the largest job, {len(visible_gpus())} here{details}")
     for job in run.of("train_generator") if memory else ():
         _check_memory(run, found, job.names["control"], run.datasets[job.names["dataset"]].tile.size, min(memory))
@@ -134,8 +134,8 @@ def _check_memory(run: PendingRun, found: CheckResults, name: str, tile: int, av
         found.facts.append(f"GPU memory of training {name}: not known, configs/rates.yaml has no numbers of scheme {control.scheme}")
     elif size.constant > available or size.constant + size.activations > 1.1 * available:
         found.problems.append(
-            f"controls.{name}: training needs about {(size.constant + size.activations) / GIB:.1f} GiB of GPU memory, the smallest GPU "
-            f"here has {available / GIB:.1f}; {memory_advice(control, f'controls.{name}.')}"
+            f"controls.{name}: training needs about {(size.constant + size.activations) / _GIB:.1f} GiB of GPU memory, the smallest GPU "
+            f"here has {available / _GIB:.1f}; {memory_advice(control, f'controls.{name}.')}"
         )
 
 

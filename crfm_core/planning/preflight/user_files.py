@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crfm_core import CrfmError
-from crfm_core.checkpoints import base_folder
-from crfm_core.checkpoints import check_base_model as require_base_model
+from crfm_core.checkpoints import base_folder, check_base_model
 from crfm_core.data.sources import open_source
 from crfm_core.hub import is_fetched, require_token
 from crfm_core.planning.preflight.checks import CheckResults, PendingDownload, PendingRun, path_problems
@@ -97,7 +96,7 @@ def check_generators(run: PendingRun, found: CheckResults) -> None:
             )
 
 
-def check_base_model(run: PendingRun, found: CheckResults) -> None:
+def check_base(run: PendingRun, found: CheckResults) -> None:
     base = run.settings.base_model
     if base.kind == "embedded":
         return
@@ -110,7 +109,7 @@ def check_base_model(run: PendingRun, found: CheckResults) -> None:
                 require_token(base)
         elif run.of(*READ_BASE_MODEL):
             if isinstance(base, FolderBase):
-                require_base_model(base.path)
+                check_base_model(base.path)
             else:
                 base_folder(Path(run.layout.model_note("base_model")))
 

@@ -14,7 +14,7 @@ from crfm_core.curation.mixing import mix
 from crfm_core.files import write_json
 from crfm_core.manifest import write_manifest
 from crfm_core.metrics.confusion import ConfusionMatrix
-from crfm_core.reporting.tables import make_table, paired_difference, read_table, unpaired_difference
+from crfm_core.reporting.tables import make_table, paired_difference, read_score_table, unpaired_difference
 from crfm_core.settings import Table
 
 RECIPES = configuration().recipes
@@ -70,7 +70,7 @@ def changed(path, **changes):
 
 def test_spread_and_interval_equal_a_hand_computation(tmp_path):
     path, _ = table_of(tmp_path, {"real-equal": [68, 69, 70], "crfm": [70, 70, 73]})
-    row = read_table(path).set_index("recipe").loc["crfm"]
+    row = read_score_table(path).set_index("recipe").loc["crfm"]
     assert row.mIoU == 71 and row.mIoU_sd == pytest.approx(3**0.5)  # deviations -1, -1, 2: sqrt(6 / 2)
     half = 4.302652729911275 * 1 / 3**0.5  # t(0.975, 2) · sd of the differences 2, 1, 3 / sqrt(n)
     assert row.mIoU_difference == 2
@@ -91,7 +91,7 @@ def test_each_class_has_its_paired_difference_and_interval(tmp_path):
     table = Table(title="t", recipes=list(miou), segmentors=["m"], baseline="real-equal")
     mixes = [tmp_path / "d" / "mixes" / f"{recipe}.parquet" for recipe in miou]
     make(tmp_path, table, [p for paths in ious.values() for p in paths], mixes, seeds=[0, 1, 2])
-    row = read_table(path).set_index("recipe").loc["crfm"]
+    row = read_score_table(path).set_index("recipe").loc["crfm"]
     half = 4.302652729911275 * 2 / 3**0.5
     assert row["IoU_difference:a"] == 3 and row["IoU:a"] == 23 and row["IoU_sd:a"] == pytest.approx(84**0.5)
     assert [row["IoU_low:a"], row["IoU_high:a"]] == pytest.approx([3 - half, 3 + half])
@@ -104,7 +104,10 @@ def test_each_class_has_its_paired_difference_and_interval(tmp_path):
 )
 def test_a_difference_is_called_what_its_interval_allows(tmp_path, values, verdict):
     path, text = table_of(tmp_path, {"real-equal": [68, 69, 70], "crfm": values})
-    assert dict(zip(read_table(path).recipe, read_table(path).verdict, strict=True)) == {"real-equal": "baseline", "crfm": verdict}
+    assert dict(zip(read_score_table(path).recipe, read_score_table(path).verdict, strict=True)) == {
+        "real-equal": "baseline",
+        "crfm": verdict,
+    }
     assert verdict in text.read_text()
 
 
@@ -126,7 +129,7 @@ def test_a_difference_is_taken_within_one_dataset_and_segmentor(tmp_path):
     runs = {(*key, "real-equal"): [level, level + 1] for key, level in levels.items()}
     runs |= {(*key, "crfm"): [level + gain, level + gain + 1] for gain, (key, level) in enumerate(levels.items(), 1)}
     path, text = table_of(tmp_path, runs, datasets=("d", "e"))
-    frame = read_table(path)
+    frame = read_score_table(path)
     assert list(zip(frame.dataset, frame.segmentor, frame.recipe, strict=True)) == [
         (*key, recipe) for key in levels for recipe in ("real-equal", "crfm")
     ]
@@ -139,7 +142,7 @@ def test_a_difference_is_taken_within_one_dataset_and_segmentor(tmp_path):
 
 def test_one_seed_has_neither_spread_nor_interval(tmp_path):
     path, text = table_of(tmp_path, {"real-equal": [68], "crfm": [70]})
-    row = read_table(path).set_index("recipe").loc["crfm"]
+    row = read_score_table(path).set_index("recipe").loc["crfm"]
     assert row.verdict == "one seed: no interval" and np.isnan(row.mIoU_sd) and np.isnan(row.mIoU_low) and np.isnan(row["IoU_low:a"])
     assert "70.0 " in text.read_text() and "±" not in text.read_text().split("recipe")[1]
     assert "one seed (0), so no spread and no interval" in text.read_text()
@@ -147,7 +150,7 @@ def test_one_seed_has_neither_spread_nor_interval(tmp_path):
 
 def test_a_single_recipe_is_a_table(tmp_path):
     path, text = table_of(tmp_path, {"real": [50, 60]}, baseline=None)
-    assert read_table(path).mIoU.tolist() == [55] and read_table(path).verdict.tolist() == [""]
+    assert read_score_table(path).mIoU.tolist() == [55] and read_score_table(path).verdict.tolist() == [""]
     assert "against" not in text.read_text()
 
 
@@ -159,7 +162,7 @@ def test_a_class_that_never_occurs_has_no_iou_and_spoils_no_mean(tmp_path):
     table = Table(title="t", recipes=["real-equal", "crfm"], segmentors=["m"], baseline="real-equal")
     frame = make(tmp_path, table, scores, sorted(tmp_path.glob("d/mixes/*.parquet")), seeds=[0, 1])
     assert frame[["IoU:a", "IoU_difference:a", "IoU_low:a"]].isna().all(axis=None) and (frame["IoU:b"] > 0).all()
-    assert frame.verdict[1] == "within noise" and read_table(path)["IoU_difference:b"].notna().tolist() == [False, True]
+    assert frame.verdict[1] == "within noise" and read_score_table(path)["IoU_difference:b"].notna().tolist() == [False, True]
 
 
 def test_a_score_that_is_undefined_for_one_seed_is_called_so(tmp_path):
@@ -177,14 +180,14 @@ def test_a_score_that_is_undefined_for_one_seed_is_called_so(tmp_path):
 
 def test_tiles_of_the_mixes_are_counted(tmp_path):
     path, text = table_of(tmp_path, {"real-equal": [50, 60], "crfm": [55, 66]})
-    frame = read_table(path)
+    frame = read_score_table(path)
     assert frame.real_tiles.tolist() == [4, 4] and frame.synthetic_tiles.tolist() == [0, 8] and frame.test_tiles.tolist() == [192, 192]
     assert any(line.split()[:2] == ["crfm", "8"] for line in text.read_text().splitlines())
 
 
 def test_samples_stand_beside_the_scores_and_their_distances_name_the_extractor(tmp_path):
     path, text = table_of(tmp_path, {"real-equal": [50, 60], "crfm": [55, 66]}, generation=True)
-    real, crfm = (row for _, row in read_table(path).iterrows())
+    real, crfm = (row for _, row in read_score_table(path).iterrows())
     assert crfm.frechet_distance == 12.345 and crfm.kernel_distance_sd == 0.0021 and crfm.compared_with == "reference"
     assert (crfm.judge_mIoU, crfm.judge_mIoU_sd, crfm.critic_mIoU) == (34.0, 0.5, 54.0)
     assert "unet_tiny on reference" in crfm.features and real.features == "" and np.isnan(real.frechet_distance)
@@ -212,7 +215,7 @@ def test_what_the_distances_are_and_why_there_are_none_is_told(tmp_path, changes
     shown = text.read_text()
     assert all(word in shown for word in words) and absent not in shown
     assert max(map(len, shown.splitlines())) <= 100
-    assert read_table(path).generation_missing.tolist() == ["", changes.get("missing", "")]
+    assert read_score_table(path).generation_missing.tolist() == ["", changes.get("missing", "")]
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input
@@ -279,12 +282,12 @@ def test_a_mix_without_weights_is_named(tmp_path):
 
 def test_a_damaged_table_is_named(tmp_path):
     path, _ = table_of(tmp_path, {"real": [50]}, baseline=None)
-    read_table(path).drop(columns=["real_tiles"]).to_csv(path, index=False)
+    read_score_table(path).drop(columns=["real_tiles"]).to_csv(path, index=False)
     with pytest.raises(DataError, match=r"main\.csv: columns missing: real_tiles; delete it and build it again"):
-        read_table(path)
+        read_score_table(path)
     path.write_text('a,b\n"1')
     with pytest.raises(DataError, match=r"main\.csv: (not a table|columns missing)"):
-        read_table(path)
+        read_score_table(path)
 
 
 # --------------------------------------------------------------------------------------------------------------- the text
