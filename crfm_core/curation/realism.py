@@ -98,7 +98,10 @@ def measure_generation(
         **_distances(tiles, samples, missing, settings.subset),
         "cmmd": cmmd(tiles.features[clip_key], samples.features[clip_key]) if with_cmmd else None,
         "cmmd_missing": NO_CLIP if settings.cmmd and not with_cmmd else "",
-        "diversity": {"copies": None, "real": None} if missing else _diversity(tiles, samples),
+        "diversity": {
+            "copies": None if missing else diversity(samples.features["compared"], samples.table.mask_of.tolist()),
+            "real": None if missing else diversity(tiles.features["compared"]),
+        },
         **memorised_tiles(samples, features[training], device),
     }
 
@@ -123,13 +126,6 @@ def _distances(tiles: TileFeatures, samples: TileFeatures, missing: str, subset:
     features = tiles.features["compared"], samples.features["compared"]
     mean, deviation, drawn = kernel_distance(*features, subset)
     return {"fid": frechet_distance(*features), "kid": mean, "kid_sd": deviation, "subset": drawn, "missing": ""}
-
-
-def _diversity(tiles: TileFeatures, samples: TileFeatures) -> dict:
-    return {
-        "copies": diversity(samples.features["compared"], samples.table.mask_of.tolist()),
-        "real": diversity(tiles.features["compared"]),
-    }
 
 
 # ------------------------------------------------------------------------------------------------------------ features

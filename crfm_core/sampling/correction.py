@@ -97,18 +97,8 @@ class VelocityCorrector:
     def _correct(self, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Correction:
         longest = self.step_sizes[step]
         size = self.first_trial[rows].clamp(max=longest) if self.settings.search != "none" else longest
-        return correct_velocity(
-            velocity[rows],
-            latents[rows],
-            sigma,
-            self.labels[rows].long(),
-            self.decode,
-            self.critic,
-            self.settings,
-            size,
-            measure=self.settings.measure,
-            batch=len(self.labels),
-        )
+        networks, measured = (self.decode, self.critic, self.settings), {"measure": self.settings.measure, "batch": len(self.labels)}
+        return correct_velocity(velocity[rows], latents[rows], sigma, self.labels[rows].long(), *networks, size, **measured)
 
     def _plan_search(self, rows: Tensor, done: Correction) -> None:
         """Where the next search starts, and which samples are done."""
@@ -119,15 +109,8 @@ class VelocityCorrector:
         self.active[rows[finished]] = False
 
     def _record(self, rows: Tensor, done: Correction, finite: Tensor, step: int, sigma: float) -> None:
-        columns = {
-            "step_size": done.step_size,
-            "loss_before": done.loss_before,
-            "loss_after": done.loss_after,
-            "agreement": done.agreement,
-            "gradient_ratio": done.gradient_ratio,
-            "clamp_ratio": done.clamp_ratio,
-        }
-        values = [[None] * len(rows) if column is None else column.tolist() for column in columns.values()]
+        columns = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
+        values = [[None] * len(rows) if (column := getattr(done, name)) is None else column.tolist() for name in columns]
         for row, known, *numbers in zip(rows.tolist(), finite.tolist(), *values, strict=True):
             if known:
                 self.records[row].append({"step": step, "sigma": sigma, **dict(zip(columns, numbers, strict=True))})

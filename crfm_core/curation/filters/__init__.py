@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from crfm_core.curation.filter_inputs import FilterInputs
 from crfm_core.curation.filters.pixel import filter_pixels
-from crfm_core.curation.inputs import FilterInputs
 from crfm_core.files import read_json
 from crfm_core.manifest import check_paths, read_manifest
 from crfm_core.segmentor.critic import load_critic

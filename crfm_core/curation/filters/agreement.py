@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.curation.inputs import FilterInputs
+from crfm_core.curation.filter_inputs import FilterInputs
 from crfm_core.curation.selection import keep_best
 from crfm_core.segmentor.evaluation import agreement
 from crfm_core.settings import AgreementFilter

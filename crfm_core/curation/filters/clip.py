@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from crfm_core import DataError
-from crfm_core.curation.inputs import FilterInputs
+from crfm_core.curation.filter_inputs import FilterInputs
 from crfm_core.curation.selection import keep_best
 from crfm_core.data.rasters import read_rgb
 from crfm_core.manifest import paths_of, read_manifest

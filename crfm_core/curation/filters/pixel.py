@@ -12,7 +12,7 @@ import torch
 
 from crfm_core import DataError
 from crfm_core.curation.class_losses import pixel_losses
-from crfm_core.curation.inputs import FilterInputs
+from crfm_core.curation.filter_inputs import FilterInputs
 from crfm_core.curation.selection import class_counts, print_counts
 from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.files import hash_of, inside, sha256_of

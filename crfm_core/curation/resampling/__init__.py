@@ -1,7 +1,7 @@
 """Re-samplings of synthetic tiles, one module per kind of the settings: ``choose`` of the module named like the kind does the work.
 
-A kind's module has ``choose(settings, table, inputs)``, which rows are kept as bool [N]; it may add columns to the table. ``REMEDY`` is
-what to do when no row is kept.
+A kind's module has ``choose(settings, table, ...)``, which rows are kept as bool [N]; its other arguments are those of
+:func:`resample_tiles`, and it may add columns to the table. ``REMEDY`` is what to do when no row is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.curation.inputs import ResamplingInputs
 from crfm_core.curation.selection import keep_rows
 from crfm_core.manifest import check_paths, read_manifest
 from crfm_core.settings import AnyResampling
@@ -46,5 +45,5 @@ def resample_tiles(
     if root is not None:
         check_paths(manifest, table, root)
     kind = import_module(f"{__name__}.{settings.kind}")
-    chosen = kind.choose(settings, table, ResamplingInputs(manifest, tiles, class_losses, classes))
+    chosen = kind.choose(settings, table, manifest, tiles, class_losses, classes)
     return keep_rows(manifest, table, chosen, out, classes, kind.REMEDY)

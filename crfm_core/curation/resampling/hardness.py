@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.curation.inputs import ResamplingInputs
 from crfm_core.files import hash_of
 from crfm_core.manifest import read_manifest
 from crfm_core.settings import HardnessResampling
@@ -19,9 +19,11 @@ from crfm_core.settings import HardnessResampling
 REMEDY = "use another re-sampling"
 
 
-def choose(settings: HardnessResampling, table: pd.DataFrame, inputs: ResamplingInputs) -> np.ndarray:
+def choose(
+    settings: HardnessResampling, table: pd.DataFrame, manifest: Path, tiles: Path, class_losses: Sequence[float | None], classes: object
+) -> np.ndarray:
     """Which rows are kept, bool [N]. The new column ``hardness`` is that of the tile's mask, before any filter (NaN where it has none)."""
-    table["hardness"] = _hardness_of_masks(table, inputs)
+    table["hardness"] = _hardness_of_masks(table, manifest, tiles, class_losses)
     chosen = by_hardness(table, settings.seed)
     counts = Counter(table.mask_of[chosen].value_counts())
     for versions, count in sorted(counts.items()):
@@ -59,13 +61,12 @@ def by_hardness(table: pd.DataFrame, seed: int) -> np.ndarray:
     return chosen
 
 
-def _hardness_of_masks(table: pd.DataFrame, inputs: ResamplingInputs) -> list[float]:
+def _hardness_of_masks(table: pd.DataFrame, manifest: Path, tiles: Path, class_losses: Sequence[float | None]) -> list[float]:
     """The hardness of each row's mask."""
-    manifest, tiles = inputs.manifest, inputs.tiles
     if "mask_of" not in table:
         raise DataError(f"{manifest}: no column mask_of, which names the tile whose mask was used; give synthetic tiles")
     masks = read_manifest(tiles)
-    known = {tile_id: hardness_of(pixels, inputs.class_losses) for tile_id, pixels in zip(masks.tile_id, masks.pixels, strict=True)}
+    known = {tile_id: hardness_of(pixels, class_losses) for tile_id, pixels in zip(masks.tile_id, masks.pixels, strict=True)}
     if foreign := sorted(set(table.mask_of) - known.keys()):
         raise DataError(f"{manifest}: mask_of names {foreign[0]}, which is no tile of {tiles}; give the tiles whose masks were used")
     hardness = [known[mask] for mask in table.mask_of]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.curation.inputs import ResamplingInputs
 from crfm_core.settings import RareResampling
 
 REMEDY = "lower the re-sampling's min_pixels or survival, or raise the margin of the filter"
 
 
-def choose(settings: RareResampling, table: pd.DataFrame, inputs: ResamplingInputs) -> np.ndarray:
+def choose(
+    settings: RareResampling, table: pd.DataFrame, manifest: Path, tiles: Path, class_losses: Sequence[float | None], classes: Sequence[str]
+) -> np.ndarray:
     """Which rows are kept, bool [N]. Raises DataError unless a pixel filter went before."""
-    rare = _rare_classes(inputs.class_losses, settings, inputs.classes)
-    print(f"poorly segmented: {', '.join(inputs.classes[c] for c in rare)}", flush=True)
+    rare = _rare_classes(class_losses, settings, classes)
+    print(f"poorly segmented: {', '.join(classes[c] for c in rare)}", flush=True)
     if "kept" not in table:
         raise DataError(
-            f"{inputs.manifest}: no pixel filter went before (there is no column kept), so a re-sampling of kind rare would keep every "
+            f"{manifest}: no pixel filter went before (there is no column kept), so a re-sampling of kind rare would keep every "
             "image; give the recipe a filter of kind pixel, or one after such a filter"
         )
     return by_rare_class(table, rare, settings.min_pixels, settings.survival)

@@ -74,7 +74,7 @@ def test_a_new_resampling_is_a_module_and_a_class_of_the_settings(monkeypatch, t
     add_kind(monkeypatch, tmp_path, resampling, """
 REMEDY = "draw more copies"
 
-def choose(settings, table, inputs):
+def choose(settings, table, manifest, tiles, class_losses, classes):
     return (table["copy"] == settings.copy_kept).to_numpy()
 """)  # fmt: skip
     manifest = write_tiles(tmp_path / "all.parquet", 4, copy=[0, 1, 0, 1])

@@ -16,9 +16,9 @@ from tiny_clip import write_clip
 
 from crfm_core import DataError
 from crfm_core.curation.class_losses import class_losses
+from crfm_core.curation.filter_inputs import FilterInputs
 from crfm_core.curation.filters import agreement, filter_pixels, pixel
 from crfm_core.curation.filters import clip as clip_filter
-from crfm_core.curation.inputs import FilterInputs
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.segmentor.critic import Critic, as_critic

@@ -1,15 +1,13 @@
-"""What the kinds of filter and re-sampling work on."""
+"""What every kind of filter works on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # re-samplings need no networks
-    from crfm_core.segmentor.critic import Critic
-    from crfm_core.text.clip import Clip
+from crfm_core.segmentor.critic import Critic
+from crfm_core.text.clip import Clip
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,3 @@ class FilterInputs:
     class_losses: Sequence[float | None] | None = None
     clip: Clip | None = None
     batch_size: int = 16
-
-
-@dataclass(frozen=True)
-class ResamplingInputs:
-    """What a re-sampling chooses by, beside the table of tiles: arguments of :func:`crfm_core.curation.resampling.resample_tiles`."""
-
-    manifest: Path | str
-    tiles: Path | str
-    class_losses: Sequence[float | None]
-    classes: Sequence[str]
