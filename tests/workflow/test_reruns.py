@@ -394,19 +394,22 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _keys(kind: Any, path: str) -> Iterator[str]:
-    arguments, origin = typing.get_args(kind), typing.get_origin(kind)
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield from keys_of(kind, f"{path}.")
-    elif origin is typing.Annotated:
-        yield from _keys(arguments[0], path)
-    elif origin is dict and isinstance(arguments[1], type) and issubclass(arguments[1], BaseModel) and not path.endswith("source.splits"):
-        yield from _keys(arguments[1], f"{path}.*")
-    elif origin in (typing.Union, types.UnionType) and any(isinstance(one, type) and issubclass(one, BaseModel) for one in arguments):
-        for one in arguments:
-            if isinstance(one, type) and issubclass(one, BaseModel):
-                yield from _keys(one, path)
-    else:
+    sections = list(_sections(kind))
+    if typing.get_origin(kind) is dict and (named := list(_sections(typing.get_args(kind)[1]))) and not path.endswith("source.splits"):
+        sections, path = named, f"{path}.*"
+    for one in sections:
+        yield from keys_of(one, f"{path}.")
+    if not sections:
         yield path
+
+
+def _sections(kind: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value may be: one, or one of several kinds."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    elif typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
+        for one in typing.get_args(kind):
+            yield from _sections(one)
 
 
 def tried() -> set[str]:

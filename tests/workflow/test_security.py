@@ -243,7 +243,7 @@ def set_key(config: dict, keys: tuple[str, ...], value: object) -> dict:
 def test_paths_hold_nothing_that_a_shell_or_the_engine_would_read_otherwise(keys):
     load_settings(set_key(SMALLEST | {"captions": {}}, keys, "a folder/ä (1)/b.c")) if keys != PATHS[6] else None
     for value in SHELL:
-        with pytest.raises(ConfigError, match=rf"{re.escape('.'.join(keys))}: a path may not (hold|begin with)"):
+        with pytest.raises(ConfigError, match=rf"{re.escape('.'.join(keys))}: a path may not (contain|begin with)"):
             load_settings(set_key(SMALLEST, keys, value))
 
 
@@ -262,11 +262,11 @@ def test_names_that_become_folders_are_letters_digits_and_dashes(name):
 @pytest.mark.parametrize("text", ["\x1b]0;title\x07", "a\0b", "a\x9bb"])
 def test_texts_write_nothing_to_a_terminal_but_themselves(text):
     for changes in ({"licence": text}, {"about": text}, {"classes": [*WORLD["classes"][:6], text]}):
-        with pytest.raises(ValueError, match=f"{next(iter(changes))}: holds control characters"):
+        with pytest.raises(ValueError, match=f"{next(iter(changes))}: contains control characters"):
             Dataset(**WORLD | changes)
     experiments = {"main": SMALLEST["experiments"]["main"] | {"title": text}}
     for changes in ({"scale": text}, {"experiments": experiments}, {"captions": {"template": text + "{classes}"}}):
-        with pytest.raises(ConfigError, match="holds control characters"):
+        with pytest.raises(ConfigError, match="contains control characters"):
             load_settings(SMALLEST | changes)
 
 
