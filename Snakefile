@@ -13,6 +13,7 @@ if not workflow.overwrite_configfiles:
 
 
 include: "rules/common.smk"
+include: "rules/inputs.smk"
 include: "rules/engine.smk"
 include: "rules/fetching.smk"
 include: "rules/scenes.smk"

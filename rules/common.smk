@@ -125,80 +125,13 @@ def copies_of(wildcards):
     return copies(settings, wildcards.control, wildcards.sampler)
 
 
-# ----------------------------------------------------------------------------------------------------------------- paths
-
-
 @cache
-def faulty_user_files():
-    """What is wrong with the files that the configuration names; a real run has them on its list of `onstart`."""
-    from crfm_core.planning.preflight.user_files import problems_of_user_files
+def network_of(segmentor):
+    """The network that a segmentor's configuration file describes, with all that the file inherits, as a hash; read as data."""
+    from crfm_core.segmentor.mmseg.configuration import read_config
 
-    return problems_of_user_files(settings) if workflow.dryrun else []
-
-
-def user_file(path):
-    """A file or folder of the user's as a rule's input, for input functions. One that is missing is none until a real run has put it on its
-    list of all that is missing; a dry run refuses it here."""
-    if path and faulty_user_files():
-        raise WorkflowError("\n".join(faulty_user_files()))
-    unlisted = workflow.is_main_process and not workflow.dryrun
-    if not path or unlisted and not Path(path).exists() and not Path(path).resolve().is_relative_to(Path(settings.results).resolve()):
-        return []
-    return path
-
-
-def split_of(name, kind):
-    """An input function: the tiles, captions, prompts or class losses (`kind`) of the dataset's split `train`, `test` or `val`."""
-    return lambda wildcards: kind(wildcards.dataset, split) if (split := getattr(dataset_of(wildcards), name)) else []
-
-
-def base_model(wildcards):
-    """The folder of the embedded base model, or the note of where another one lies."""
-    return results.base_model(wildcards.dataset) if settings.base_model.IS_BUILT else results.model_note("base_model")
-
-
-def hub_model(name, model):
-    """A model that may come from the hub: the note of where it lies, or the user's folder; nothing where none is configured."""
-    return lambda wildcards: [] if not model else results.model_note(name) if name in MODELS else user_file(model.folder)
-
-
-caption_model, clip_model = hub_model("caption_model", settings.captions.model), hub_model("clip_model", settings.clip)
-
-
-def checkpoint_of(judge):
-    """An input function: the checkpoint of the configured critic or judge."""
-    path = lambda wildcards: experiment.checkpoint_of(judge, wildcards.dataset)
-    return (lambda wildcards: user_file(path(wildcards))) if judge.path else path
-
-
-critic, judge = checkpoint_of(settings.critic), checkpoint_of(settings.judge)
-
-
-def used_tiles(wildcards):
-    """The tiles of all splits that are used."""
-    return [results.tiles(wildcards.dataset, split) for split in experiment.used_splits(wildcards.dataset)]
-
-
-def critic_of_sampler(wildcards):
-    """The critic, for a sampler that corrects."""
-    return critic(wildcards) if sampler_of(wildcards).preset else []
-
-
-def tiles_to_filter(wildcards):
-    """What a filter is applied to: what the one before it left, or all synthetic tiles."""
-    return experiment.filtered(wildcards.dataset, wildcards.control, wildcards.sampler, filter_of(wildcards).after)
-
-
-def filtered_tiles(wildcards):
-    return experiment.filtered(wildcards.dataset, wildcards.control, wildcards.sampler, wildcards.filter)
-
-
-def real_tiles(wildcards):
-    """The real tiles of a recipe."""
-    return results.tiles(wildcards.dataset, settings.recipes[wildcards.recipe].split or dataset_of(wildcards).train)
-
-
-def synthetic_tiles(wildcards):
-    """The synthetic tiles of a recipe; nothing for recipes of real tiles alone."""
-    with refusals():
-        return experiment.samples(wildcards.dataset, wildcards.recipe) or []
+    config = settings.segmentors[segmentor].config
+    try:
+        return hash_of(read_config(config).get("model")) if config else ""
+    except CrfmError:
+        return ""  # the list of faults that a run begins with has it

@@ -27,23 +27,6 @@ rule measure_class_losses:
         "../workflow_scripts/measure_class_losses.py"
 
 
-def critic_of_filter(wildcards):
-    """The critic, for a filter that needs it."""
-    return critic(wildcards) if filter_of(wildcards).NEEDS_CRITIC else []
-
-
-def losses_of_filter(wildcards):
-    """The critic's mean losses on real tiles, for a filter that needs them."""
-    one = filter_of(wildcards)
-    split = one.split_of_losses or dataset_of(wildcards).train
-    return results.class_losses(wildcards.dataset, split) if one.NEEDS_CLASS_LOSSES else []
-
-
-def clip_of_filter(wildcards):
-    """The CLIP-like model, for a filter that needs it."""
-    return clip_model(wildcards) if filter_of(wildcards).NEEDS_CLIP else []
-
-
 rule filter_tiles:
     input:
         synthetic=tiles_to_filter,

@@ -5,6 +5,8 @@ import fcntl
 import shutil
 import socket
 
+from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
+
 # Heavy jobs are repeated once. On a cluster (which counts jobs) its profile says how often, by new submissions with more memory and time.
 RETRIES = None if workflow.remote_exec or workflow.resource_settings.nodes else 1
 
@@ -46,6 +48,17 @@ def software():
     """By rule the file that names its packages; nothing where jobs do not run in this environment."""
     other = {str(method) for method in workflow.deployment_settings.deployment_method}
     return {} if other else {one.name: str(HERE / "envs" / Path(one.conda_env).name) for one in workflow.rules if one.conda_env}
+
+
+def files_of_rules(wildcards):
+    """By rule, what its files and its benchmarks are called."""
+    return {
+        one.name: {
+            "outputs": [regex_from_filepattern(str(file)) for file in one.output],
+            "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
+        }
+        for one in workflow.rules
+    }
 
 
 def recover_from_a_killed_run():

@@ -107,13 +107,6 @@ rule train_generator:
         "../workflow_scripts/train_generator.py"
 
 
-def weights_to_sample(wildcards):
-    """The finished generator, or a checkpoint that its training has kept so far."""
-    if wildcards.checkpoint == "final":
-        return results.generator(wildcards.dataset, wildcards.control)
-    return results.training_checkpoint(wildcards.dataset, wildcards.control, wildcards.checkpoint.removeprefix("step-"))
-
-
 rule sample_validation:
     input:
         weights=weights_to_sample,

@@ -1,7 +1,5 @@
 # Planning: what a run still takes, and what stands in its way, before it. Both rules make nothing.
 
-from snakemake.io import regex_from_filepattern, strip_wildcard_constraints
-
 CONFIGFILES = [str(path) for path in workflow.overwrite_configfiles]
 OVERRIDES = workflow.config_settings.config_args or []
 
@@ -9,17 +7,6 @@ OVERRIDES = workflow.config_settings.config_args or []
 LISTING = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow.main_snakefile), "--nolock", "--summary"]
 LISTING += ["--configfile", *CONFIGFILES] if CONFIGFILES else []
 LISTING += ["--config", *OVERRIDES] if OVERRIDES else []
-
-
-def files_of_rules(wildcards):
-    """By rule, what its files and its benchmarks are called."""
-    return {
-        one.name: {
-            "outputs": [regex_from_filepattern(str(file)) for file in one.output],
-            "benchmark": strip_wildcard_constraints(str(one.benchmark or "")),
-        }
-        for one in workflow.rules
-    }
 
 
 RUN = {

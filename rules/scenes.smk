@@ -1,11 +1,6 @@
 # Scenes: what the dataset's source holds, listed and checked (the embedded world is drawn).
 
 
-def source_note(wildcards):
-    """The note of where a published dataset lies; nothing for the others."""
-    return results.source_note(wildcards.dataset, "source") if wildcards.dataset in experiment.published else []
-
-
 rule list_scenes:
     input:
         source=source_note,

@@ -1,24 +1,6 @@
 # Segmentors: one rule trains every one of them, the critic and the judge too; one scores them on the test split; others predict.
 
 
-def pretrained_weights(wildcards):
-    """A segmentor's backbone weights: the user's file, or the note of where fetched ones lie; nothing where it names none."""
-    weights = segmentor_of(wildcards).pretrained
-    return results.weights_note(wildcards.segmentor) if isinstance(weights, Download) else user_file(weights)
-
-
-@cache
-def network_of(segmentor):
-    """The network that a segmentor's configuration file describes, with all that the file inherits, as a hash; read as data."""
-    from crfm_core.segmentor.mmseg.configuration import read_config
-
-    config = settings.segmentors[segmentor].config
-    try:
-        return hash_of(read_config(config).get("model")) if config else ""
-    except CrfmError:
-        return ""  # the list of faults that a run begins with has it
-
-
 rule train_segmentor:
     input:
         mix=results.mix("{dataset}", "{recipe}"),

@@ -56,14 +56,6 @@ rule gather_shards:
         "../workflow_scripts/gather_shards.py"
 
 
-def inception_weights():
-    """The weights that FID needs: their file, or the note of where they lie; nothing where there is no file, and then no FID."""
-    weights = settings.generation.weights if settings.generation.features == "inception" else None
-    if isinstance(weights, Download):
-        return results.weights_note("inception")
-    return weights if weights and Path(weights).is_file() else []
-
-
 rule measure_generation:
     input:
         synthetic=results.synthetic("{dataset}", "{control}", "{sampler}"),

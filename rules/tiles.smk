@@ -1,12 +1,6 @@
 # Tiles: scenes cut to one size, splits that share no ground; and a scene put back together from its tiles.
 
 
-def listed_tiles(wildcards):
-    """The user's list of a split's tiles; nothing where there is none."""
-    selection = dataset_of(wildcards).select.get(wildcards.split)
-    return user_file(selection.ids) if selection else []
-
-
 rule tile_scenes:
     input:
         scenes=results.scenes("{dataset}"),
