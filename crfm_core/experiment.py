@@ -116,7 +116,7 @@ class Experiment:
         """The splits that anything trains on, is chosen by, is compared with or is scored on."""
         one, settings = self.datasets[dataset], self.settings
         named = [recipe.split for recipe in settings.recipes.values()] + [one.split_of_losses for one in settings.filters.values()]
-        return _once(filter(None, [one.train, one.test, one.val, *named, settings.generation.split]))
+        return _once(filter(None, [one.train, one.test, one.val, one.held_out, *named, settings.generation.split]))
 
     # ----------------------------------------------------------------------------------------------------------- files
 
@@ -176,7 +176,9 @@ class Experiment:
     def report_files(self, name: str) -> dict[str, dict]:
         """The results of a dataset that the report shows, by kind, and within a kind by recipe, control, (control, sampler) and so on."""
         results, train, pairs = self.results, self.datasets[name].train, self.used_pairs(name)
-        presets = [PLAIN, *self.settings.comparison.presets] if self.settings.comparison and name in self.own else []
+        held_out, comparison = self.datasets[name].held_out_split, self.settings.comparison
+        presets = [PLAIN, *comparison.presets] if comparison and held_out and name in self.own else []
+        controls = self.used_controls(name) if held_out else []
         return {
             "tiles": {train: results.captions(name, train)},
             "data_sheet": {name: results.data_sheet(name)},
@@ -187,7 +189,7 @@ class Experiment:
             "agreement": {pair: results.agreement(name, *pair) for pair in pairs},
             "generation": {pair: results.generation(name, *pair) for pair in pairs},
             "reconstruction": {name: results.reconstruction(name)},
-            "validation": {control: results.validation(name, control, "final") for control in self.used_controls(name)},
+            "validation": {control: results.validation(name, control, "final") for control in controls},
             "comparison": {preset: results.comparison(name, preset) for preset in presets},
         }
 

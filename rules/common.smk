@@ -94,8 +94,8 @@ def section(**named):
 
 
 def dataset_without(*keys):
-    """The dataset as parameters: `dataset`, and untracked in `others` the keys that do not change what the rule makes; `about` is one."""
-    others = {"about", *keys}
+    """The dataset as parameters: `dataset`, and untracked in `others` the keys that do not change what the rule makes, such as `about`."""
+    others = {"about", "held_out", *keys}
     return {
         "dataset": lambda wildcards: dataset_of(wildcards).model_dump(mode="json", exclude=others),
         "others": untracked(lambda wildcards: dataset_of(wildcards).model_dump(mode="json", include=others)),

@@ -111,8 +111,8 @@ rule sample_validation:
     input:
         weights=weights_to_sample,
         base=base_model,
-        captions=split_of("test", results.captions),
-        prompts=split_of("test", results.prompts),
+        captions=held_out(results.captions),
+        prompts=held_out(results.prompts),
     output:
         picture=results.validation_picture("{dataset}", "{control}", "{checkpoint}"),
         losses=results.validation("{dataset}", "{control}", "{checkpoint}"),

@@ -25,6 +25,19 @@ def split_of(name, kind):
     return lambda wildcards: kind(wildcards.dataset, split) if (split := getattr(dataset_of(wildcards), name)) else []
 
 
+def held_out(kind):
+    """An input function: the captions or prompts (`kind`) of the split that is looked at where something is chosen."""
+
+    def of_split(wildcards):
+        if not (split := dataset_of(wildcards).held_out_split):
+            raise WorkflowError(
+                f"dataset {wildcards.dataset}: held_out: names no split, nor does val, and this needs one that is not the test split"
+            )
+        return kind(wildcards.dataset, split)
+
+    return of_split
+
+
 def base_model(wildcards):
     """The folder of the embedded base model, or the note of where another one lies."""
     return results.base_model(wildcards.dataset) if settings.base_model.IS_BUILT else results.model_note("base_model")

@@ -122,8 +122,8 @@ rule synthesise_scene:
 rule compare_corrections:
     input:
         generator=lambda wildcards: results.generator(wildcards.dataset, settings.comparison.control),
-        captions=split_of("test", results.captions),
-        prompts=split_of("test", results.prompts),
+        captions=held_out(results.captions),
+        prompts=held_out(results.prompts),
         critic=critic,
         judge=judge,
     output:
@@ -146,6 +146,6 @@ rule compare_corrections:
         classes=classes_of,
         device=untracked(settings.device),
     message:
-        "Sampling the test masks of {wildcards.dataset} with the correction {wildcards.preset}"
+        "Sampling the held-out masks of {wildcards.dataset} with the correction {wildcards.preset}"
     script:
         "../workflow_scripts/compare_corrections.py"

@@ -1,4 +1,4 @@
-"""Sample the test masks with one preset of the correction: generator, captions, prompts, critic and judge in, scores out."""
+"""Sample the held-out masks with one preset of the correction: generator, captions, prompts, critic and judge in, scores out."""
 
 from job import job
 

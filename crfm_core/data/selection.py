@@ -32,6 +32,16 @@ def select_tiles(tiles: pd.DataFrame, selection: Selection, key: str, classes: l
     return set(tiles.tile_id.iloc[order[:count]])
 
 
+def rest_of(tiles: pd.DataFrame, taken: set[str], size: int) -> pd.DataFrame:
+    """The tiles (columns tile_id, scene, row, col) of ``size`` pixels a side that share no pixel with one whose id is ``taken``."""
+    kept = pd.Series(True, tiles.index)
+    for _, group in tiles.groupby("scene"):
+        places = group[["row", "col"]].to_numpy()
+        chosen = places[group.tile_id.isin(taken)]
+        kept[group.index] = ~(np.abs(places[:, None] - chosen) < size).all(axis=-1).any(axis=1)
+    return tiles[kept].reset_index(drop=True)
+
+
 def stratified_order(tiles: pd.DataFrame, seed: int) -> np.ndarray:
     """Row numbers of ``tiles`` in the order of :func:`select_tiles`; it depends on ids, classes and seed, not on the rows' order."""
     draws = pd.Series([seed_of(seed, tile_id) for tile_id in tiles.tile_id])

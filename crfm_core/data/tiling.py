@@ -27,7 +27,7 @@ from crfm_core.data.grid import Grid, grid_of, open_scene
 from crfm_core.data.labels import LabelMap
 from crfm_core.data.rasters import IGNORE, encode_raster, has_holes, hash_of_pixels, invalid_of, open_raster, rgb_of
 from crfm_core.data.scenes import read_scenes
-from crfm_core.data.selection import select_tiles
+from crfm_core.data.selection import rest_of, select_tiles
 from crfm_core.data.splits import Region, regions_of
 from crfm_core.data.windows import window_offsets
 from crfm_core.files import write_bytes, write_text
@@ -128,7 +128,7 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     out_manifest, tiling = Path(out_manifest), dataset.tile
     folder, label_map = out_manifest.with_suffix(""), None if dataset.tile_label_map is None else tuple(dataset.tile_label_map.items())
     scenes = read_scenes(scenes_manifest)
-    regions = regions_of(scenes, dataset, split)
+    regions = regions_of(scenes, dataset, dataset.scenes_split(split))
     if not regions:
         raise DataError(f"{scenes_manifest}: no scene in split {split!r}; give it scenes in the dataset's source")
     tasks = []
@@ -143,8 +143,11 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     if selection := dataset.select.get(split):
         found = list(_cut_all(tasks, processes, f"labels of {title}", write=False))
         _require_classes(found, dataset, scenes_manifest, split)
-        chosen = select_tiles(pd.DataFrame(found), selection, f"select.{split}", dataset.classes)
-        tasks = [(task, [tile for tile in tiles if _tile_id(task, tile) in chosen]) for task, tiles in tasks]
+        tiles = pd.DataFrame(found)
+        if base := selection.rest_of:
+            tiles = rest_of(tiles, select_tiles(tiles, dataset.select[base], f"select.{base}", dataset.classes), tiling.size)
+        chosen = select_tiles(tiles, selection, f"select.{split}", dataset.classes)
+        tasks = [(task, [tile for tile in windows if _tile_id(task, tile) in chosen]) for task, windows in tasks]
     shutil.rmtree(folder, ignore_errors=True)  # tiles of an earlier run, cut otherwise
     rows = list(_cut_all(tasks, processes, f"tiles of {title}"))
     _require_classes(rows, dataset, scenes_manifest, split)
@@ -228,7 +231,7 @@ def _label_map(items: tuple | None, num_classes: int | None) -> LabelMap:
 
 
 def _cut(chunk: tuple[Scene, list[TileWindow], bool]) -> list[dict]:
-    """Cut some tiles of a scene; without ``write`` only their labels are read, and rows have only ids and classes."""
+    """Cut some tiles of a scene; without ``write`` only their labels are read, and rows have only ids, places and classes."""
     scene, tiles, write = chunk
     tiling, labels = scene.tiling, _label_map(scene.label_map, scene.num_classes)
     rows = []
@@ -242,7 +245,8 @@ def _cut(chunk: tuple[Scene, list[TileWindow], bool]) -> list[dict]:
             pixels = np.bincount(mask.ravel(), minlength=256)[: scene.num_classes or IGNORE]
             if not pixels.any() or pixels.sum() < tiling.min_labelled * mask.size:
                 continue
-            row = {"tile_id": _tile_id(scene, tile), "classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
+            row = {"tile_id": _tile_id(scene, tile), "scene": scene.name, "row": tile.row, "col": tile.col}
+            row |= {"classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
             if write:
                 image = _padded(rgb_of(picture, window, tiling.bands, scene.limits), inner, tiling.size, 0)
                 row = _write(scene, tile, picture, crs, image, mask) | row

@@ -66,7 +66,7 @@ class Workload:
 
     def before_selection(self, dataset: Dataset, split: str) -> TileCount:
         """All tiles of a split."""
-        expected = None if dataset.tile.ground_distance else open_source(dataset).expected(split)
+        expected = None if dataset.tile.ground_distance else open_source(dataset).expected(dataset.scenes_split(split))
         if expected is None:
             return TileCount(None, "unknown until they are cut")
         return TileCount(round(expected.count * _per_scene(dataset, expected.side)), expected.basis)
@@ -230,7 +230,7 @@ class JobCounts:
             passes = sampler.num_steps * (2 if sampler.guidance_scale > 1 else 1)
             yield self.synthetic_tiles() / settings.shards, passes, sampler.rectify
             return
-        images = min(settings.comparison.masks, self._tiles(self.dataset.test)) * len(settings.comparison.seeds)
+        images = min(settings.comparison.masks, self._tiles(self.dataset.held_out_split or "")) * len(settings.comparison.seeds)
         for steps in [0] if preset == PLAIN else settings.comparison.steps:
             yield images, settings.comparison.num_steps, PRESETS[preset](steps=steps) if steps else None
 

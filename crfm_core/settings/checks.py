@@ -159,6 +159,8 @@ def splits_that_train(settings: Settings, dataset: Dataset) -> Iterator[str]:
             yield f"{key}: {dataset.name} has no split {split!r}; allowed: {', '.join(dataset.splits)}"
         if split == dataset.test:
             yield f"{key}: {split!r} is the test split of {dataset.name}; nothing may train on it"
+        if split is not None and split == dataset.held_out:
+            yield f"{key}: {split!r} is the held-out split of {dataset.name}; nothing may train on it"
 
 
 def split_compared_with(settings: Settings, dataset: Dataset) -> Iterator[str]:

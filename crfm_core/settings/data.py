@@ -107,11 +107,17 @@ class Selection(Section):
     n_shot: Positive | None = Field(None, description="number of tiles for each class that show it")
     ids: Location | None = Field(None, description="file with one tile id per line: these tiles")
     seed: int = Field(0, description="seed of the draw")
+    rest_of: Name | None = Field(
+        None,
+        description="makes a split of its own: of this split's tiles those that its own selection leaves out, and that overlap none of it",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Selection:
         if sum(value is not None for value in (self.tiles, self.fraction, self.n_shot, self.ids)) != 1:
             raise ValueError("tiles: give one of tiles, fraction, n_shot and ids")
+        if self.rest_of and self.ids:
+            raise ValueError("rest_of: a list of ids says itself which tiles are taken; leave one of the two out")
         return self
 
 
@@ -147,11 +153,27 @@ class Dataset(Section):
     train: Name = Field("train", description="split the generator, the critic and the recipes train on")
     test: Name = Field("test", description="split that is scored; nothing trains on it")
     val: Name | None = Field(None, description="split that chooses the best checkpoint of a segmentor; null: the last one is used")
+    held_out: Name | None = Field(
+        None,
+        description="split on whose masks generators are validated and forms of the correction are compared; nothing trains on it. "
+        "null: val; without val, too, both are left out",
+    )
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits, in the order of the file."""
-        return list(self.split.shares) if self.split else self.source.split_names()
+        """Names of the splits, in the order of the file; those that a selection makes of another one's rest come last."""
+        own = list(self.split.shares) if self.split else self.source.split_names()
+        return own + [name for name, selection in self.select.items() if selection.rest_of and name not in own]
+
+    def scenes_split(self, split: str) -> str:
+        """The split whose scenes a split is cut from: itself, or the one whose rest it is."""
+        selection = self.select.get(split)
+        return selection.rest_of if selection and selection.rest_of else split
+
+    @property
+    def held_out_split(self) -> str | None:
+        """The split that is looked at where something is chosen; None where there is none."""
+        return self.held_out or self.val
 
     @property
     def tile_label_map(self) -> dict[int | str, int] | None:
@@ -196,7 +218,7 @@ class Dataset(Section):
             raise ValueError(f"split: a source of kind {self.source.kind} has splits of its own here ({', '.join(own)}); leave one out")
         if not self.splits:
             raise ValueError("split: the source has no splits; add the section split, or splits to the source")
-        named = {key: name for key in ("train", "test", "val") if (name := getattr(self, key)) is not None}
+        named = {key: name for key in ("train", "test", "val", "held_out") if (name := getattr(self, key)) is not None}
         for key, name in [*named.items(), *(("select", name) for name in self.select)]:
             if name not in self.splits:
                 raise ValueError(f"{key}: {name!r} is no split of the source; it has: {', '.join(self.splits)}")
@@ -204,6 +226,18 @@ class Dataset(Section):
             raise ValueError(
                 f"val: {self.val!r} is trained on or scored; a checkpoint chosen there would flatter itself; name another split"
             )
+        if self.held_out in (self.train, self.test):
+            raise ValueError(
+                f"held_out: {self.held_out!r} is trained on or scored; what is chosen there would flatter itself; name another"
+            )
+        own = list(self.split.shares) if self.split else self.source.split_names()
+        for name, selection in self.select.items():
+            if (base := selection.rest_of) is None:
+                continue
+            if name in own:
+                raise ValueError(f"select.{name}.rest_of: {name!r} is a split already; give the rest of {base} another name")
+            if base not in own or base not in self.select:
+                raise ValueError(f"select.{name}.rest_of: needs a split of which `select` keeps some tiles (found {base!r})")
 
     def _check_label_map(self) -> None:
         for raw, new in (self.label_map or {}).items():

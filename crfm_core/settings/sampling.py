@@ -199,7 +199,7 @@ class Comparison(Section):
     presets: list[Preset] = Field(["released", "paper", "default", "adaptive"], min_length=1, description="corrections that are compared")
     steps: list[Positive] = Field([2, 4, 6, 23], min_length=1, description="numbers of corrected steps; none is always compared")
     num_steps: Positive = Field(23, description="Euler steps")
-    masks: Positive = Field(32, description="number of masks of the test split, the first ones")
+    masks: Positive = Field(32, description="number of held-out masks, the first ones")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of the noise; all forms start from the same")
     batch_size: Positive = Field(8, description="images sampled together")
 

@@ -85,7 +85,7 @@ CASES = [
     Case(
         "check_splits",
         (f"{DATASET}/tiles/disjoint.json",),
-        (tiles("train"), tiles("test"), tiles("reference")),
+        (tiles("train"), tiles("test"), tiles("reference"), tiles("held_out")),
         manifest=tiles("test"),
         ways=COUNTED,
     ),
@@ -93,7 +93,7 @@ CASES = [
     Case("caption_tiles", (captions("train"),), (tiles("train"),), manifest=tiles("train")),
     Case(
         "encode_prompts",
-        (f"{DATASET}/prompts/train.json", f"{DATASET}/prompts/test.json"),
+        (f"{DATASET}/prompts/train.json", f"{DATASET}/prompts/held_out.json"),
         (captions("train"), f"{DATASET}/base_model"),
         manifest=captions("train"),
         ways=COUNTED,
@@ -116,8 +116,8 @@ CASES = [
     Case(
         "sample_validation",
         (f"{DATASET}/validation/triattention/final.png", f"{DATASET}/validation/triattention/final.json"),
-        (GENERATOR, captions("test"), f"{DATASET}/prompts/test.json"),
-        manifest=captions("test"),
+        (GENERATOR, captions("held_out"), f"{DATASET}/prompts/held_out.json"),
+        manifest=captions("held_out"),
     ),
     Case("export_sd3", (f"{DATASET}/exports/triattention",), (GENERATOR,)),
     Case(
@@ -172,8 +172,8 @@ CASES = [
     Case(
         "compare_corrections",
         (f"{DATASET}/comparison/released.json",),
-        (GENERATOR, captions("test"), f"{DATASET}/prompts/test.json", CRITIC, JUDGE),
-        manifest=captions("test"),
+        (GENERATOR, captions("held_out"), f"{DATASET}/prompts/held_out.json", CRITIC, JUDGE),
+        manifest=captions("held_out"),
         column="label",
         rows=2,
     ),

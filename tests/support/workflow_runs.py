@@ -77,7 +77,7 @@ def rewrite(file: Path, original: Path | None = None, /, **changes: object) -> P
 
 def folder_dataset(small: Path) -> None:
     splits = {name: {"images": f"{name}/images/*.png", "labels": f"{name}/labels/*.png"} for name in ("train", "test", "reference")}
-    rewrite(small / "small_world.yaml", source={"kind": "folder", "root": "scenes", "splits": splits})
+    rewrite(small / "small_world.yaml", source={"kind": "folder", "root": "scenes", "splits": splits}, held_out=None)
 
 
 def write_scene(path: Path, seed: int, size: int, channels: tuple[int, ...] = ()) -> None:

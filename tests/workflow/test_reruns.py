@@ -248,7 +248,9 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
         for key, value in {"fraction": 0.5, "n_shot": 2, "ids": "ids.txt"}.items()
     ),
     ("without val", "dataset.train", "reference", {"list_scenes"}),
-    ("as it is", "dataset.test", "extra", {"check_splits", "sample_validation"}),
+    ("as it is", "dataset.test", "extra", {"check_splits"}),
+    ("as it is", "dataset.held_out", None, {"check_splits", "compare_corrections", "draw_data_sheet", "sample_validation"}),
+    ("as it is", "dataset.select.rest", {"rest_of": "reference", "tiles": 1}, {"tile_scenes"}),
     ("as it is", "dataset.val", None, {"draw_data_sheet", "train_segmentor"}),
 ]  # fmt: skip
 

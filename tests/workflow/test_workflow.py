@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import rasterio
 import yaml
+from engine import plan
 from paths import CONFIGS, ROOT
 from workflow_runs import folder_dataset, kill, planned, rewrite, rules, run, start, succeed, wait_for, write_scene
 
@@ -50,7 +51,7 @@ def test_the_papers_scale_is_planned_in_seconds(tmp_path):
     )
     jobs = planned(said)
     assert set(jobs) == rules() - ON_DEMAND - {"build_base_model", "check_base_model"}
-    assert jobs["synthesise_shard"] == 17 * 32 and jobs["tile_scenes"] == 8, "no job per tile or scene"
+    assert jobs["synthesise_shard"] == 17 * 32 and jobs["tile_scenes"] == 12, "no job per tile or scene"
 
 
 def test_training_asks_for_as_many_gpus_as_it_has_processes(small):
@@ -63,6 +64,28 @@ def test_training_asks_for_as_many_gpus_as_it_has_processes(small):
 def test_naming_a_file_plans_its_stage_and_what_it_needs(tmp_path):
     said = succeed(tmp_path, "--dry-run", "results/embedded/tiles/train.parquet")
     assert planned(said) == {"list_scenes": 1, "tile_scenes": 1}
+
+
+@pytest.mark.parametrize(
+    "files", [["config.yaml"], ["config.yaml", "configs/dubai.yaml"], ["configs/paper.yaml"]], ids=lambda files: files[-1]
+)
+def test_what_selects_or_tunes_never_looks_at_the_test_split(tmp_path, files):
+    config = {"results": "made", "tables": "all"}
+    dag = plan(tmp_path, [ROOT / file for file in files], overrides=config)
+    looking = [job for job in dag.jobs if job.rule.name in ("sample_validation", "compare_corrections")]
+    assert looking
+    for job in looking:
+        assert not [file for file in job.input if re.search(r"(tiles|captions|prompts)/(test|val)\.", str(file))], job
+        assert [file for file in job.input if "/held_out." in str(file)]
+
+
+def test_without_held_out_tiles_nothing_is_compared_and_the_target_is_refused_by_the_key(small):
+    world = yaml.safe_load((small / "small_world.yaml").read_text())
+    rewrite(small / "small_world.yaml", held_out=None, source=world["source"] | {"scenes": {"train": 2, "test": 2, "reference": 2}})
+    jobs = planned(succeed(small, "--dry-run", *SMALLEST))
+    assert not {"sample_validation", "compare_corrections"} & jobs.keys()
+    status, said = run(small, "--dry-run", "results/small/validation/triattention/final.png", *SMALLEST)
+    assert status and "dataset small: held_out: names no split, nor does val" in said
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -149,7 +172,7 @@ def test_a_lock_protects_a_living_run_and_is_cleared_after_a_killed_one(small):
     rewrite(
         small / "endless.yaml",
         small / "small_world.yaml",
-        source={"kind": "embedded", "scenes": {"train": 10**4, "test": 1, "reference": 1}},
+        source={"kind": "embedded", "scenes": {"train": 10**4, "test": 1, "reference": 1, "held_out": 1}},
     )
     rewrite(small / "long.yaml", small / "smallest.yaml", datasets=["endless.yaml"])
     long = start(small, target, "--configfile", "long.yaml")

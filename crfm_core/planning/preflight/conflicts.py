@@ -77,5 +77,8 @@ def check_unused_settings(run: PendingRun, found: CheckResults) -> None:
     for name in run.named("sampler", "synthesise_shard", "synthesise_scene"):
         if settings.device == "cpu" and settings.samplers[name].compile == "reduce-overhead":
             unused.append(f"samplers.{name}.compile: reduce-overhead (CUDA graphs need a GPU)")
+    for name in run.named("dataset", "synthesise_shard"):
+        if settings.comparison and not run.datasets[name].held_out_split:
+            unused.append(f"comparison (dataset {name} names no split held_out or val; generators are not validated, either)")
     if unused:
         found.warnings.append(f"unused settings: {', '.join(unused)}")

@@ -196,6 +196,19 @@ def test_a_selection_writes_its_tiles_alone_with_their_ids_which_give_the_same_a
     assert tile_split(scenes, dataset, "train", tmp_path / "again" / "train.parquet").equals(some)
 
 
+@pytest.mark.parametrize("stride", [None, 16])
+def test_the_rest_of_a_split_shares_no_pixel_with_the_tiles_that_the_split_keeps(tmp_path, stride):
+    dataset, scenes = world(tmp_path, train=3, test=1)
+    select = {"train": Selection(tiles=2, seed=1), "rest": Selection(rest_of="train", tiles=4)}
+    dataset = dataset.model_copy(update={"select": select, "tile": dataset.tile.model_copy(update={"stride": stride})})
+    kept, rest = (tile_split(scenes, dataset, split, tmp_path / "tiles" / f"{split}.parquet") for split in ("train", "rest"))
+    assert len(kept) == 2 and len(rest) == 4 and set(rest.split) == {"rest"} and set(rest.scene) <= {f"train-00{n}" for n in range(3)}
+    for one in kept.itertuples():
+        beside = rest[rest.scene == one.scene]
+        assert ((abs(beside.row - one.row) >= 32) | (abs(beside.col - one.col) >= 32)).all()
+    check_disjoint([tmp_path / "tiles" / f"{split}.parquet" for split in ("train", "rest")])
+
+
 def test_an_empty_split_is_refused(tmp_path):
     dataset, scenes = world(tmp_path, train=1, test=1)
     with pytest.raises(DataError, match="no scene in split 'more'"):

@@ -65,7 +65,7 @@ def rewrite(file: Path, changes: dict) -> None:
 def look(folder: Path, *rules: str, changes: dict | None = None, dataset: dict | None = None, rates=RATES, **options) -> CheckResults:
     """What is found for one job of each rule."""
     rewrite(folder / "smallest.yaml", changes or {})
-    rewrite(folder / "small_world.yaml", dataset or {})
+    rewrite(folder / "small_world.yaml", ({"held_out": None} if "source" in (dataset or {}) else {}) | (dataset or {}))
     settings = load_settings(yaml.safe_load((folder / "smallest.yaml").read_text(encoding="utf-8")))
     jobs = [Job(rule, NAMES) for rule in rules]
     return check_run(PendingRun(settings, load_datasets(settings, ROOT), jobs, rates, **options))
