@@ -76,7 +76,7 @@ def test_a_plan_tells_what_is_left_and_makes_nothing(small):
     assert "list_scenes" not in left and (left["tile_scenes"], left["caption_tiles"]) == (2, 1)
     counted = "train 8 (cut), test 8 (cut), held_out 8 (of scenes to draw), reference 8 (of scenes to draw)"
     assert counted in " ".join(said.split())
-    assert re.search(r"^tile_scenes +1 .* measured$", said, re.MULTILINE)
+    assert re.search(r"^tile_scenes +2 .* measured$", said, re.MULTILINE)
     assert files(small / "results") == made
 
     (small / "results" / "small" / "tiles" / "train.parquet").unlink()
