@@ -132,7 +132,7 @@ def test_a_failing_job_is_tried_again_with_more_memory_and_time_and_reported(slu
 
 
 def test_stopping_the_workflow_cancels_its_jobs(slurm, small):
-    rewrite(small / "small_world.yaml", source={"kind": "embedded", "scenes": {"train": 10**4, "test": 1, "reference": 1}})
+    rewrite(small / "small_world.yaml", source={"kind": "embedded", "scenes": {"train": 10**4, "test": 1, "reference": 1, "held_out": 1}})
     run = Run(slurm, small, "results/small/scenes.parquet")
     run.wait_for(lambda: any(job["JobState"] == "RUNNING" for job in run.jobs().values()))
     run.process.send_signal(signal.SIGINT)
@@ -177,7 +177,7 @@ def test_a_killed_job_is_tried_again_and_continues_and_a_drained_node_is_survive
 def test_gpus_are_asked_for_as_the_site_has_them_and_not_looked_for_on_the_login_node(slurm, small, site, partition, asked):
     rewrite(small / "smallest.yaml", device="cuda")
     said = Run(slurm, small, "preflight").end()[1]
-    assert "no job has been started" in said and "torch with CUDA" in said and "this machine shows 0" not in said
+    assert "no job was started" in said and "torch with CUDA" in said and "this machine shows 0" not in said
     run = Run(slurm, small, "results/small/prompts/train.json", "--no-hooks", "--retries", "0", "--default-resources", "nodes=1", *site)
     status, said = run.end()
     assert status != 0 and "device: cuda, but torch" in said, "there is no GPU behind what SLURM hands out here"
