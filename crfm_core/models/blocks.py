@@ -23,7 +23,7 @@ class Modulation(NamedTuple):
     gate: Any = None  # a tensor too; None where nothing is gated
 
 
-def normalise(tokens: Tensor) -> Tensor:
+def layer_norm(tokens: Tensor) -> Tensor:
     """LayerNorm without weights."""
     return F.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
 
@@ -127,7 +127,7 @@ class Branch(nn.Module):
         if second:
             (alone,) = attend(self.second_attention.stream(modulate(normed, second[0])))
             updated = updated + second[0].gate * self.second_attention.to_out(alone)
-        return updated + mlp.gate * self.feed_forward(modulate(normalise(updated), mlp))
+        return updated + mlp.gate * self.feed_forward(modulate(layer_norm(updated), mlp))
 
 
 class JointBlock(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from crfm_core import DataError
+from crfm_core.data.rasters import IGNORE
 from crfm_core.models.latent_space import encode_images
 
-IGNORE = 255
 CODES = ("grey", "grey_compat")
 
 

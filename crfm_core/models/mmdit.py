@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crfm_core import ConfigError, WeightsError
-from crfm_core.models.blocks import Modulation, Stream, modulate, normalise
+from crfm_core.models.blocks import Modulation, Stream, layer_norm, modulate
 from crfm_core.models.network import ControlNetwork, check_mask_init
 from crfm_core.models.schemes import scheme_module
 from crfm_core.models.sd3_names import (
@@ -190,7 +190,7 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
             else:
                 image, text, mask = block(image, text, mask, conditioning[index])
         scale, shift = out[:, None].chunk(2, dim=-1)
-        return self._unpatch(self.proj_out(modulate(normalise(image), Modulation(shift, scale))), *hidden_states.shape[-2:])
+        return self._unpatch(self.proj_out(modulate(layer_norm(image), Modulation(shift, scale))), *hidden_states.shape[-2:])
 
     def _mask_tokens(self, mask_latents: Tensor | None) -> Tensor | None:
         if mask_latents is None:
@@ -198,7 +198,7 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         patches = self.mask_embed(mask_latents).flatten(2).transpose(1, 2)
         # The same positions: mask token (i, j) lies on image token (i, j).
         tokens = (patches + self.pos_embed.cropped_pos_embed(*mask_latents.shape[-2:])).to(patches.dtype)
-        return tokens if self._changes_mask else normalise(tokens)  # then once for all blocks
+        return tokens if self._changes_mask else layer_norm(tokens)  # then once for all blocks
 
     def _unpatch(self, tokens: Tensor, height: int, width: int) -> Tensor:
         patch = self.config.patch_size

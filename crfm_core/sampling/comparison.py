@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import ConfigError
-from crfm_core.data.rasters import read_label
+from crfm_core.data.rasters import IGNORE, read_label
 from crfm_core.files import seed_of, write_json
 from crfm_core.layout import Layout
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.metrics.confusion import OVERALL_SCORES, ConfusionMatrix
-from crfm_core.models.mask_encoding import IGNORE
 from crfm_core.sampling.sampler import OpenedSampler, as_uint8
 from crfm_core.segmentor.evaluation import as_input
 from crfm_core.settings import PLAIN, PRESETS, Comparison, Sampler

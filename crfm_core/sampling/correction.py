@@ -10,7 +10,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from crfm_core import ResourceError
-from crfm_core.models.mask_encoding import IGNORE
+from crfm_core.data.rasters import IGNORE
 from crfm_core.sampling.rectify import Correction, RectifySettings, correct_velocity
 
 UNLABELLED = "no labelled pixel: not corrected"

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from crfm_core import WeightsError
 from crfm_core.checkpoints import check_scheduler
+from crfm_core.data.rasters import IGNORE
 from crfm_core.models.controls import network_classes
 from crfm_core.models.decoder import choose_checkpointing
 from crfm_core.models.latent_space import decode_latents, downscaling
-from crfm_core.models.mask_encoding import CODES, IGNORE, mask_latents
+from crfm_core.models.mask_encoding import CODES, mask_latents
 from crfm_core.models.network import ControlNetwork
 from crfm_core.sampling.correction import VelocityCorrector
 from crfm_core.sampling.flow import euler_sample, noise_levels

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crfm_core.models.mask_encoding import IGNORE
+from crfm_core.data.rasters import IGNORE
 from crfm_core.settings import RectifySettings
 
 __all__ = ["Correction", "Rectification", "RectifySettings", "correct_velocity", "critic_loss", "rectify_velocity"]

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from crfm_core import DataError, WeightsError
 from crfm_core.data.grid import Grid
-from crfm_core.data.rasters import write_raster
+from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.data.windows import window_offsets
 from crfm_core.devices import compute_dtype
 from crfm_core.files import seed_of
 from crfm_core.models.latent_space import decode_latents, downscaling
-from crfm_core.models.mask_encoding import IGNORE, mask_latents
+from crfm_core.models.mask_encoding import mask_latents
 from crfm_core.sampling.correction import VelocityCorrector
 from crfm_core.sampling.flow import euler_sample
 from crfm_core.sampling.guidance import GuidedVelocity

@@ -44,6 +44,29 @@ def test_a_module_imports_only_from_rooms_before_its_own(module):
     assert imported_rooms(module) <= set(allowed)
 
 
+#: Names that every module of a registry has; elsewhere a name stands for one thing.
+SHARED_NAMES = {
+    "models/schemes": {"BLOCK", "NETWORK"},
+    "segmentor/critic": {"READS", "recognises", "critic_of"},
+    "curation/filters": {"apply"},
+    "curation/resampling": {"REMEDY", "choose"},
+    "reporting/sections": {"TITLE", "show", "show_dataset"},
+}
+
+
+def test_no_two_public_things_of_the_package_have_one_name():
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        folder = path.relative_to(PACKAGE).parent.as_posix()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            names = {target.id for target in targets if isinstance(target, ast.Name)} | {getattr(node, "name", "_")}
+            for name in names - SHARED_NAMES.get(folder, set()):
+                if not name.startswith("_"):
+                    found.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
 def module_name(path: Path) -> str:
     """The dotted name of a module or package."""
     parts = path.relative_to(ROOT).with_suffix("").parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from crfm_core.models.blocks import Attention, JointBlock, Stream, attend, modulate, normalise
+from crfm_core.models.blocks import Attention, JointBlock, Stream, attend, layer_norm, modulate
 
 
 class AdapterBlock(JointBlock):
@@ -36,7 +36,7 @@ class AdapterBlock(JointBlock):
         self, image: Tensor, text: Tensor, mask: Tensor | Stream | None, conditioning: Tensor | list[Tensor]
     ) -> tuple[Tensor, Tensor | None, Tensor | Stream | None]:
         image_mod, text_mod = self.modulations(conditioning, mask=False)
-        normed_image, normed_text = normalise(image), normalise(text)
+        normed_image, normed_text = layer_norm(image), layer_norm(text)
         image_stream = self.image.attention.stream(modulate(normed_image, image_mod[0]))
         text_stream = self.text.attention.stream(modulate(normed_text, text_mod[0]), with_query=not self.last)
         image_attended, *text_attended = attend(image_stream, text_stream)

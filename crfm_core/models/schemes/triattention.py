@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from crfm_core.models.blocks import Branch, JointBlock, Stream, attend, modulate, normalise
+from crfm_core.models.blocks import Branch, JointBlock, Stream, attend, layer_norm, modulate
 
 
 class TriAttentionBlock(JointBlock):
@@ -33,14 +33,14 @@ class TriAttentionBlock(JointBlock):
         self, image: Tensor, text: Tensor, mask: Tensor | None, conditioning: Tensor | list[Tensor]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         image_mod, text_mod, *masked = self.modulations(conditioning, mask is not None)
-        normed_image, normed_text = normalise(image), normalise(text)
+        normed_image, normed_text = layer_norm(image), layer_norm(text)
         streams = [
             self.image.attention.stream(modulate(normed_image, image_mod[0])),
             self.text.attention.stream(modulate(normed_text, text_mod[0]), with_query=not self.last),
         ]
         if mask is not None:
             (mask_mod,) = masked
-            normed_mask = normalise(mask)
+            normed_mask = layer_norm(mask)
             streams.append(self.mask.attention.stream(modulate(normed_mask, mask_mod[0]), with_query=not self.last))
         attended = self.joint_attention(*streams)
 

@@ -27,7 +27,7 @@ LARGEST_NUMBER = 1e100
 #: How many files may inherit from one another.
 MAX_DEPTH = 20
 
-REMEDY = "write the values themselves, configurations are read and never run"
+WRITE_VALUES = "write the values themselves, configurations are read and never run"
 
 
 class _Unreadable:
@@ -60,7 +60,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
     try:
         return {name: _readable(value) for name, value in _read(Path(path), ()).items() if name in TAKEN}
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}; {REMEDY}") from None
+        raise ConfigError(f"{path}: {error}; {WRITE_VALUES}") from None
 
 
 def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _read(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
     try:
         return _parse(text, inherit)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}; {REMEDY}") from None
+        raise ConfigError(f"{path}: {error}; {WRITE_VALUES}") from None
 
 
 def _base_path(name: str, path: Path) -> Path:
