@@ -12,6 +12,7 @@ import subprocess
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from segmentor_tiles import write_tiles
 from snakemake.cli import parse_args, parse_config
 from tiny_models import tiny_pipeline, tiny_transformer
 
+from crfm_core.segmentor.mmseg.architectures import ARCHITECTURES
 from crfm_core.segmentor.mmseg.networks import build_model
-from crfm_core.settings import load_settings
+from crfm_core.settings import PRESETS, SCHEMES, AnyFilter, AnyResampling, Captions, Section, load_settings
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -96,6 +98,28 @@ def test_targets_of_make_are_there(path):
     words = [shlex.split(line, comments=True) for line in commands(path)]
     named = re.findall(r"`make ([\w-]+)`", prose(path)) + [one[1] for one in words if one[0] == "make"]
     assert set(named) <= set(known)
+
+
+def kinds_of(*models: type[Section]) -> list[str]:
+    """The values that ``kind`` of these sections takes."""
+    return [kind for model in models for kind in get_args(model.model_fields["kind"].annotation)]
+
+
+#: Pages with a table of the kinds that the configuration names, and their names.
+KINDS_ON_PAGES = {
+    "training.md": [*SCHEMES],
+    "sampling.md": [*PRESETS],
+    "method.md": [*PRESETS],
+    "segmentors.md": [*ARCHITECTURES],
+    "curation.md": kinds_of(*get_args(get_args(AnyFilter)[0]), *get_args(get_args(AnyResampling)[0])),
+    "your-data.md": kinds_of(Captions),
+}
+
+
+@pytest.mark.parametrize("page", KINDS_ON_PAGES)
+def test_a_table_of_kinds_names_every_kind_there_is(page):
+    cells = " ".join(line for line in (DOCS / page).read_text(encoding="utf-8").splitlines() if line.startswith("|"))
+    assert set(KINDS_ON_PAGES[page]) <= set(re.findall(r"`([\w-]+)`", cells))
 
 
 @functools.cache
