@@ -169,17 +169,17 @@ def _contact(dataset: Dataset, split: str, manifest: Path, table: pd.DataFrame, 
     return PictureFile(
         kind="contact",
         split=split,
-        files=[f"{name}.png"],
+        files=[f"{name}.png", f"{name}.svg"],
         alt=f"{len(tiles)} tiles of the split {split}, each as image, mask and mask laid over the image: {', '.join(chosen.tile_id)}",
-        caption=f"{some if len(tiles) < len(table) else every}. The bar and the line below tell what covers a tile. In the overlay each "
-        "class is rimmed in its colour; dark and hatched is ignored.",
+        caption=f"{some if len(tiles) < len(table) else every}. The line below tells what covers a tile. In the overlay each class is "
+        "rimmed in its colour.",
     )
 
 
 def _shares(dataset: Dataset, splits: dict[str, SplitNumbers], folder: Path) -> PictureFile:
     shares = {split: numbers.shares for split, numbers in splits.items()}
     ignored = {split: 1 - numbers.labelled for split, numbers in splits.items()}
-    name = draw.share_bars(shares, ignored, dataset.classes, dataset.palette, folder, "class_shares")
+    name = draw.share_bars(shares, ignored, dataset.classes, folder, "class_shares")
     return PictureFile(
         kind="shares",
         files=[f"{name}.svg", f"{name}.png"],
@@ -223,13 +223,13 @@ def _scene_map(
         views.append(draw.SceneView(scene, picture, *sizes[scene], {split: found for split, found in tiles.items() if len(found)}))
     some = len(chosen) < len(sizes)
     title = f"{len(chosen)} of {len(sizes)} scenes" if some else f"All {len(sizes)} scenes" if len(sizes) > 1 else "The scene"
-    name = draw.scene_map(views, list(tables), title, folder, "tile_map")
+    name = draw.scene_map(views, list(tables), folder, "tile_map")
     return PictureFile(
         kind="scenes",
         files=[f"{name}.png", f"{name}.svg"],
         alt=f"{title} with the outlines of their tiles, coloured by split: {', '.join(chosen)}",
         caption=f"{title}{', spread evenly over the splits and their lists' if some else ''}. Tiles are outlined in the colour of their "
-        "split, darker where they overlap; what lies in no tile is grey. Scenes are not to one scale.",
+        "split; what lies in no tile is grey. Scenes are not to one scale.",
     )
 
 

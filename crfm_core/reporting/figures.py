@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
+from matplotlib.typing import RcKeyType
 
 from crfm_core.data.rasters import IGNORED
 from crfm_core.reporting.tables import mean_sd
@@ -22,10 +26,12 @@ from crfm_core.reporting.tables import mean_sd
 INK, FAINT, GRID = "#26313b", "#6b7783", "#dde2e7"
 GREYS = ("#aab4bd", "#66727e", "#878f97")  #: recipes of real tiles only
 FIGURE_WIDTH = 8.6  #: of a figure in inches: a page shows it at about the size its letters are meant for
-BARS_PER_LINE, CLASSES_PER_LINE = 48, 9
 COLOURS = ("#4a86b5", "#d98c3f", "#4f9a7b", "#9a6fb0", "#bf5b5b", "#8a8b3a", "#5fb0c4", "#b07a5a")  #: recipes with synthetic tiles
+MARKERS = "osD^vP"  #: beside the colours, for those who see colours alike
+JUDGED_BY = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
+BARS_PER_LINE, CLASSES_PER_LINE = 48, 9
 
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "text.parse_math": False,  # names come from the configuration; a $ in one is a $
@@ -62,54 +68,65 @@ def save(figure: Figure, folder: Path, name: str, dpi: int = 130) -> str:
     return name
 
 
-def _whiskers(values: Sequence[float]) -> np.ndarray:
-    return np.nan_to_num(np.asarray(values, float))
+def legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend over the figure, in as many columns as its width holds."""
+    columns = _legend_columns([str(handle.get_label()) for handle in handles])
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.6)
 
 
+def _legend_columns(labels: Sequence[str]) -> int:
+    return max(1, int(FIGURE_WIDTH / (0.6 + 0.085 * max(map(len, labels)))))
+
+
+def repeated(things: Sequence[str], count: int) -> list[str]:
+    """The first ``count`` of ``things``, from the start again when they run out."""
+    return list(islice(cycle(things), count))
+
+
+def shortened(text: str, most: int) -> str:
+    """A text with its middle left out where it has more than ``most`` letters."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
+@mpl.rc_context(STYLE)
 def difference_plot(rows: pd.DataFrame, baseline: str, colours: dict[str, str], folder: Path, name: str) -> str:
     """Difference in mIoU of every recipe to the baseline of its dataset and segmentor: each seed a tick, the mean a dot, its 95 % interval
-    a band. Rows of several datasets or segmentors stand under the name of theirs."""
+    a band."""
     groups = {key: group for key, group in rows.groupby(["dataset", "segmentor"], sort=False) if (group.recipe == baseline).any()}
-    several = len(groups) > 1
-    places = sum(len(group) - 1 + several for group in groups.values())
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(FIGURE_WIDTH, 0.9 + (0.36 if several else 0.5) * places), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axvline(0, color=INK, linewidth=1.2)
-        labels: list[str] = []
-        for key, group in groups.items():
-            if several:
-                labels.append(", ".join(key))
-            base = group[group.recipe == baseline].iloc[0]
-            for _, row in group[group.recipe != baseline].iterrows():
-                _difference(axes, len(labels), row, base, colours[row.recipe])
-                labels.append(row.recipe)
-        axes.set_yticks(range(places), labels)
-        for label in axes.get_yticklabels() if several else ():
-            if ", " in label.get_text():
-                label.set_fontweight("bold")
-        axes.set_ylim(places - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"mIoU minus that of {baseline}, in points")
-        axes.spines["left"].set_visible(False)
-        reach = 1.1 * max(abs(edge) for edge in (*axes.get_xlim(), 0.5))
-        axes.set_xlim(-reach, reach)
-        return save(figure, folder, name)
+    labels: list[str] = []
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color=INK, linewidth=1.2)
+    for (dataset, segmentor), group in groups.items():
+        base = group[group.recipe == baseline].iloc[0]
+        for _, row in group[group.recipe != baseline].iterrows():
+            _draw_difference(axes, len(labels), row, base, colours[row.recipe])
+            labels.append(row.recipe if len(groups) == 1 else f"{row.recipe}, {dataset}, {segmentor}")
+    figure.set_size_inches(FIGURE_WIDTH, 0.9 + 0.45 * len(labels))
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"mIoU minus that of {baseline}, in points")
+    axes.spines["left"].set_visible(False)
+    reach = 1.1 * max(*np.abs(axes.get_xlim()), 0.5)
+    axes.set_xlim(-reach, reach)
+    return save(figure, folder, name)
 
 
-def _difference(axes: Axes, place: int, row: pd.Series, base: pd.Series, colour: str) -> None:
+def _draw_difference(axes: Axes, place: int, row: pd.Series, base: pd.Series, colour: str) -> None:
     if math.isnan(row.mIoU_difference):
         axes.text(0, place, " undefined", va="center", color=FAINT, fontsize=9)
         return
-    if not math.isnan(row.mIoU_low):
-        axes.plot([row.mIoU_low, row.mIoU_high], [place, place], color=colour, linewidth=7, alpha=0.35, solid_capstyle="round")
+    axes.plot([row.mIoU_low, row.mIoU_high], [place, place], color=colour, linewidth=7, alpha=0.35, solid_capstyle="round")
     axes.plot(row.mIoU_difference, place, "o", color=colour, markersize=10)
     seeds = [f"mIoU_seed{seed}" for seed in row.seeds.split()]
     axes.plot([row[s] - base[s] for s in seeds], [place] * len(seeds), "|", color=INK, markersize=13, markeredgewidth=1.4)
 
 
+@mpl.rc_context(STYLE)
 def class_bars(
-    bars: dict[str, tuple[Sequence[float], Sequence[float] | None]],
+    bars: Mapping[str, tuple[Sequence[float], Sequence[float] | None]],
     classes: Sequence[str],
     colours: dict[str, str],
     label: str,
@@ -120,118 +137,93 @@ def class_bars(
 
     ``bars`` maps a series to its heights and, or None, the whiskers' half lengths; NaN is shown as a dash.
     """
-    most = max(2, min(CLASSES_PER_LINE, BARS_PER_LINE // len(bars)))
-    lines = math.ceil(len(classes) / most)
-    across = math.ceil(len(classes) / lines)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(FIGURE_WIDTH, 0.6 + (2.9 if lines == 1 else 2.3 * lines)), layout="constrained")
-        panels = figure.subplots(lines, 1, squeeze=False)[:, 0]
-        width = 0.82 / len(bars)
-        for line, axes in enumerate(panels):
-            shown = range(line * across, min((line + 1) * across, len(classes)))
-            for index, (series, (heights, errors)) in enumerate(bars.items()):
-                places = np.arange(len(shown)) + (index - (len(bars) - 1) / 2) * width
-                tall = np.array([heights[c] for c in shown], float)
-                whiskers = None if errors is None else np.where(np.isnan(tall), 0, _whiskers([errors[c] for c in shown]))
-                axes.bar(
-                    places, np.nan_to_num(tall), 0.9 * width, color=colours[series],
-                    yerr=whiskers if whiskers is not None and whiskers.any() else None, error_kw={"ecolor": INK, "elinewidth": 0.9},
-                )  # fmt: skip
-                for place in places[np.isnan(tall)]:
-                    axes.text(place, 1, "–", ha="center", fontsize=8, color=FAINT)
-            names = ["\n".join(textwrap.wrap(classes[c], max(8, 100 // across))) for c in shown]
-            axes.set_xticks(range(len(shown)), names)
-            axes.set_xlim(-0.55, across - 0.45)
-            axes.set_ylabel(label)
-            axes.set_ylim(0, 100)
-            axes.grid(axis="x", visible=False)
-        handles = [Patch(color=colours[series], label=series) for series in bars]
-        figure.legend(handles=handles, loc="outside upper left", ncols=_columns(list(bars)), columnspacing=1.4, handlelength=1.1)
-        return save(figure, folder, name)
+    lines = math.ceil(len(classes) / max(2, min(CLASSES_PER_LINE, BARS_PER_LINE // len(bars))))
+    across, width = math.ceil(len(classes) / lines), 0.82 / len(bars)
+    figure = Figure(figsize=(FIGURE_WIDTH, 0.9 + 2.4 * lines), layout="constrained")
+    for line, axes in enumerate(figure.subplots(lines, 1, squeeze=False)[:, 0]):
+        shown = slice(line * across, (line + 1) * across)
+        names = ["\n".join(textwrap.wrap(one, max(8, 100 // across))) for one in classes[shown]]
+        for index, (series, (heights, errors)) in enumerate(bars.items()):
+            tall = np.array(heights[shown], float)
+            places = np.arange(len(tall)) + (index - (len(bars) - 1) / 2) * width
+            axes.bar(places, tall, 0.9 * width, color=colours[series])
+            if errors is not None:
+                axes.errorbar(places, tall, np.array(errors[shown], float), fmt="none", ecolor=INK, elinewidth=0.9)
+            for place in places[np.isnan(tall)]:
+                axes.text(place, 1, "–", ha="center", fontsize=8, color=FAINT)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.55, across - 0.45)
+        axes.set_ylabel(label)
+        axes.set_ylim(0, 100)
+        axes.grid(axis="x", visible=False)
+    legend_above(figure, [Patch(color=colours[series], label=series) for series in bars])
+    return save(figure, folder, name)
 
 
-def _columns(labels: Sequence[str]) -> int:
-    """So many columns of a legend fit the width of a figure."""
-    return max(1, min(len(labels), int(FIGURE_WIDTH / (0.55 + 0.085 * max(map(len, labels))))))
-
-
+@mpl.rc_context(STYLE)
 def agreement_bars(bars: list[dict], score: str, folder: Path, name: str) -> str:
     """Agreement of images with their masks, judge beside critic.
 
     ``bars`` lists {label, colour, judge: [values], critic: [values]}, percent; several values are copies, whose sd is a whisker.
     """
-    titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(FIGURE_WIDTH, 1.1 + 0.42 * len(bars)), layout="constrained")
-        panels = figure.subplots(1, 2, sharex=True, sharey=True)
-        for axes, (who, title) in zip(panels, titles.items(), strict=True):
-            for place, bar in enumerate(bars):
-                mean, sd = mean_sd(bar[who])
-                faded = 1.0 if who == "judge" else 0.45
-                axes.barh(place, mean, 0.62, color=bar["colour"], alpha=faded)
-                if not math.isnan(sd):
-                    axes.plot([mean - sd, mean + sd], [place, place], color=INK, linewidth=1.2)
-                if not math.isnan(mean):
-                    axes.text(mean + np.nan_to_num(sd) + 2, place, f"{mean:.1f}", va="center", fontsize=9)
-            axes.set_title(title)
-            axes.set_yticks(range(len(bars)), [bar["label"] for bar in bars])
-            axes.set_ylim(len(bars) - 0.5, -0.5)
-            axes.set_xlim(0, 105)
-            axes.set_xlabel(f"{score} in percent")
-            axes.grid(axis="y", visible=False)
-        return save(figure, folder, name)
+    figure = Figure(figsize=(FIGURE_WIDTH, 1.1 + 0.42 * len(bars)), layout="constrained")
+    for axes, (who, title) in zip(figure.subplots(1, 2, sharex=True, sharey=True), JUDGED_BY.items(), strict=True):
+        means, sds = np.transpose([mean_sd(bar[who]) for bar in bars])
+        drawn = axes.barh(
+            range(len(bars)), means, 0.62, color=[bar["colour"] for bar in bars], alpha=1.0 if who == "judge" else 0.45,
+            xerr=np.nan_to_num(sds), ecolor=INK,
+        )  # fmt: skip
+        axes.bar_label(drawn, fmt="%.1f", padding=4, fontsize=9)
+        axes.set_title(title)
+        axes.set_yticks(range(len(bars)), [bar["label"] for bar in bars])
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.set_xlim(0, 105)
+        axes.set_xlabel(f"{score} in percent")
+        axes.grid(axis="y", visible=False)
+    return save(figure, folder, name)
 
 
-def class_legend(classes: Sequence[str], palette: Sequence[tuple[int, int, int]], folder: Path, name: str) -> str:
-    """The classes and their colours, with the colour of ignored pixels."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 0.3))
-        figure.legend(handles=_swatches(classes, palette), loc="center", ncols=8)
-        return save(figure, folder, name)
+@mpl.rc_context(STYLE)
+def sample_sheet(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray | None]],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    folder: Path,
+    name: str,
+    captions: Mapping[tuple[int, int], str] | None = None,
+    dpi: int = 130,
+) -> str:
+    """A grid of pictures uint8 [H,W,3] (None: left out) below the titles of its columns, the legend of the classes below.
 
-
-def _swatches(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> list[Patch]:
-    named = [*zip(classes, palette, strict=True), ("ignored", IGNORED)]
-    return [Patch(facecolor=np.array(rgb) / 255, edgecolor=FAINT, linewidth=0.5, label=label) for label, rgb in named]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A grid of pictures: titles of the columns, a name and the pictures uint8 [H,W,3] (None: left out) of each row."""
-
-    columns: list[str]
-    rows: list[tuple[str, list[np.ndarray | None]]]
-
-
-def sample_sheet(sheet: Sheet, classes: Sequence[str], palette: Sequence[tuple[int, int, int]], folder: Path, name: str) -> str:
-    """The sheet as one picture, with the legend of the classes, if any are given, below; pixels are shown as they are, not smoothed."""
-    across, down, cell, gap = len(sheet.columns), len(sheet.rows), 1.45, 0.05
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(cell * across, cell * down))
-        axes = figure.add_axes((0, 0, 1, 1))  # one for all: an axes for each picture takes far longer
-        axes.set_axis_off()
-        for column, title in enumerate(sheet.columns):
-            above = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
-            axes.annotate(title.replace(", ", ",\n"), (column + (1 - gap) / 2, 0), (0, 3), **above, fontsize=9)
-        for line, (_, pictures) in enumerate(sheet.rows):
-            for column, picture in enumerate(pictures):
-                if picture is not None:
-                    axes.imshow(picture, interpolation="nearest", extent=_place(picture, column, line, 1 - gap))
-        axes.set_xlim(0, across - gap)
-        axes.set_ylim(down - gap, 0)
-        if classes:
-            handles = _swatches(classes, palette)
-            lines = math.ceil(len(handles) / max(3, across))
-            columns = math.ceil(len(handles) / lines)
-            figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=columns, fontsize=9)
-        return save(figure, folder, name)
-
-
-def _place(picture: np.ndarray, column: int, line: int, side: float) -> tuple[float, float, float, float]:
-    """Left, right, bottom and top of a picture in the middle of its cell, as large as it fits."""
-    height, width = (side * length / max(picture.shape[:2]) for length in picture.shape[:2])
-    left, top = column + (side - width) / 2, line + (side - height) / 2
-    return left, left + width, top + height, top
+    ``captions`` are texts below the pictures at (row, column). Pixels are shown as they are, not smoothed.
+    """
+    cell, pitch = 0.95, 1.26 if captions else 1.0  # a picture's side and the distance of rows, of the distance of columns
+    across, side = len(titles), FIGURE_WIDTH / 6  # inches
+    figure = Figure(figsize=(side * across, side * pitch * len(rows)))
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all: an axes for each picture takes far longer
+    axes.set_axis_off()
+    for column, title in enumerate(titles):
+        wrapped = title.replace(", ", ",\n")
+        axes.annotate(wrapped, (column + cell / 2, 0), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=9)
+    for line, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            if picture is not None:
+                height, width = (cell * length / max(picture.shape[:2]) for length in picture.shape[:2])
+                left, top = column + (cell - width) / 2, pitch * line + (cell - height) / 2
+                axes.imshow(picture, interpolation="nearest", extent=(left, left + width, top + height, top))
+    for (line, column), text in (captions or {}).items():
+        axes.annotate(text, (column, pitch * line + cell), (0, -3), textcoords="offset points", va="top", fontsize=7.5)
+    axes.set_xlim(0, across - 1 + cell)
+    axes.set_ylim(pitch * len(rows) - 1 + cell, 0)
+    handles = [
+        Patch(facecolor=np.divide(rgb, 255).tolist(), edgecolor=FAINT, linewidth=0.5, label=label)
+        for label, rgb in [*zip(classes, palette, strict=True), ("ignored", IGNORED)]
+    ]
+    figure.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=_legend_columns([*classes, "ignored"]), fontsize=9
+    )
+    return save(figure, folder, name, dpi)
 
 
 def choose_tiles(table: pd.DataFrame, count: int, least: float = 0.03) -> list[int]:
@@ -244,7 +236,8 @@ def choose_tiles(table: pd.DataFrame, count: int, least: float = 0.03) -> list[i
     scenes, corners = pd.factorize(table.scene)[0], table[["row", "col"]].to_numpy()
     sides, names = table[["height", "width"]].to_numpy(), table.tile_id.to_numpy()
     shown, seen = np.zeros(shares.shape[1], int), np.zeros(scenes.max() + 1, int)
-    free, apart, chosen = np.ones(len(table), bool), np.ones(len(table), bool), []
+    free, apart = np.ones(len(table), bool), np.ones(len(table), bool)
+    chosen: list[int] = []
     while len(chosen) < min(count, len(table)):
         among = np.flatnonzero(free & apart if (free & apart).any() else free)
         for merit in (((shares >= least) & (shown == shown.min())).sum(axis=1), -seen[scenes], mixed):
@@ -258,47 +251,7 @@ def choose_tiles(table: pd.DataFrame, count: int, least: float = 0.03) -> list[i
     return chosen
 
 
-def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], folder: Path, name: str) -> str:
-    """What the correction did, per corrected step: the critic's loss before and after, and the length of the changes of the velocity.
-
-    ``curves`` maps a sampler to columns step, loss_before, loss_after (NaN where it was not measured), gradient_ratio, clamp_ratio,
-    means over the images that were corrected at that step.
-    """
-    before, solid = {"linestyle": "--", "linewidth": 1.3}, {"linewidth": 2, "marker": "o", "markersize": 3.5}
-    clamp = {"linestyle": ":", "linewidth": 1.8}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(FIGURE_WIDTH, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for sampler, curve in curves.items():
-            colour, steps = colours[sampler], curve.step + 1
-            left.plot(steps, curve.loss_before, **before, color=colour)
-            if curve.loss_after.notna().any():  # it may not have been measured
-                left.plot(steps, curve.loss_after, **solid, color=colour)
-            right.plot(steps, curve.gradient_ratio, **solid, color=colour)
-            if (curve.clamp_ratio > 0).any():
-                right.plot(steps, curve.clamp_ratio, **clamp, color=colour)
-        left.set_title("critic's loss")
-        left.set_ylabel("mean cross-entropy per pixel")
-        right.set_title("size of the change")
-        right.set_ylabel("length relative to the velocity")
-        for axes in (left, right):
-            axes.set_xlabel("corrected step")
-            axes.set_ylim(bottom=0, top=1.15 * _top(axes))
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        samplers = [Line2D([], [], color=colours[sampler], linewidth=2, label=sampler) for sampler in curves]
-        styles = {"before": before, "after; by gradient": solid, "by clamp": clamp}
-        if not any((curve.clamp_ratio > 0).any() for curve in curves.values()):
-            del styles["by clamp"]
-        lines = [Line2D([], [], color=FAINT, label=label, **style) for label, style in styles.items()]
-        labels = [*curves, *styles]
-        figure.legend(handles=[*samplers, *lines], loc="outside upper left", ncols=_columns(labels), columnspacing=1.6, handlelength=2.4)
-        return save(figure, folder, name)
-
-
-#: Markers beside the colours, for those who see colours alike.
-MARKERS = "osD^vP"
-
-
+@mpl.rc_context(STYLE)
 def levels_by_steps(levels: dict[str, pd.DataFrame], score: str, folder: Path, name: str) -> str:
     """A score over the number of corrected steps for each form of the correction, judge beside critic.
 
@@ -306,64 +259,62 @@ def levels_by_steps(levels: dict[str, pd.DataFrame], score: str, folder: Path, n
     sampling and the same for all.
     """
     counts = sorted({steps for frame in levels.values() for steps in frame.steps})
-    titles = {"judge": "independent judge: evidence", "critic": "guiding critic: optimised against"}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(FIGURE_WIDTH, 3.5), layout="constrained")
-        panels = figure.subplots(1, 2, sharex=True, sharey=True)
-        for axes, (who, title) in zip(panels, titles.items(), strict=True):
-            axes.axhline(next(iter(levels.values()))[who].iloc[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-            hues, marks = repeated(COLOURS, len(levels)), repeated(MARKERS, len(levels))
-            for index, (form, frame) in enumerate(levels.items()):
-                aside = 0.09 * (index - (len(levels) - 1) / 2)  # whiskers beside each other
-                axes.errorbar(
-                    [counts.index(steps) + (aside if steps else 0) for steps in frame.steps], frame[who], _whiskers(frame[f"{who}_sd"]),
-                    color=hues[index], marker=marks[index], markersize=5.5, linewidth=1.8, elinewidth=1, label=form,
-                )  # fmt: skip
-            axes.set_title(title)
-            axes.set_xticks(range(len(counts)), [str(steps or "none") for steps in counts])
-            axes.set_xlabel("corrected steps")
-            axes.grid(axis="x", visible=False)
-        panels[0].set_ylabel(f"{score} in percent")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=6, columnspacing=1.6)
-        return save(figure, folder, name)
+    colours, markers = repeated(COLOURS, len(levels)), repeated(MARKERS, len(levels))
+    figure = Figure(figsize=(FIGURE_WIDTH, 3.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (who, title) in zip(panels, JUDGED_BY.items(), strict=True):
+        axes.axhline(next(iter(levels.values()))[who].iloc[0], color=FAINT, linewidth=1, linestyle="--")
+        for index, (form, frame) in enumerate(levels.items()):
+            aside = 0.09 * (index - (len(levels) - 1) / 2)  # whiskers beside each other
+            axes.errorbar(
+                [counts.index(steps) + (aside if steps else 0) for steps in frame.steps], frame[who], frame[f"{who}_sd"],
+                color=colours[index], marker=markers[index], markersize=5.5, linewidth=1.8, elinewidth=1, label=form,
+            )  # fmt: skip
+        axes.set_title(title)
+        axes.set_xticks(range(len(counts)), [str(steps or "none") for steps in counts])
+        axes.set_xlabel("corrected steps")
+        axes.grid(axis="x", visible=False)
+    panels[0].set_ylabel(f"{score} in percent")
+    legend_above(figure, panels[0].get_legend_handles_labels()[0])
+    return save(figure, folder, name)
 
 
-def corrections_by_step(curves: dict[str, pd.DataFrame], folder: Path, name: str) -> str:
-    """Small multiples, one column per form: above the critic's loss before and after each correction, below the changes of the velocity.
+@mpl.rc_context(STYLE)
+def correction_curves(curves: dict[str, pd.DataFrame], colours: dict[str, str], folder: Path, name: str) -> str:
+    """What the correction did, a column per sampler or form: above the critic's loss before and after each corrected step, below the
+    length of the changes of the velocity.
 
-    ``curves`` maps a form to columns step, loss_before, loss_after, gradient_ratio, clamp_ratio, means over its samples.
+    ``curves`` maps a sampler or form to columns step, loss_before, loss_after (NaN where it was not measured), gradient_ratio,
+    clamp_ratio, means over the images that were corrected at that step.
     """
-    across = len(curves)
-    before, solid, clamp = {"color": INK, "linewidth": 1.2, "linestyle": "--"}, {"linewidth": 2.0}, {"linewidth": 2.2, "linestyle": ":"}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(5.0, 2.15 * across), 4.6), layout="constrained")
-        losses, changes = figure.subplots(2, across, sharex=True, sharey="row", squeeze=False)
-        for upper, lower, colour, (form, curve) in zip(losses, changes, repeated(COLOURS, across), curves.items(), strict=True):
-            steps = curve.step + 1
-            upper.plot(steps, curve.loss_after, **solid, color=colour)
-            upper.plot(steps, curve.loss_before, **before)  # on top: a correction that does nothing hides neither
-            upper.set_title(form)
-            for column, style in (("gradient_ratio", solid), ("clamp_ratio", clamp)):
-                changed = curve[column] > 0  # a change of none has no place on a logarithmic axis
-                lower.plot(steps[changed], 100 * curve[column][changed], **style, color=colour)
-            lower.set_yscale("log")
-            lower.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            lower.set_xlabel("corrected step")
-            lower.xaxis.get_major_locator().set_params(integer=True)
-        losses[0].set_ylabel("critic's loss")
-        losses[0].set_ylim(bottom=0)
-        changes[0].set_ylabel("change in % of the velocity")
-        styles = {"loss before": before, "loss after; change by gradient": solid, "change by clamp": clamp}
-        lines = [Line2D([], [], label=label, **({"color": FAINT} | style)) for label, style in styles.items()]
-        figure.legend(handles=lines, loc="outside upper left", ncols=4, columnspacing=1.6, handlelength=2.6)
-        return save(figure, folder, name)
-
-
-def repeated(things: Sequence[str], count: int) -> list[str]:
-    """The first ``count`` of ``things``, from the start again when they run out."""
-    return [things[index % len(things)] for index in range(count)]
-
-
-def _top(axes: Axes) -> float:
-    highest = [np.nanmax(line.get_ydata()) for line in axes.lines if np.isfinite(line.get_ydata()).any()]
-    return max([*highest, 1e-6])
+    across = min(4, len(curves))
+    lines = math.ceil(len(curves) / across)
+    figure = Figure(figsize=(FIGURE_WIDTH, 0.4 + 4.2 * lines), layout="constrained")
+    panels = figure.subplots(2 * lines, across, sharex=True, sharey="row", squeeze=False)
+    for index, (title, curve) in enumerate(curves.items()):
+        losses, changes = panels[2 * (index // across) :, index % across][:2]
+        steps, colour = curve.step + 1, colours[title]
+        losses.plot(steps, curve.loss_after, linewidth=2, color=colour)
+        losses.plot(steps, curve.loss_before, linewidth=1.2, linestyle="--", color=INK)  # on top: a correction without effect hides neither
+        losses.set_title("\n".join(textwrap.wrap(title, 22)))
+        losses.set_ylim(bottom=0)
+        changes.plot(steps, 100 * curve.gradient_ratio.where(curve.gradient_ratio > 0), linewidth=2, color=colour)
+        changes.plot(steps, 100 * curve.clamp_ratio.where(curve.clamp_ratio > 0), linewidth=2.2, linestyle=":", color=colour)
+        changes.set_yscale("log")  # a change of none has no place on it
+        changes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        changes.yaxis.set_minor_formatter(NullFormatter())
+        changes.set_xlabel("corrected step")
+        changes.tick_params(labelbottom=True)
+        changes.xaxis.get_major_locator().set_params(integer=True)
+    for above, below in zip(panels[::2, 0], panels[1::2, 0], strict=True):
+        above.set_ylabel("critic's loss")
+        below.set_ylabel("change in % of the velocity")
+        low, high = np.log10(below.get_ylim())
+        below.set_ylim(10.0 ** math.floor(low), 10.0 ** math.ceil(high))  # so that two numbers stand on the axis
+    for axes in panels[2 * (lines - 1) :, len(curves) - (lines - 1) * across :].flat:
+        axes.set_axis_off()
+    before = Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label="before")
+    after = Line2D([], [], color=FAINT, linewidth=2, label="after; by gradient")
+    clamp = Line2D([], [], color=FAINT, linewidth=2.2, linestyle=":", label="by clamp")
+    legend_above(figure, [before, after, clamp])
+    return save(figure, folder, name)

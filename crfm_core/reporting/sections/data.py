@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from crfm_core import DataError
-from crfm_core.reporting import figures as draw
 from crfm_core.reporting.data_sheet import shown_picture
 from crfm_core.reporting.inputs import DatasetResults
 from crfm_core.reporting.report import Report
@@ -14,7 +13,6 @@ TITLE = "Data"
 def show_dataset(report: Report, results: DatasetResults) -> dict:
     """The sheet and those of its pictures that the report shows. Raises DataError when one is missing."""
     sheet, folder, dataset = results.data_sheet, results.files["data_sheet"][results.dataset.name], results.dataset
-    draw.class_legend(dataset.classes, dataset.palette, report.pictures.folder, f"{dataset.name}-legend")
     pictures = {"contact": sheet.of_kind("contact", dataset.train), "shares": sheet.of_kind("shares"), "scenes": sheet.of_kind("scenes")}
     if missing := [kind for kind, picture in pictures.items() if picture is None]:
         raise DataError(

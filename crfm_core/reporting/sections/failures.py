@@ -32,7 +32,7 @@ def _failures(report: Report, results: DatasetResults, key: Pair, lowest: list) 
         samples.append(read_rgb(image))
     titles = [number(tile.judge) for tile in lowest]
     name = "-".join((dataset.name, "failures", *key))
-    draw.sample_sheet(draw.Sheet(titles, [("mask", masks), ("sample", samples)]), [], [], report.pictures.folder, name)
+    draw.sample_sheet(titles, [masks, samples], dataset.classes, dataset.palette, report.pictures.folder, name)
     alt = f"The {len(lowest)} samples of {results.name_of(key)} that show their masks worst: masks above, samples below"
     return {
         "sampler": results.name_of(key),

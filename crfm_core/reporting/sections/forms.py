@@ -19,8 +19,8 @@ def show_dataset(report: Report, results: DatasetResults) -> dict | None:
     if compared is None:
         return None
     name, plain = results.dataset.name, compared.rows[0]
-    levels, curves, notes = {}, {}, []
-    for preset in compared.presets[1:]:
+    levels, curves, hues, notes = {}, {}, {}, []
+    for preset, colour in zip(compared.presets[1:], draw.repeated(draw.COLOURS, len(compared.presets) - 1), strict=True):
         rows = compared.of(preset)
         points = [{"steps": row.form.steps} for row in (plain, *rows)]
         for point, row in zip(points, (plain, *rows), strict=True):
@@ -29,11 +29,12 @@ def show_dataset(report: Report, results: DatasetResults) -> dict | None:
         levels[preset] = pd.DataFrame(points).sort_values("steps")
         longest = max(rows, key=lambda row: row.form.steps).form
         if longest.by_step:
-            curves[f"{preset} ({longest.steps} steps)"] = pd.DataFrame(longest.by_step).astype(float)
+            title = f"{preset} ({longest.steps} steps)"
+            curves[title], hues[title] = pd.DataFrame(longest.by_step).astype(float), colour
         samples = compared.masks * len(compared.seeds)
         notes += [f"{row.name}: {count} of {samples} samples: {note}" for row in rows for note, count in row.form.notes.items()]
     drawn = draw.levels_by_steps(levels, "mIoU", report.pictures.folder, f"{name}-forms")
-    steps = curves and draw.corrections_by_step(curves, report.pictures.folder, f"{name}-forms-steps")
+    steps = curves and draw.correction_curves(curves, hues, report.pictures.folder, f"{name}-forms-steps")
     return {
         "compared": compared,
         "finding": best_form(compared),

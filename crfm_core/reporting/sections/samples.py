@@ -53,17 +53,17 @@ def sheets_of(report: Report, results: DatasetResults) -> list[dict]:
 
 
 def _sheet(report: Report, results: DatasetResults, rows: list[tuple[int, Path, Path]], columns: list[Column], index: int) -> dict:
-    dataset, pictures = results.dataset, []
+    dataset = results.dataset
+    pictures: list[list[np.ndarray | None]] = []
     for row, label, image in rows:
         tile_id = results.tiles.tile_id.iloc[row]
-        line = [paint(read_label(label), dataset.palette), read_rgb(image)]
-        line += [column.read(column.files[tile_id]) if tile_id in column.files else None for column in columns]
-        pictures.append((tile_id, line))
+        samples = [column.read(column.files[tile_id]) if tile_id in column.files else None for column in columns]
+        pictures.append([paint(read_label(label), dataset.palette), read_rgb(image), *samples])
     titles = ["mask", "real tile", *(column.title for column in columns)]
     name = f"{dataset.name}-samples" + (f"-{index + 1}" if index else "")
-    draw.sample_sheet(draw.Sheet(titles, pictures), dataset.classes, dataset.palette, report.pictures.folder, name)
+    draw.sample_sheet(titles, pictures, dataset.classes, dataset.palette, report.pictures.folder, name)
     alt = f"Masks, real tiles and samples, one tile per row; columns: {', '.join(titles)}"
-    return {"figure": report.pictures(name, alt, "png"), "tiles": [tile_id for tile_id, _ in pictures]}
+    return {"figure": report.pictures(name, alt, "png"), "tiles": [results.tiles.tile_id.iloc[row] for row, *_ in rows]}
 
 
 def _columns(results: DatasetResults, pairs: list[Pair]) -> list[Column]:

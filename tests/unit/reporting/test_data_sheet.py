@@ -19,7 +19,7 @@ from crfm_core import DataError
 from crfm_core.data.rasters import IGNORE, IGNORED, write_raster
 from crfm_core.manifest import read_manifest, write_manifest
 from crfm_core.reporting import composition
-from crfm_core.reporting.contact_sheet import ContactTile, contact_places, contact_sheet, overlay
+from crfm_core.reporting.contact_sheet import ContactTile, contact_sheet, overlay, views_of
 from crfm_core.reporting.data_figures import Ground, SceneView, ground_map, scene_map
 from crfm_core.reporting.data_sheet import choose_scenes, draw_data_sheet, read_data_sheet, thumbnail
 from crfm_core.reporting.figures import choose_tiles
@@ -31,9 +31,6 @@ UTM = "EPSG:32631"
 def drawn(tmp_path_factory):
     arguments = build(tmp_path_factory.mktemp("sheet"), crs=UTM)
     return arguments, draw_data_sheet(**arguments)
-
-
-# --------------------------------------------------------------------------------------------------------- the numbers
 
 
 def test_the_numbers_of_csv_and_json_equal_a_hand_count(drawn):
@@ -108,9 +105,6 @@ def test_tiles_without_a_georeference_have_no_ground_distance(tmp_path):
     assert "metres per pixel" not in page and not list((tmp_path / "results" / "d" / "data_sheet").glob("ground*"))
 
 
-# ----------------------------------------------------------------------------------------------------------- the notes
-
-
 def notes_of(train, test, val=None, area=2000, classes=("soil", "water", "wood")):
     """Notes on splits given as counts per tile."""
     splits = {}
@@ -173,9 +167,6 @@ def test_a_sheet_without_notes_says_what_was_looked_for(tmp_path):
     assert "Nothing stands out" in (arguments["out"] / "index.html").read_text()
 
 
-# ------------------------------------------------------------------------------------------------------------ the page
-
-
 def test_the_page_escapes_names_needs_nothing_beside_it_and_has_words_for_its_pictures(drawn):
     page = (drawn[0]["out"] / "index.html").read_text()
     assert EVIL not in page and "&lt;b&gt;wood&lt;/b&gt;" in page and "<i>counted" not in page
@@ -198,49 +189,45 @@ def test_every_picture_of_the_sheet_lies_in_its_folder(drawn):
     files = {name for picture in sheet.pictures for name in picture.files}
     assert files | {"index.html", "data_sheet.json", "class_shares.csv"} == {path.name for path in arguments["out"].iterdir()}
     assert {picture.kind for picture in sheet.pictures} == {"contact", "shares", "scenes", "ground"}
-    assert sheet.of_kind("contact", "test").files == ["contact-test.png"]
+    assert sheet.of_kind("contact", "test").files == ["contact-test.png", "contact-test.svg"]
 
 
-# -------------------------------------------------------------------------------------------------------- the pictures
-
-
-def test_an_overlay_mixes_within_a_class_rims_it_and_darkens_what_is_ignored():
+def test_an_overlay_mixes_within_a_class_and_rims_it():
     label = np.zeros((12, 20), np.uint8)
     label[:, 6:12], label[:, 12:] = 1, IGNORE
     mixed = overlay(np.full((12, 20, 3), 100, np.uint8), label, PALETTE)
     assert mixed[5, 2].tolist() == [round(55 + 0.45 * value) for value in PALETTE[0]]
     assert mixed[5, 8].tolist() == [round(55 + 0.45 * value) for value in PALETTE[1]]
     assert mixed[5, 5].tolist() == list(PALETTE[0]) and mixed[5, 6].tolist() == mixed[5, 11].tolist() == list(PALETTE[1])
-    shades = np.unique(mixed[:, 13:].reshape(-1, 3), axis=0)
-    assert len(shades) == 2 and (shades[0] < 70).all() and (shades[1] > 120).all()  # dark, and its hatching
+    assert mixed[5, 12].tolist() == list(IGNORED) and mixed[5, 15].tolist() == [round(55 + 0.45 * value) for value in IGNORED]
 
 
-def test_a_small_tile_is_shown_with_hard_pixels_at_its_place(tmp_path):
+def test_a_small_tile_is_shown_with_hard_pixels():
     rng = np.random.default_rng(0)
-    pairs = [(rng.integers(0, 256, (8, 8, 3), np.uint8), rng.integers(0, 3, (8, 8), np.uint8)) for _ in range(3)]
-    tiles = [ContactTile(f"t{index}", *pair) for index, pair in enumerate(pairs)]
-    contact_sheet(tiles, CLASSES, PALETTE, tmp_path, "sheet")
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
-    for tile, (top, left) in zip(tiles, contact_places(tiles), strict=True):
-        picture = sheet[top : top + 256, left : left + 256]
-        assert (picture == tile.image.repeat(32, axis=0).repeat(32, axis=1)).all()
-        mask = sheet[top : top + 256, left + 264 : left + 520]
-        assert (mask == np.array(PALETTE, np.uint8)[tile.label].repeat(32, axis=0).repeat(32, axis=1)).all()
-        middle = [round(0.55 * int(a) + 0.45 * b) for a, b in zip(tile.image[3, 4], PALETTE[tile.label[3, 4]], strict=True)]
-        assert sheet[top + 3 * 32 + 16, left + 528 + 4 * 32 + 16] == pytest.approx(middle, abs=1)
+    tile = ContactTile("t", rng.integers(0, 256, (8, 8, 3), np.uint8), rng.integers(0, 3, (8, 8), np.uint8))
+    image, mask, laid_over = views_of(tile, PALETTE)
+    assert (image == tile.image.repeat(32, axis=0).repeat(32, axis=1)).all()
+    assert (mask == np.array(PALETTE, np.uint8)[tile.label].repeat(32, axis=0).repeat(32, axis=1)).all()
+    middle = [round(0.55 * int(a) + 0.45 * b) for a, b in zip(tile.image[3, 4], PALETTE[tile.label[3, 4]], strict=True)]
+    assert laid_over[3 * 32 + 16, 4 * 32 + 16] == pytest.approx(middle, abs=1)
 
 
-def test_a_large_tile_is_averaged_down_and_its_mask_is_not(tmp_path):
+def test_a_large_tile_is_averaged_down_and_its_mask_is_not():
     board = ((np.indices((1024, 1024)).sum(axis=0) % 2) * 200).astype(np.uint8)
     label = np.full((1024, 1024), 1, np.uint8)
     label[:512] = IGNORE
-    tile = ContactTile("large", np.repeat(board[..., None], 3, axis=2), label)
-    contact_sheet([tile], CLASSES, PALETTE, tmp_path, "sheet")
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
-    ((top, left),) = contact_places([tile])
-    assert (sheet[top : top + 256, left : left + 256] == 100).all()
-    mask = sheet[top : top + 256, left + 264 : left + 520]
+    image, mask, _ = views_of(ContactTile("large", np.repeat(board[..., None], 3, axis=2), label), PALETTE)
+    assert image.shape == (256, 256, 3) and (image == 100).all()
     assert (mask[:128] == IGNORED).all() and (mask[128:] == PALETTE[1]).all()
+
+
+def test_a_contact_sheet_names_each_tile_and_what_covers_it(tmp_path):
+    tiles = [ContactTile(f"t{index}", np.zeros((8, 8, 3), np.uint8), np.full((8, 8), index, np.uint8)) for index in range(3)]
+    tiles[0].label[:2] = IGNORE
+    contact_sheet(tiles, CLASSES, PALETTE, tmp_path, "sheet")
+    drawn = (tmp_path / "sheet.svg").read_text()
+    named = ["t0", "t1", "t2", "ignored 25.0 %, soil 75.0 %", "water 100.0 %", "overlay"]
+    assert all(f"<!-- {text} -->" in drawn.replace("\u00a0", " ") for text in named)
 
 
 def test_tiles_of_the_sheet_do_not_overlap_while_others_are_left_and_come_from_all_scenes():
@@ -268,7 +255,7 @@ def test_scenes_are_chosen_evenly(splits, most, expected):
 
 def test_ground_in_no_tile_is_grey_and_ground_in_tiles_has_its_colour(tmp_path):
     picture = np.full((40, 80, 3), (200, 20, 20), np.uint8)
-    scene_map([SceneView("s", picture, 80, 40, {"train": np.array([[0, 0, 40, 40]])})], ["train"], "The scene", tmp_path, "map")
+    scene_map([SceneView("s", picture, 80, 40, {"train": np.array([[0, 0, 40, 40]])})], ["train"], tmp_path, "map")
     drawn = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
     body = drawn[drawn.shape[0] // 2 :]
     left, right = body[:, : body.shape[1] // 2], body[:, body.shape[1] // 2 :]
@@ -350,18 +337,15 @@ def test_a_hundred_thousand_footprints_are_drawn_in_seconds_and_as_a_picture(tmp
     assert (tmp_path / "map.svg").stat().st_size < 2e6
 
 
-def test_far_places_are_drawn_again_larger(tmp_path):
-    square = np.array([[0, 0], [20, 0], [20, 20], [0, 20]]) + np.array([5e5, 5e6])
-    near = Ground("UTM", ("x", "y"), (1.0, 1.0), {"train": np.stack([square, square + 30])})
-    far = Ground("UTM", ("x", "y"), (1.0, 1.0), {"train": np.stack([square, square + 40_000])})
-    heights = {}
-    for name, ground in (("near", near), ("far", far)):
-        ground_map([ground], ["train"], tmp_path, name)
-        heights[name] = (tmp_path / f"{name}.svg").read_text()
-    assert "<!-- A -->" in heights["far"] and "<!-- B -->" in heights["far"] and "<!-- A -->" not in heights["near"]
-
-
-# ------------------------------------------------------------------------------------------------ what is missing or damaged
+@pytest.mark.parametrize(
+    ("metres", "side", "bar"),
+    [((1.0, 1.0), 100, "50 m"), ((1.0, 1.0), 20_000, "10 km"), ((0.3048, 0.3048), 1000, "100 m"), (None, 100, None)],
+)
+def test_a_map_of_the_ground_has_a_scale_bar_where_units_are_known(tmp_path, metres, side, bar):
+    square = side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) + np.array([5e5, 5e6])
+    ground_map([Ground("UTM", ("x", "y"), metres, {"train": square[None]})], ["train"], tmp_path, "map")
+    bars = re.findall(r"<!-- (\d+ k?m) -->", (tmp_path / "map.svg").read_text())
+    assert bars == ([bar] if bar else [])
 
 
 def change(column, values):
