@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import shapely
 from pydantic import BaseModel
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
@@ -56,16 +57,10 @@ class Note(BaseModel):
 
 def check_table(manifest: Path, table: pd.DataFrame, num_classes: int) -> None:
     """Raise DataError, naming the row, unless every tile counts each class and no more pixels than it has."""
-    sizes = table.pixels.map(len).to_numpy()
-    if (sizes != num_classes).any():
-        row = int(np.argmax(sizes != num_classes))
-        raise DataError(
-            f"{manifest}: row {table.tile_id.iloc[row]}: counts {sizes[row]} classes, the dataset has {num_classes}; cut the tiles again"
-        )
-    labelled, area = pixels_of(table).sum(axis=1), _area(table)
-    if (labelled > area).any():
-        row = int(np.argmax(labelled > area))
-        raise DataError(f"{manifest}: row {table.tile_id.iloc[row]}: counts {labelled[row]} pixels of {area[row]}; cut the tiles again")
+    for tile_id, counts, area in zip(table.tile_id, table.pixels, table.width.astype(int) * table.height, strict=True):
+        fault = f"counts {len(counts)} classes, the dataset has {num_classes}" if len(counts) != num_classes else ""
+        if fault or sum(counts) > area:
+            raise DataError(f"{manifest}: row {tile_id}: {fault or f'counts {sum(counts)} pixels of {area}'}; cut the tiles again")
 
 
 def pixels_of(table: pd.DataFrame) -> np.ndarray:
@@ -78,17 +73,9 @@ def _area(table: pd.DataFrame) -> np.ndarray:
 
 
 def scene_sizes(tables: Sequence[pd.DataFrame]) -> dict[str, tuple[int, int]]:
-    """Width and height of every scene in pixels of the tiles; without the manifest's columns for it, as far as its tiles reach."""
-    whole = pd.concat([
-        pd.DataFrame({
-            "scene": table.scene,
-            "width": table.get("scene_width", table.col + table.width),
-            "height": table.get("scene_height", table.row + table.height),
-        })
-        for table in tables
-    ])  # fmt: skip
-    largest = whole.groupby("scene").max()
-    return dict(zip(largest.index, zip(largest.width.astype(int), largest.height.astype(int), strict=True), strict=True))
+    """Width and height of every scene in pixels of the tiles."""
+    whole = pd.concat(tables).drop_duplicates("scene")
+    return {row.scene: (int(row.scene_width), int(row.scene_height)) for row in whole.itertuples()}
 
 
 def count_split(table: pd.DataFrame, sizes: dict[str, tuple[int, int]]) -> SplitNumbers:
@@ -116,24 +103,10 @@ def count_split(table: pd.DataFrame, sizes: dict[str, tuple[int, int]]) -> Split
 
 def _covered(table: pd.DataFrame, sizes: dict[str, tuple[int, int]]) -> tuple[int, int]:
     """Pixels of the scenes that lie in at least one tile, and the same with each tile counted for itself; padding is no pixel."""
-    size = np.array([sizes[scene] for scene in table.scene])
-    boxes = np.stack([table.row, table.col, table.row + table.height, table.col + table.width], -1).astype(np.int64)
-    boxes[:, 2:] = np.minimum(boxes[:, 2:], size[:, ::-1])
-    cut = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)
-    union = sum(int(cut[group[0]]) if len(group) == 1 else _union(boxes[group]) for group in table.groupby("scene").indices.values())
-    return union, int(cut.sum())
-
-
-def _union(boxes: np.ndarray) -> int:
-    """Area of the union of boxes [n,4] (top, left, bottom, right): counted on the grid that their edges make."""
-    rows, row_of = np.unique(boxes[:, [0, 2]], return_inverse=True)
-    cols, col_of = np.unique(boxes[:, [1, 3]], return_inverse=True)
-    (top, bottom), (left, right) = row_of.reshape(-1, 2).T, col_of.reshape(-1, 2).T
-    steps = np.zeros((len(rows), len(cols)), np.int32)
-    for row, col, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
-        np.add.at(steps, (row, col), sign)
-    inside = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-    return int(np.diff(rows) @ inside @ np.diff(cols))
+    scenes = [shapely.box(0, 0, *sizes[scene]) for scene in table.scene]
+    boxes = shapely.intersection(shapely.box(table.col, table.row, table.col + table.width, table.row + table.height), scenes)
+    union = sum(shapely.union_all(boxes[rows]).area for rows in table.groupby("scene").indices.values())
+    return round(union), round(shapely.area(boxes).sum())
 
 
 def ground_distances(table: pd.DataFrame) -> np.ndarray:
@@ -168,7 +141,7 @@ def metres_per_unit(crs: str, latitude: float) -> tuple[float, float] | None:
     if parsed.is_geographic:
         return 111_320 * float(np.cos(np.radians(np.clip(latitude, -89, 89)))), 110_574.0
     try:
-        factor = parsed.linear_units_factor[1]
+        _, factor = parsed.linear_units_factor
     except CRSError:
         return None
     return factor, factor
@@ -186,11 +159,9 @@ def compare(splits: dict[str, SplitNumbers], classes: Sequence[str]) -> list[Dis
 def notes_on(splits: dict[str, SplitNumbers], distances: list[Distance], classes: Sequence[str], train: str, test: str) -> list[Note]:
     """What stands out in the numbers of the splits."""
     notes = []
-    for split, what in ((train, "nothing can learn {} from these tiles"), (test, "{} scores there are undefined")):
+    for split, so in ((train, "nothing can learn such a class from these tiles"), (test, "scores of such a class are undefined")):
         if split in splits and (missing := [name for name, count in zip(classes, splits[split].pixels, strict=True) if not count]):
-            one = len(missing) == 1
-            what = what.format(("it" if one else "them") if split == train else ("its" if one else "their"))
-            notes.append(Note(kind="missing", text=f"{listed(missing)} {'does' if one else 'do'} not occur in {split}: {what}."))
+            notes.append(Note(kind="missing", text=f"Classes without a pixel in {split}: {listed(missing)}; {so}."))
     for index, name in enumerate(classes):
         rare = {split: numbers for split, numbers in splits.items() if 0 < numbers.shares[index] < RARE}
         if rare:
@@ -208,8 +179,7 @@ def notes_on(splits: dict[str, SplitNumbers], distances: list[Distance], classes
             notes.append(Note(kind="unlike", text=text))
     for split, numbers in splits.items():
         if numbers.sparse:
-            verb = "has" if numbers.sparse == 1 else "have"
-            text = f"{numbers.sparse} of {_tiles(numbers.tiles)} of {split} {verb} less than {100 * SPARSE:g} % of their pixels labelled."
+            text = f"{numbers.sparse} of {_tiles(numbers.tiles)} of {split}: less than {100 * SPARSE:g} % of the pixels are labelled."
             notes.append(Note(kind="sparse", text=text))
     return notes
 

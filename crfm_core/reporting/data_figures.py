@@ -1,8 +1,9 @@
-"""Figures that show a dataset: the shares of its classes, where its tiles lie in scenes and on the ground."""
+"""Figures that show a dataset: its tiles, the shares of its classes, where its tiles lie in scenes and on the ground."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from PIL import Image, ImageOps
+from scipy import ndimage
 
-from crfm_core.reporting.figures import FIGURE_WIDTH, INK, STYLE, legend_above, repeated, save, shortened
+from crfm_core.data.rasters import IGNORE, paint
+from crfm_core.reporting.composition import SplitNumbers
+from crfm_core.reporting.figures import FIGURE_WIDTH, INK, STYLE, legend_above, repeated, sample_sheet, save, shortened
 from crfm_core.reporting.rendering import percent
 
 SPLIT_COLOURS = ("#2878b8", "#e07b16", "#2f9e6a", "#a04fb8", "#c94a4a", "#8a8b3a", "#17a2b8", "#a0622d")
 OUTSIDE = "#dfe2e5"  #: colour of scenes outside all tiles, in the legend
 SHARP = 160  #: dots per inch of figures with photographs
+VIEW = 256  #: longer side of a picture of a tile in pixels
+LETTERS = 64  #: of a line below the three pictures of a tile
 
 
 def split_colours(splits: Sequence[str]) -> dict[str, str]:
@@ -32,18 +39,72 @@ def _split_patches(splits: Sequence[str]) -> list[Patch]:
     return [Patch(facecolor=mpl.colors.to_rgba(colour, 0.3), edgecolor=colour, label=split) for split, colour in colours]
 
 
+@dataclass(frozen=True)
+class ContactTile:
+    """A tile with its mask: uint8 [H,W,3] and class ids uint8 [H,W]."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+def contact_sheet(
+    tiles: Sequence[ContactTile], classes: Sequence[str], palette: Sequence[tuple[int, int, int]], folder: Path, name: str
+) -> str:
+    """Tiles as image, mask and overlay, two beside each other, each with its name and what covers it, the legend below."""
+    rows: list[list[np.ndarray | None]] = []
+    captions = {}
+    for index, tile in enumerate(tiles):
+        if index % 2 == 0:
+            rows.append([])
+        captions[index // 2, len(rows[-1])] = f"{shortened(tile.name, LETTERS)}\n{_coverage(tile.label, classes)}"
+        rows[-1] += views_of(tile, palette)
+    titles = ["image", "mask", "overlay"] * min(2, len(tiles))
+    return sample_sheet(titles, rows, classes, palette, folder, name, captions, dpi=188)
+
+
+def views_of(tile: ContactTile, palette: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
+    """Image, mask and overlay of a tile, uint8 [h,w,3] with a longer side of VIEW: large images are averaged down, masks never."""
+    smaller = max(tile.label.shape) > VIEW
+    label = _resized(tile.label, Image.Resampling.NEAREST)
+    image = _resized(tile.image, Image.Resampling.BOX if smaller else Image.Resampling.NEAREST)
+    return [image, paint(label, palette), overlay(image, label, palette)]
+
+
+def _resized(picture: np.ndarray, how: Image.Resampling) -> np.ndarray:
+    return np.asarray(ImageOps.contain(Image.fromarray(picture), (VIEW, VIEW), how))
+
+
+def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[tuple[int, int, int]], cover: float = 0.45) -> np.ndarray:
+    """The mask laid over its image, uint8 [H,W,3]: a class covers the share ``cover``, its rim has its full colour."""
+    colours = paint(label, palette)
+    cross = ndimage.generate_binary_structure(2, 1)
+    rim = ndimage.maximum_filter(label, footprint=cross) != ndimage.minimum_filter(label, footprint=cross)
+    mixed = np.round((1 - cover) * image + cover * colours).astype(np.uint8)
+    return np.where(rim[..., None], colours, mixed)
+
+
+def _coverage(label: np.ndarray, classes: Sequence[str]) -> str:
+    """The largest classes of a tile, as many as fit a line, after what is ignored."""
+    shares = np.bincount(label.ravel(), minlength=256) / label.size
+    named = {value: name for value, name in [(IGNORE, "ignored"), *enumerate(classes)] if shares[value]}
+    order = sorted(named, key=lambda value: (value != IGNORE, -shares[value]))
+    parts = [f"{named[value]} {percent(shares[value])}".replace(" ", "\u00a0") for value in order]  # a line ends between classes
+    return textwrap.wrap(", ".join(parts), LETTERS, max_lines=1, placeholder=" …")[0]
+
+
 @mpl.rc_context(STYLE)
-def share_bars(shares: dict[str, list[float]], ignored: dict[str, float], classes: Sequence[str], folder: Path, name: str) -> str:
+def share_bars(splits: dict[str, SplitNumbers], classes: Sequence[str], folder: Path, name: str) -> str:
     """Share of each class in the labelled pixels of each split, and what is ignored of all pixels.
 
     The axis is that of square roots: it has a zero, so a missing class has no bar, and a class of a thousandth can still be seen.
     """
-    entries, colours, thick = [*classes, "ignored (of all pixels)"], split_colours(list(shares)), 0.8 / len(shares)
-    figure = Figure(figsize=(FIGURE_WIDTH, 0.9 + (0.16 * len(shares) + 0.08) * len(entries)), layout="constrained")
+    entries, colours, thick = [*classes, "ignored (of all pixels)"], split_colours(list(splits)), 0.8 / len(splits)
+    figure = Figure(figsize=(FIGURE_WIDTH, 0.9 + (0.16 * len(splits) + 0.08) * len(entries)), layout="constrained")
     axes = figure.add_subplot()
-    for index, split in enumerate(shares):
-        values = np.array([*shares[split], ignored[split]])
-        places = np.arange(len(entries)) + (index - (len(shares) - 1) / 2) * thick
+    for index, (split, numbers) in enumerate(splits.items()):
+        values = np.array([*numbers.shares, 1 - numbers.labelled])
+        places = np.arange(len(entries)) + (index - (len(splits) - 1) / 2) * thick
         bars = axes.barh(places, 100 * values, 0.9 * thick, color=colours[split])
         axes.bar_label(bars, [percent(value) if value else "none" for value in values], padding=4, fontsize=7.5)
     axes.set_xscale("function", functions=(lambda value: np.sqrt(np.maximum(value, 0)), np.square))

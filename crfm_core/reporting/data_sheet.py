@@ -20,7 +20,6 @@ from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import composition
 from crfm_core.reporting import data_figures as draw
 from crfm_core.reporting.composition import Distance, Note, SplitNumbers
-from crfm_core.reporting.contact_sheet import ContactTile, contact_sheet
 from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.findings import listed
 from crfm_core.reporting.reading import read_model
@@ -127,18 +126,12 @@ def _class_shares(sheet: DataSheet) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# --------------------------------------------------------------------------------------------------------------- notes
-
-
 def _without_tiles(scene_table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> list[Note]:
     """Scenes of the shown splits that no tile was cut from; a scene without a split belongs to all."""
     used = set().union(*(table.scene for table in tables.values()))
     left = sorted(set(scene_table.scene[scene_table.split.isin(["", *tables])]) - used)
-    if not left:
-        return []
-    count = f"{len(left)} scene{'' if len(left) == 1 else 's'}"
-    text = f"{count} gave no tile, for want of labels or by the selection: {listed(left, 3)}."
-    return [Note(kind="no tile", text=text)]
+    text = f"Scenes without a tile, because labels are missing or the selection left them out: {listed(left, 3)}."
+    return [Note(kind="no tile", text=text)] if left else []
 
 
 def _same_pictures(tables: dict[str, pd.DataFrame]) -> list[Note]:
@@ -146,26 +139,22 @@ def _same_pictures(tables: dict[str, pd.DataFrame]) -> list[Note]:
     notes = []
     for split, table in tables.items():
         if "image_digest" in table and (again := table[table.image_digest.duplicated()]).size:
-            verb = "tile shows" if len(again) == 1 else "tiles show"
-            text = f"{len(again)} {verb} a picture of {split} that another tile of it shows already, such as {again.tile_id.iloc[0]}."
+            text = f"Tiles of {split} with the same pixels as another tile of it: {listed(list(again.tile_id), 3)}."
             notes.append(Note(kind="same picture", text=text))
     return notes
-
-
-# ------------------------------------------------------------------------------------------------------------ pictures
 
 
 def _contact(dataset: Dataset, split: str, manifest: Path, table: pd.DataFrame, root: Path, folder: Path) -> PictureFile:
     chosen = table.iloc[choose_tiles(table, CONTACTS)]
     images, labels = (paths_of(manifest, chosen, column, root) for column in ("image", "label"))
     files = zip(chosen.tile_id, images, labels, strict=True)
-    tiles = [ContactTile(name, read_rgb(image), read_label(label)) for name, image, label in files]
+    tiles = [draw.ContactTile(name, read_rgb(image), read_label(label)) for name, image, label in files]
     for tile, label in zip(tiles, labels, strict=True):
         if tile.image.shape[:2] != tile.label.shape:
             raise DataError(f"{label}: {tile.label.shape[1]}x{tile.label.shape[0]} pixels, its image has another size; cut the tiles again")
     every = f"All {len(table)} tiles of {split}" if len(table) > 1 else f"The tile of {split}"
     some = f"{len(tiles)} of {len(table)} tiles of {split}, chosen for the classes they show, none by chance or quality"
-    name = contact_sheet(tiles, dataset.classes, dataset.palette, folder, f"contact-{split}")
+    name = draw.contact_sheet(tiles, dataset.classes, dataset.palette, folder, f"contact-{split}")
     return PictureFile(
         kind="contact",
         split=split,
@@ -177,9 +166,7 @@ def _contact(dataset: Dataset, split: str, manifest: Path, table: pd.DataFrame, 
 
 
 def _shares(dataset: Dataset, splits: dict[str, SplitNumbers], folder: Path) -> PictureFile:
-    shares = {split: numbers.shares for split, numbers in splits.items()}
-    ignored = {split: 1 - numbers.labelled for split, numbers in splits.items()}
-    name = draw.share_bars(shares, ignored, dataset.classes, folder, "class_shares")
+    name = draw.share_bars(splits, dataset.classes, folder, "class_shares")
     return PictureFile(
         kind="shares",
         files=[f"{name}.svg", f"{name}.png"],
@@ -192,17 +179,20 @@ def _shares(dataset: Dataset, splits: dict[str, SplitNumbers], folder: Path) -> 
 def choose_scenes(per_split: Sequence[Sequence[str]], most: int) -> list[str]:
     """At most so many scenes, as evenly from the splits as they have them and evenly spaced within each; a scene belongs to the first
     split that has it."""
+    lists: list[list[str]] = []
     seen: set[str] = set()
-    lists = []
     for names in per_split:
         lists.append(sorted(set(names) - seen, key=_natural))
         seen |= set(names)
     counts = [0] * len(lists)
-    while sum(counts) < min(most, len(seen)):
+    for _ in range(min(most, len(seen))):
         open_ = [index for index, names in enumerate(lists) if counts[index] < len(names)]
-        counts[min(open_, key=lambda index: (counts[index], index))] += 1
-    places = [np.linspace(0, len(names) - 1, number).round().astype(int) for names, number in zip(lists, counts, strict=True)]
-    return [names[place] for names, found in zip(lists, places, strict=True) for place in found]
+        counts[min(open_, key=counts.__getitem__)] += 1
+    return [
+        names[place]
+        for names, count in zip(lists, counts, strict=True)
+        for place in np.linspace(0, len(names) - 1, count).round().astype(int)
+    ]
 
 
 def _natural(name: str) -> list:
@@ -214,13 +204,17 @@ def _scene_map(
     dataset: Dataset, scene_table: pd.DataFrame, tables: dict[str, pd.DataFrame], sizes: dict[str, tuple[int, int]], folder: Path
 ) -> PictureFile:
     chosen = choose_scenes([list(table.scene) for table in tables.values()], VIEWS)
-    rows = scene_table.set_index("scene")
-    boxes = {split: table.loc[table.scene.isin(chosen), ["scene", "row", "col", "height", "width"]] for split, table in tables.items()}
-    side, views = {1: 1600, 2: 850, 3: 560}.get(len(chosen), 430), []
+    rows, views = scene_table.set_index("scene"), []
     for scene in chosen:
-        tiles = {split: frame[frame.scene == scene].iloc[:, 1:].to_numpy(int) for split, frame in boxes.items()}
-        picture = thumbnail(Path(rows.image[scene]), side, dataset.tile.bands, _limits(rows.loc[scene]))
-        views.append(draw.SceneView(scene, picture, *sizes[scene], {split: found for split, found in tiles.items() if len(found)}))
+        tiles = {
+            split: table.loc[table.scene == scene, ["row", "col", "height", "width"]].to_numpy(int)
+            for split, table in tables.items()
+            if (table.scene == scene).any()
+        }
+        row = rows.loc[scene]
+        limits = (row.low, row.high) if len(row.low) else None
+        picture = thumbnail(Path(row.image), 1600 // min(4, len(chosen)), dataset.tile.bands, limits)
+        views.append(draw.SceneView(scene, picture, *sizes[scene], tiles))
     some = len(chosen) < len(sizes)
     title = f"{len(chosen)} of {len(sizes)} scenes" if some else f"All {len(sizes)} scenes" if len(sizes) > 1 else "The scene"
     name = draw.scene_map(views, list(tables), folder, "tile_map")
@@ -231,12 +225,6 @@ def _scene_map(
         caption=f"{title}{', spread evenly over the splits and their lists' if some else ''}. Tiles are outlined in the colour of their "
         "split; what lies in no tile is grey. Scenes are not to one scale.",
     )
-
-
-def _limits(scene: pd.Series) -> tuple[Sequence[float], Sequence[float]] | None:
-    """What the scene manifest says its bands were scaled between; None where it says nothing."""
-    low, high = scene.get("low"), scene.get("high")
-    return (low, high) if np.ndim(low) == 1 and len(low) else None
 
 
 def thumbnail(
@@ -256,13 +244,13 @@ def thumbnail(
         valid = (source.dataset_mask(out_shape=shape) > 0) & np.isfinite(pixels).all(axis=0)
         colours = palette_of(source) if is_palette(source) and len(chosen) == 1 and limits is None else None
     if colours is not None:
-        pixels = np.moveaxis(colours[pixels[0]], -1, 0)
+        pixels = np.moveaxis(colours[pixels[0], :3], -1, 0)
     elif limits is not None or pixels.dtype != np.uint8:
         pixels = scaled(pixels, *(limits or _percentiles(pixels[:, valid])))
-    picture = np.broadcast_to(np.where(valid, pixels, 255).astype(np.uint8), (3, *shape))
-    shrink = max(1.0, max(shape) / side)
-    size = tuple(max(1, round(length / shrink)) for length in reversed(shape))
-    return np.asarray(Image.fromarray(np.ascontiguousarray(np.moveaxis(picture, 0, -1))).resize(size, Image.Resampling.BOX))
+    filled = np.broadcast_to(np.where(valid, pixels, 255).astype(np.uint8), (3, *shape))
+    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(filled, 0, -1)))
+    picture.thumbnail((side, side), Image.Resampling.BOX)
+    return np.asarray(picture)
 
 
 def _percentiles(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -293,23 +281,12 @@ def _ground_map(tables: dict[str, pd.DataFrame], folder: Path) -> list[PictureFi
 
 def _ground(crs: str, tables: dict[str, pd.DataFrame]) -> draw.Ground:
     quads = {split: _footprints(table[table.crs == crs]) for split, table in tables.items() if (table.crs == crs).any()}
-    parsed, middle = composition.parse_crs(crs), float(np.median(np.concatenate([quad[..., 1].ravel() for quad in quads.values()])))
-    metres = composition.metres_per_unit(crs, middle)
-    if parsed.is_geographic:
-        axes = "longitude (degrees)", "latitude (degrees)"
-    else:
-        unit = parsed.linear_units if metres else "unknown unit"
-        axes = f"easting ({unit})", f"northing ({unit})"
-    return draw.Ground(_name_of(crs), axes, metres, quads)
-
-
-def _name_of(crs: str) -> str:
-    """``WGS 84 / UTM zone 31N (EPSG:32631)``, or as much of it as is known."""
-    parsed = composition.parse_crs(crs)
-    quoted = parsed.to_wkt().split('"')
-    code = parsed.to_epsg()
-    name = quoted[1] if len(quoted) > 1 else "unnamed system"
-    return f"{name} (EPSG:{code})" if code else name
+    parsed, code = composition.parse_crs(crs), composition.parse_crs(crs).to_epsg()
+    metres = composition.metres_per_unit(crs, float(np.median(np.concatenate(list(quads.values()))[..., 1])))
+    unit = "degrees" if parsed.is_geographic else parsed.linear_units if metres else "unknown unit"
+    axes = ("longitude", "latitude") if parsed.is_geographic else ("easting", "northing")
+    name = parsed.to_wkt().split('"')[1]  # WGS 84 / UTM zone 31N
+    return draw.Ground(f"{name} (EPSG:{code})" if code else name, (f"{axes[0]} ({unit})", f"{axes[1]} ({unit})"), metres, quads)
 
 
 def _footprints(table: pd.DataFrame) -> np.ndarray:

@@ -32,8 +32,6 @@ JUDGED_BY = {"judge": "independent judge: evidence", "critic": "guiding critic: 
 BARS_PER_LINE, CLASSES_PER_LINE = 48, 9
 
 STYLE: dict[RcKeyType, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 10,
     "text.parse_math": False,  # names come from the configuration; a $ in one is a $
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -41,21 +39,16 @@ STYLE: dict[RcKeyType, Any] = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlepad": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "figure.facecolor": "white",
     "svg.hashsalt": "crfm",  # the same figure gives the same file
 }
 

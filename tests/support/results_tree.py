@@ -72,6 +72,7 @@ def draw_tile(folder, name, rng, classes, split, dataset):
         "tile_id": name, "dataset": dataset, "split": split, "scene": "s", "row": 0, "col": 0, "width": SIDE, "height": SIDE,
         "image": f"{split}/images/{name}.tif", "label": f"{split}/labels/{name}.tif", **grid,
         "classes": [int(c) for c in np.unique(label)], "pixels": np.bincount(label.ravel(), minlength=classes).tolist(), "digest": name,
+        "scene_width": SIDE, "scene_height": SIDE,
     }  # fmt: skip
 
 

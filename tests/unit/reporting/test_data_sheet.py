@@ -19,8 +19,7 @@ from crfm_core import DataError
 from crfm_core.data.rasters import IGNORE, IGNORED, write_raster
 from crfm_core.manifest import read_manifest, write_manifest
 from crfm_core.reporting import composition
-from crfm_core.reporting.contact_sheet import ContactTile, contact_sheet, overlay, views_of
-from crfm_core.reporting.data_figures import Ground, SceneView, ground_map, scene_map
+from crfm_core.reporting.data_figures import ContactTile, Ground, SceneView, contact_sheet, ground_map, overlay, scene_map, views_of
 from crfm_core.reporting.data_sheet import choose_scenes, draw_data_sheet, read_data_sheet, thumbnail
 from crfm_core.reporting.figures import choose_tiles
 
@@ -77,12 +76,6 @@ def test_covered_ground_and_overlaps_equal_those_of_a_painted_scene():
     assert numbers.repeated == pytest.approx(1 - (times > 0).sum() / times.sum())
 
 
-def test_the_size_of_a_scene_is_how_far_the_tiles_of_all_splits_reach_unless_the_manifest_tells():
-    one, other = table_of([(0, 0, 8, 8)]), table_of([(8, 16, 8, 8)])
-    assert composition.scene_sizes([one, other]) == {"a": (24, 16)}
-    assert composition.scene_sizes([one.assign(scene_width=100, scene_height=50)]) == {"a": (100, 50)}
-
-
 @pytest.mark.parametrize(
     ("crs", "transform", "metres"),
     [
@@ -123,9 +116,17 @@ EVEN = [[500, 500, 1000]]
     ("splits", "kinds", "words"),
     [
         ({"train": EVEN, "test": EVEN}, [], ""),
-        ({"train": [[900, 0, 1100]], "test": [[900, 100, 1000]]}, ["missing"], "water does not occur in train: nothing can learn it"),
-        ({"train": [[1000, 500, 500]], "test": [[1000, 1000, 0]]}, ["missing", "unlike"], "wood does not occur in test: its scores"),
-        ({"train": [[1900, 0, 0]], "test": [[1990, 0, 0]]}, ["missing", "missing"], "water and wood do not occur in test: their scores"),
+        (
+            {"train": [[900, 0, 1100]], "test": [[900, 100, 1000]]},
+            ["missing"],
+            "Classes without a pixel in train: water; nothing can learn",
+        ),
+        ({"train": [[1000, 500, 500]], "test": [[1000, 1000, 0]]}, ["missing", "unlike"], "Classes without a pixel in test: wood; scores"),
+        (
+            {"train": [[1900, 0, 0]], "test": [[1990, 0, 0]]},
+            ["missing", "missing"],
+            "Classes without a pixel in test: water and wood; scores",
+        ),
         ({"train": EVEN, "test": EVEN, "val": [[600, 0, 1000]]}, ["unlike"], "test and val are of"),
         ({"train": [[999, 1, 1000]], "test": [[997, 3, 1000]]}, ["rare"], "water is rare: 0.05 % of train (1 tile) of what is labelled"),
         ({"train": [[998, 2, 1000]], "test": [[998, 2, 1000]]}, [], ""),  # a thousandth
@@ -137,7 +138,7 @@ EVEN = [[500, 500, 1000]]
         ),
         ({"train": [[800, 200, 1000]], "test": [[390, 610, 1000]]}, ["unlike"], "Most of it is soil: 40.0 % of train, 19.5 % of test."),
         ({"train": [*EVEN, [50, 50, 100]], "test": EVEN}, [], ""),  # a tenth labelled
-        ({"train": [*EVEN, [50, 49, 100]], "test": EVEN}, ["sparse"], "1 of 2 tiles of train has less than 10 % of their pixels labelled."),
+        ({"train": [*EVEN, [50, 49, 100]], "test": EVEN}, ["sparse"], "1 of 2 tiles of train: less than 10 % of the pixels are labelled."),
     ],
 )
 def test_what_stands_out_is_said_and_nothing_else(splits, kinds, words):
@@ -156,8 +157,8 @@ def test_scenes_without_tiles_and_pictures_shown_twice_are_told(tmp_path):
     train = read_manifest(arguments["tiles"]["train"]).assign(image_digest=["same", "same"])
     write_manifest(arguments["tiles"]["train"], train)
     notes = {note.kind: note.text for note in draw_data_sheet(**arguments).notes}
-    assert notes["no tile"] == "1 scene gave no tile, for want of labels or by the selection: lost."
-    assert notes["same picture"].startswith("1 tile shows a picture of train that another tile of it shows already, such as t1")
+    assert notes["no tile"] == "Scenes without a tile, because labels are missing or the selection left them out: lost."
+    assert notes["same picture"] == "Tiles of train with the same pixels as another tile of it: t1."
 
 
 def test_a_sheet_without_notes_says_what_was_looked_for(tmp_path):
