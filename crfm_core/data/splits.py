@@ -202,7 +202,7 @@ def _overlapping(a: pd.DataFrame, b: pd.DataFrame) -> tuple[str, str, str] | Non
 
 def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
     """Footprints of both tables: in the first one's CRS, or CRS by CRS if PROJ does not know one, such as a local engineering CRS."""
-    target, corners = a.crs.iloc[0], [_corners(table) for table in (a, b)]
+    target, corners = a.crs.iloc[0], [ground_corners(table) for table in (a, b)]
     try:
         for table, quads in zip((a, b), corners, strict=True):
             for crs in set(table.crs) - {target}:
@@ -211,7 +211,7 @@ def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterable[tuple[pd.DataFr
                 quads[chosen] = np.stack([xs, ys], -1).reshape(-1, 4, 2)
     except GDAL_FAULTS:
         for crs in sorted(set(a.crs) & set(b.crs)):
-            yield tuple(_footprints(table[table.crs == crs], _corners(table[table.crs == crs])) for table in (a, b))
+            yield tuple(_footprints(table[table.crs == crs], ground_corners(table[table.crs == crs])) for table in (a, b))
         return
     yield tuple(_footprints(table, quads) for table, quads in zip((a, b), corners, strict=True))
 
@@ -223,7 +223,7 @@ def _footprints(table: pd.DataFrame, quads: np.ndarray) -> pd.DataFrame:
     return table[near].assign(footprint=shapely.polygons(middle + (quads - middle) * (1 - 2e-4)))
 
 
-def _corners(table: pd.DataFrame) -> np.ndarray:
+def ground_corners(table: pd.DataFrame) -> np.ndarray:
     """Ground corners of the tiles without padding, in turn, [n, 4, 2]."""
     a, b, c, d, e, f = np.stack([np.asarray(t, float) for t in table["transform"]]).T[..., None]
     col = table.get("inner_width", table.width).to_numpy()[:, None] * np.array([0, 1, 1, 0])

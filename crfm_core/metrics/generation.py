@@ -103,10 +103,8 @@ def diversity(features: Any, groups: Sequence[Hashable] | None = None) -> float 
     """
     features = _as_float(features)
     features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    if groups is None:
-        return _mean_of_pairs(features)
     members: dict[Hashable, list[int]] = {}
-    for row, key in enumerate(groups):
+    for row, key in enumerate(groups or [None] * len(features)):
         members.setdefault(key, []).append(row)
     means = [mean for rows in members.values() if (mean := _mean_of_pairs(features[rows])) is not None]
     return float(np.mean(means)) if means else None

@@ -113,18 +113,11 @@ def ground_distances(table: pd.DataFrame) -> np.ndarray:
     """Metres per pixel of every georeferenced tile whose system has known units."""
     found = []
     for crs, tiles in table[table.crs != ""].groupby("crs"):
-        transforms = transforms_of(tiles)
-        metres = metres_per_unit(crs, float(np.median(transforms[:, 5])))
-        if metres:
-            a, b, _, d, e, _ = transforms.T
+        a, b, _, d, e, f = np.stack([np.asarray(transform, float) for transform in tiles["transform"]]).T
+        if metres := metres_per_unit(crs, float(np.median(f))):
             across, up = np.hypot(a * metres[0], d * metres[1]), np.hypot(b * metres[0], e * metres[1])
             found.append(np.sqrt(across * up))
     return np.concatenate(found) if found else np.zeros(0)
-
-
-def transforms_of(table: pd.DataFrame) -> np.ndarray:
-    """The six affine numbers of every tile, [n,6]."""
-    return np.stack([np.asarray(transform, float) for transform in table["transform"]])
 
 
 def parse_crs(text: str) -> CRS:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from crfm_core import DataError
 from crfm_core.data.rasters import bands_of, is_palette, open_raster, palette_of, read_label, read_rgb, scaled
 from crfm_core.data.scenes import read_scenes
+from crfm_core.data.splits import ground_corners
 from crfm_core.files import atomic_path, write_json, write_text
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.reporting import composition
@@ -280,18 +281,10 @@ def _ground_map(tables: dict[str, pd.DataFrame], folder: Path) -> list[PictureFi
 
 
 def _ground(crs: str, tables: dict[str, pd.DataFrame]) -> draw.Ground:
-    quads = {split: _footprints(table[table.crs == crs]) for split, table in tables.items() if (table.crs == crs).any()}
-    parsed, code = composition.parse_crs(crs), composition.parse_crs(crs).to_epsg()
+    quads = {split: ground_corners(table[table.crs == crs]) for split, table in tables.items() if (table.crs == crs).any()}
+    parsed = composition.parse_crs(crs)
     metres = composition.metres_per_unit(crs, float(np.median(np.concatenate(list(quads.values()))[..., 1])))
     unit = "degrees" if parsed.is_geographic else parsed.linear_units if metres else "unknown unit"
     axes = ("longitude", "latitude") if parsed.is_geographic else ("easting", "northing")
-    name = parsed.to_wkt().split('"')[1]  # WGS 84 / UTM zone 31N
+    name, code = parsed.to_wkt().split('"')[1], parsed.to_epsg()  # WGS 84 / UTM zone 31N, 32631
     return draw.Ground(f"{name} (EPSG:{code})" if code else name, (f"{axes[0]} ({unit})", f"{axes[1]} ({unit})"), metres, quads)
-
-
-def _footprints(table: pd.DataFrame) -> np.ndarray:
-    """Ground corners of tiles in turn, [n,4,2]."""
-    a, b, c, d, e, f = composition.transforms_of(table).T[..., None]
-    col = table.width.to_numpy()[:, None] * np.array([0, 1, 1, 0])
-    row = table.height.to_numpy()[:, None] * np.array([0, 0, 1, 1])
-    return np.stack([a * col + b * row + c, d * col + e * row + f], -1)
