@@ -26,7 +26,7 @@ SPLIT_COLOURS = ("#2878b8", "#e07b16", "#2f9e6a", "#a04fb8", "#c94a4a", "#8a8b3a
 OUTSIDE = "#dfe2e5"  #: colour of scenes outside all tiles, in the legend
 SHARP = 160  #: dots per inch of figures with photographs
 VIEW = 256  #: longer side of a picture of a tile in pixels
-LETTERS = 64  #: of a line below the three pictures of a tile
+LETTERS = 72  #: of a line below the three pictures of a tile
 
 
 def split_colours(splits: Sequence[str]) -> dict[str, str]:
