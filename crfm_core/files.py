@@ -252,7 +252,7 @@ def require_writable(folder: Path | str, remedy: str) -> None:
         raise ResourceError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from None
 
 
-def require_disk(folder: Path | str, needed_bytes: int, remedy: str = "set `results` to another disk") -> None:
+def require_disk(folder: Path | str, needed_bytes: float, remedy: str = "set `results` to another disk") -> None:
     """Raise ResourceError unless the file system of ``folder`` has ``needed_bytes`` free; ``remedy`` is what else helps."""
     free = shutil.disk_usage(existing_parent(folder)).free
     if free < needed_bytes:

@@ -67,9 +67,10 @@ class Estimator:
         of_variant = [(other, took) for other, took in of_rule if _variant(other) == _variant(job)]
         for finished, known_by in ((of_variant, "measured"), (of_rule, "scaled")):
             if finished:
-                took, expected = sum(took for _, took in finished), [self._by_rates(other)[0] for other, _ in finished]
-                known = seconds is not None and None not in expected and sum(expected)
-                return Estimate(seconds * took / sum(expected) if known else took / len(finished), known_by, gpus, disk)
+                took = sum(took for _, took in finished)
+                known = [expected for other, _ in finished if (expected := self._by_rates(other)[0]) is not None]
+                total = sum(known) if len(known) == len(finished) else 0.0
+                return Estimate(took / len(finished) if seconds is None or not total else seconds * took / total, known_by, gpus, disk)
         return Estimate(seconds, basis, gpus, disk)
 
     def _by_rates(self, job: Job) -> tuple[float | None, str, float | None]:
@@ -78,7 +79,7 @@ class Estimator:
         try:
             size, rate = self.workload.size_of(job), self.rates.jobs[job.rule]
             seconds, basis, disk = self.rates.start if rate.start is None else rate.start, "scaled", size.disk
-            for name, count in size.counts.items():
+            for name, count in size.work.items():
                 if count:
                     gpu = self.gpu if job.rule in self.gpu_rules else None
                     each, based_on = self.rates.seconds(rate.work[name], size.network, self.settings, size.tile, gpu)

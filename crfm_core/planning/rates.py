@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from crfm_core import ConfigError
-from crfm_core.settings import Section, Settings
+from crfm_core.settings import EmbeddedBase, Section, Settings
 
 #: A number for all, or one per control scheme or architecture.
 ByName = float | dict[str, float]
@@ -70,7 +70,11 @@ class Rates(Section):
     @property
     def base_model_bytes(self) -> float:
         """Of a download of SD3.5-medium, two bytes a weight."""
-        return 2e9 * sum(self.weights[part] for part in ("transformer", "text_encoders", "autoencoder"))
+        return 2e9 * sum(map(self.billions, ("transformer", "text_encoders", "autoencoder")))
+
+    def billions(self, part: str) -> float:
+        """Weights of a part of the base model."""
+        return number_of(self.weights[part]) or 0.0
 
     def seconds(self, unit: UnitRate, name: str | None, settings: Settings, tile: int, gpu: str | None) -> tuple[float, str]:
         """Seconds of one unit on a core, or on a GPU of a known name, and whether they are "scaled" or a "guess".
@@ -90,18 +94,20 @@ class Rates(Section):
     def _growth(self, unit: UnitRate, settings: Settings, tile: int) -> float:
         """The size of a unit relative to the one that was measured."""
         area, base, size = (tile / self.size.tile) ** 2, settings.base_model, self.size
+        if not isinstance(base, EmbeddedBase) or unit.grows in (None, "area"):
+            return area if unit.grows else 1.0
         if unit.grows == "autoencoder":
             return area * (base.vae.channels[-1] / size.channels) ** 2
-        if unit.grows == "transformer":
-            tokens = (tile / 2 ** (len(base.vae.channels) - 1) / base.transformer.patch_size) ** 2
-            width = base.transformer.heads * base.transformer.head_dim
-            return base.transformer.layers / size.layers * (width / size.width) ** 2 * tokens / size.tokens
-        return area if unit.grows else 1.0
+        tokens = (tile / 2 ** (len(base.vae.channels) - 1) / base.transformer.patch_size) ** 2
+        width = base.transformer.heads * base.transformer.head_dim
+        return base.transformer.layers / size.layers * (width / size.width) ** 2 * tokens / size.tokens
 
 
-def number_of(numbers: ByName | None, name: str | None) -> float | None:
+def number_of(numbers: ByName | None, name: str | None = None) -> float | None:
     """The number of a name, or the one for all names; None where there is none."""
-    return numbers.get(name) if isinstance(numbers, dict) else numbers
+    if isinstance(numbers, dict):
+        return numbers.get(name) if name else None
+    return numbers
 
 
 def read_rates(path: Path | str) -> Rates:

@@ -17,7 +17,9 @@ COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang", "cc"))}
 def check_tile_size(run: PendingRun, found: CheckResults) -> None:
     """That the generator's tokens cover a tile."""
     side = _token_side(run)
-    for name in run.named("dataset", "build_base_model", "encode_latents", "train_generator", "synthesise_shard") if side else ():
+    if side is None:
+        return
+    for name in run.named("dataset", "build_base_model", "encode_latents", "train_generator", "synthesise_shard"):
         if (size := run.datasets[name].tile.size) % side:
             found.problems.append(
                 f"dataset {name}: tile.size: {size} is not divisible by {side}, the side of a token of the generator; set "

@@ -31,15 +31,14 @@ _GIB = 2**30
 def check_folders(run: PendingRun, found: CheckResults) -> None:
     """That all folders which are written to can be."""
     places = {run.results: "`results`"} | {one.folder: one.key for one in found.downloads}
+    with found.collect():
+        try:
+            places[Path(tempfile.gettempdir())] = "TMPDIR"
+        except FileNotFoundError as error:
+            raise ResourceError(f"{error.strerror}; set TMPDIR to a folder that you may write to") from None
     for folder, key in places.items():
         with found.collect():
             require_writable(folder, f"set {key} to a folder that you may write to")
-    with found.collect():
-        try:
-            place = tempfile.gettempdir()
-        except FileNotFoundError as error:
-            raise ResourceError(f"{error.strerror}; set TMPDIR to a folder that you may write to") from None
-        require_writable(place, "set TMPDIR to a folder that you may write to")
 
 
 def check_disk(run: PendingRun, found: CheckResults) -> None:
@@ -52,13 +51,13 @@ def check_disk(run: PendingRun, found: CheckResults) -> None:
     ]:
         needs[existing_parent(folder).stat().st_dev].append((f"{what} in {folder}", key, max(0.0, size)))
     for parts in needs.values():
-        total, folder = sum(size for *_, size in parts), parts[0][0].rpartition(" in ")[2]
-        free = shutil.disk_usage(existing_parent(folder)).free
+        total, place = sum(size for *_, size in parts), parts[0][0].rpartition(" in ")[2]
+        free = shutil.disk_usage(existing_parent(place)).free
         details = ", ".join(f"{what} {_gb(size)}" for what, _, size in parts)
         found.facts.append(f"disk: an estimated {_gb(total)} needed ({details}), {_gb(free)} free")
         if total > free:
             found.problems.append(
-                f"{folder}: an estimated {_gb(total)} needed ({details}), {_gb(free)} free; free some space, set "
+                f"{place}: an estimated {_gb(total)} needed ({details}), {_gb(free)} free; free some space, set "
                 f"{' or '.join(key for _, key, _ in parts)} to another disk, or build fewer tables or one stage's files at a time"
             )
 
@@ -89,20 +88,19 @@ def _bytes_left(run: PendingRun) -> float:
     return total + max(0.0, *trainings, 0.0)
 
 
-def _size_of(folder: Path | os.DirEntry) -> float:
+def _size_of(folder: Path | str) -> float:
     """Bytes of the files in a folder and those below it; 0 where there is none."""
     total = 0.0
     with contextlib.suppress(OSError):  # not there, or a running job's and gone by now
-        for entry in os.scandir(folder):
-            total += _size_of(entry) if entry.is_dir(follow_symlinks=False) else entry.stat(follow_symlinks=False).st_size
+        for entry in os.scandir(os.fspath(folder)):
+            total += _size_of(entry.path) if entry.is_dir(follow_symlinks=False) else entry.stat(follow_symlinks=False).st_size
     return total
 
 
 def check_gpus(run: PendingRun, found: CheckResults) -> None:
     """The GPUs of the largest job, and their memory for training. On a cluster neither can be checked here."""
     largest = max(run.jobs, key=run.gpus, default=None)
-    count = run.gpus(largest) if largest else 0
-    if not count:
+    if largest is None or not (count := run.gpus(largest)):
         found.facts.append("GPUs: none needed")
         return
     if run.gpu_limit is not None and count > run.gpu_limit:
@@ -147,7 +145,7 @@ def base_scale(run: PendingRun) -> float | None:
     if isinstance(base, HubBase) and not is_fetched(base.repo, base.revision, base.path):
         return 1.0 if base.repo == HubBase(kind="hub").repo else None
     try:
-        return transformer_weights(base.path) / (1e9 * run.rates.weights["transformer"])
+        return transformer_weights(base.path) / (1e9 * run.rates.billions("transformer"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # an incomplete folder, already among the problems
         return None
 

@@ -26,12 +26,12 @@ def training_size(control: Control, tile: int, counted: Mapping[str, Any], count
 
     None where the rates have no numbers of the control scheme.
     """
-    numbers = {name: by_scheme.get(control.scheme) for name, by_scheme in counted.items() if isinstance(by_scheme, Mapping)}
-    if None in numbers.values():
+    of_scheme = {name: numbers for name, numbers in counted.items() if isinstance(numbers, Mapping)}
+    if not all(control.scheme in numbers for numbers in of_scheme.values()):
         return None
-    sizes = {name: 1e9 * number for name, number in numbers.items()}
+    sizes = {name: 1e9 * numbers[control.scheme] for name, numbers in of_scheme.items()}
     low_rank = control.lora.branches if control.lora else []
-    updates = len(low_rank) * sizes["low_rank"] * (control.lora.rank if control.lora else 0)
+    updates = len(low_rank) * sizes["low_rank"] * control.lora.rank if control.lora else 0.0
     whole = sum(sizes[branch] for branch in control.trained if branch not in low_rank)
     trained = whole + updates
     frozen = sizes["weights"] + updates - trained

@@ -10,7 +10,7 @@ from crfm_core.checkpoints import base_folder, check_base_model
 from crfm_core.data.sources import open_source
 from crfm_core.hub import is_fetched, require_token
 from crfm_core.planning.preflight.checks import CheckResults, PendingDownload, PendingRun, path_problems
-from crfm_core.settings import Download, FolderBase, HubBase, Model, Settings
+from crfm_core.settings import Download, EmbeddedBase, FolderBase, HubBase, Model, Settings
 
 #: Rules whose jobs read the critic, the judge, the base model.
 READ_CRITIC = (
@@ -39,15 +39,15 @@ def segmentor_problems(settings: Settings, name: str) -> list[str]:
     return problems
 
 
-def model_problems(settings: Settings, key: str) -> list[str]:
+def model_problems(key: str, model: Model) -> list[str]:
     """What is wrong with the folder of the captioning model or of the CLIP-like one."""
     if key == "captions.model":
         from crfm_core.text.model_folder import check_folder
 
-        return _errors_of(check_folder, settings.captions.model.folder, key)
+        return _errors_of(check_folder, model.folder, key)
     from crfm_core.text.clip import check_clip_model
 
-    return _errors_of(check_clip_model, settings.clip.folder)
+    return _errors_of(check_clip_model, model.folder)
 
 
 def _errors_of(check: Callable[..., object], *arguments: str) -> list[str]:
@@ -63,7 +63,7 @@ def problems_of_user_files(settings: Settings) -> list[str]:
     problems = [*judge_problems(settings, "critic"), *judge_problems(settings, "judge")]
     problems += [problem for name in settings.segmentors for problem in segmentor_problems(settings, name)]
     for key, model in (("captions.model", settings.captions.model), ("clip", settings.clip)):
-        problems += model_problems(settings, key) if model and not model.repo else []
+        problems += model_problems(key, model) if model and not model.repo else []
     return problems
 
 
@@ -98,10 +98,10 @@ def check_generators(run: PendingRun, found: CheckResults) -> None:
 
 def check_base(run: PendingRun, found: CheckResults) -> None:
     base = run.settings.base_model
-    if base.kind == "embedded":
+    if isinstance(base, EmbeddedBase):
         return
     with found.collect():
-        if "base_model" in run.named("model", "fetch_model"):
+        if isinstance(base, HubBase) and "base_model" in run.named("model", "fetch_model"):
             if not is_fetched(base.repo, base.revision, base.path):
                 known = base.repo == HubBase(kind="hub").repo
                 size = run.rates.base_model_bytes if known else None
@@ -126,10 +126,10 @@ def check_models(run: PendingRun, found: CheckResults) -> None:
     for key, model, needed, name in models:
         if model and model.repo and name in run.named("model", "fetch_model"):
             with found.collect():
-                if not is_fetched(model.repo, model.revision, model.folder):
+                if not is_fetched(model.repo, model.revision or "", model.folder):
                     found.downloads.append(PendingDownload(model.repo, Path(model.folder), f"{key}.path"))
         elif model and needed and not model.repo:
-            found.problems += model_problems(settings, key)
+            found.problems += model_problems(key, model)
     inception = run.of("measure_generation") and generation.features == "inception"
     if inception and isinstance(generation.weights, str) and not Path(generation.weights).is_file():
         found.warnings.append(f"generation.weights: no such file: {generation.weights}; FID is left out")
@@ -148,7 +148,7 @@ def check_datasets(run: PendingRun, found: CheckResults) -> None:
         with found.collect():
             wanted = source.submission() if job.names.get("files") == "test_images" else source
             if wanted.find() is None:
-                folder = Path(run.datasets[name].source.root)
+                folder = Path(getattr(source.settings, "root", ""))
                 found.downloads.append(PendingDownload(f"dataset {name}", folder, f"source.root of {name}", wanted.download_bytes()))
     for name in run.named("dataset", "list_scenes"):
         if name in run.named("dataset", "fetch_dataset"):

@@ -12,7 +12,7 @@ from planned_jobs import RATES, configuration, planned
 from crfm_core import ConfigError
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import read_rates
-from crfm_core.planning.workload import JobCounts
+from crfm_core.planning.workload import Units
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_jobs_and_what_they_count_are_known_by_those_names():
     assert set(RATES.jobs) <= set(rules)
     for rate in RATES.jobs.values():
         for counted in (*rate.work, *rate.files):
-            assert callable(getattr(JobCounts, counted))
+            assert callable(getattr(Units, counted))
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("config.yaml", False), ("configs/paper.yaml", True)])
@@ -65,7 +65,7 @@ def test_the_counted_work_is_that_of_the_networks():
     from crfm_core.settings import Control
 
     counted, weights = RATES.jobs["train_generator"].work, RATES.weights
-    trained, forward = counted["generator_images"].tflop, counted["recomputed_images"].tflop
+    trained, forward = counted["generator_images"].tflop, RATES.jobs["synthesise_shard"].work["passes"].tflop
     for scheme, checkpointing in (("triattention", True), ("adapter", False)):
         control = Control(scheme=scheme, steps=1, batch_size=1, learning_rate=1e-5, precision="bf16", gradient_checkpointing=checkpointing)
         network = meta_network(SD35_MEDIUM, control)
