@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from crfm_core import ConfigError
 from crfm_core.layout import Layout
-from crfm_core.settings import PLAIN, Dataset, Download, Judge, Section, Settings, Table
+from crfm_core.settings import PLAIN, Dataset, Download, HubBase, Judge, Model, Settings, Table
 
 #: Stands in paths for tiles that pass no filter.
 NO_FILTER = "none"
@@ -42,10 +42,10 @@ def keeps_every_image(settings: Settings, recipe: str) -> bool:
     return not one.resample and not any(settings.filters[name].DROPS_IMAGES for name in filter_chain(settings, one.filter))
 
 
-def hub_models(settings: Settings) -> dict[str, Section]:
+def hub_models(settings: Settings) -> dict[str, HubBase | Model]:
     """Models to fetch from the hub, by the name of their note."""
     models = {"base_model": settings.base_model, "caption_model": settings.captions.model, "clip_model": settings.clip}
-    return {name: one for name, one in models.items() if getattr(one, "repo", None)}
+    return {name: one for name, one in models.items() if isinstance(one, HubBase | Model) and one.repo}
 
 
 def downloads(settings: Settings) -> dict[str, Download]:
@@ -126,7 +126,7 @@ class Experiment:
 
     def filtered(self, dataset: str, control: str, sampler: str, name: str | None) -> str:
         """The manifest that a filter leaves; without one that of all synthetic tiles."""
-        if name in (None, NO_FILTER):
+        if name is None or name == NO_FILTER:
             return self.results.synthetic(dataset, control, sampler)
         return self.results.filtered(dataset, control, sampler, name)
 
@@ -136,7 +136,7 @@ class Experiment:
         Raises ConfigError when the recipe takes more copies than the selected tables need.
         """
         recipe = self.settings.recipes[name]
-        if recipe.control is None:
+        if recipe.control is None or recipe.sampler is None:
             return None
         if recipe.synthetic_per_real > (made := copies(self.settings, recipe.control, recipe.sampler)):
             raise ConfigError(

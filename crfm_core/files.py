@@ -89,8 +89,10 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
     (two jobs may write one file of a shared store), it has a random name.
     """
     holder = target.with_name(f".{target.name}.writing")
-    handle = _locked(holder, wait=False)
-    if handle is None:
+    handle = None
+    try:
+        handle = _locked(holder, wait=False)
+    except BlockingIOError:
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for left in holder.iterdir():
@@ -103,8 +105,8 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
             handle.close()
 
 
-def _locked(folder: Path, wait: bool) -> IO | None:
-    """Create ``folder`` and lock it: the open lock; or, unless it is to ``wait``, None while another process holds it."""
+def _locked(folder: Path, wait: bool) -> IO:
+    """Create ``folder`` and lock it: the open lock. Without ``wait`` raises BlockingIOError while another process holds it."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +120,7 @@ def _locked(folder: Path, wait: bool) -> IO | None:
         except BlockingIOError:
             if not wait:
                 handle.close()
-                return None
+                raise
             print(f"Waiting for {folder}, which a job of an earlier run still holds", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):

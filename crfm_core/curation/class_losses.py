@@ -36,8 +36,8 @@ def class_losses(critic: Critic, manifest: Path | str, root: Path | str, batch_s
     num_classes = len(critic.classes)
     total, pixels = np.zeros(num_classes), np.zeros(num_classes, dtype=np.int64)
     for _, images, labels in tile_batches(manifest, root, batch_size):
-        loss, valid = pixel_losses(critic, images, labels), labels != IGNORE
-        total += np.bincount(labels[valid], weights=loss[valid], minlength=num_classes)
+        each, valid = pixel_losses(critic, images, labels), labels != IGNORE
+        total += np.bincount(labels[valid], weights=each[valid], minlength=num_classes)
         pixels += np.bincount(labels[valid], minlength=num_classes)
     absent = [name for name, count in zip(critic.classes, pixels, strict=True) if not count]
     if absent:

@@ -41,14 +41,15 @@ def mix(
     Raises DataError when there are too few synthetic tiles, or none that can be trained on.
     """
     if root is not None:
-        for path in filter(None, (real_manifest, synthetic_manifest)):
-            check_paths(path, read_manifest(path), root)
+        for path in (real_manifest, synthetic_manifest):
+            if path:
+                check_paths(path, read_manifest(path), root)
     real = read_manifest(real_manifest).assign(source="real", weight=float(real_weight))
     parts = [relocate_rows(real, real_manifest, out)]
     wanted = round(synthetic_per_real * len(real))
-    if wanted and synthetic_manifest is None:
-        raise DataError(f"{out}: needs {wanted} synthetic tiles, and no synthetic manifest is given; give one")
     if wanted:
+        if synthetic_manifest is None:
+            raise DataError(f"{out}: needs {wanted} synthetic tiles, and no synthetic manifest is given; give one")
         synthetic = _read_synthetic(synthetic_manifest, out).assign(source="synthetic", weight=1.0)
         if exactly and len(synthetic) < wanted:
             raise DataError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,14 +75,14 @@ def measure_generation(
     are empty where nothing is missing, or nothing was configured.
     """
     synthetic, real, training = (Path(manifest) for manifest in (synthetic, real, training))
-    embedding = load_clip(clip, device) if clip and (settings.cmmd or settings.features == "clip") else None
+    embedding = load_clip(clip, str(device)) if clip and (settings.cmmd or settings.features == "clip") else None
     name, extractor, missing = _extractor(settings, judge, judged_by, weights, embedding, device)
     if extractor and settings.features == "judge" and (missing := _judge_fault(extractor, real, root)):
         extractor = None
     with_cmmd = embedding is not None and settings.cmmd
     clip_key = "compared" if settings.features == "clip" else "clip"  # no image goes through CLIP twice
     extractors = {"compared": extractor} if extractor else {}
-    if with_cmmd:
+    if embedding and with_cmmd:
         extractors[clip_key] = embedding.image_features
     features = {
         manifest: extract_features(manifest, root, extractors if manifest in (synthetic, real) else {}, settings.batch_size)
@@ -151,7 +152,7 @@ def _extractor(
         if "missing" in note:
             return "InceptionV3", None, note["missing"]
         weights = note["file"]
-    if missing := why_no_inception(weights):
+    if (missing := why_no_inception(weights)) or weights is None:
         return "InceptionV3", None, missing
     return f"last pooling of InceptionV3, {Path(weights).name}", Inception(weights, device).image_features, ""
 
@@ -191,7 +192,7 @@ def judge_features(judge: Critic) -> Extractor:
     return extract
 
 
-def _deepest(network: nn.Module, inputs: Tensor) -> Tensor:
+def _deepest(network: Any, inputs: Tensor) -> Tensor:
     if hasattr(network, "extract_feat"):
         states = network.extract_feat(inputs)
     else:

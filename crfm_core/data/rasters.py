@@ -165,10 +165,10 @@ def rgb_of(
 
 def scaled(pixels: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
     """Bands [n,H,W] of any depth as uint8: ``low`` [n] becomes 0, ``high`` [n] 255; a band without contrast, and NaN, become 0."""
-    low, high = (np.asarray(limit, np.float64)[:, None, None] for limit in (low, high))
-    span = np.where(high > low, high - low, np.inf)
+    darkest, brightest = (np.asarray(limit, np.float64)[:, None, None] for limit in (low, high))
+    span = np.where(brightest > darkest, brightest - darkest, np.inf)
     with np.errstate(invalid="ignore"):
-        shares = np.clip((pixels - low) / span, 0, 1)
+        shares = np.clip((pixels - darkest) / span, 0, 1)
     return np.round(255 * np.nan_to_num(shares)).astype(np.uint8)
 
 
@@ -267,7 +267,7 @@ def write_raster(
 
 def hash_of_pixels(image: np.ndarray) -> str:
     """Hash of an image uint8 [H,W,3], whatever file it is in, as 64 hex digits."""
-    return hashlib.sha256(np.ascontiguousarray(np.moveaxis(image, -1, 0))).hexdigest()  # band by band, as it is read
+    return hashlib.sha256(np.moveaxis(image, -1, 0).tobytes()).hexdigest()  # band by band, as it is read
 
 
 def paint(label: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:

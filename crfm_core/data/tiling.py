@@ -277,12 +277,12 @@ def _write(scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs:
     """Write a tile's two files and return its row; ``crs`` is that of ``picture`` as WKT, which is slow to make."""
     transform = [float(v) for v in tuple(picture.transform @ Affine.translation(tile.col, tile.row))[:6]] if crs else []
     suffix = f".{scene.tiling.format}" if scene.tiling.format else ".tif" if crs else ".png"
-    georeference = (picture.crs, transform) if suffix == ".tif" else (None, None)
+    georeference = {"crs": picture.crs, "transform": transform} if suffix == ".tif" else {}
     tags = {"licence": scene.licence} if scene.licence else {}
     tile_id, digest, paths = _tile_id(scene, tile), hashlib.sha256(), {}
     for kind, array in (("image", image), ("label", mask)):
         path = scene.out_dir / f"{kind}s" / f"{tile_id}{suffix}"
-        content = encode_raster(suffix, array, *georeference, tags)
+        content = encode_raster(suffix, array, tags=tags, **georeference)
         write_bytes(path, content)
         digest.update(content)
         paths[kind] = str(path.relative_to(scene.out_dir.parent))

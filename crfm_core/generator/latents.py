@@ -114,9 +114,10 @@ class CachedLatents:
         return self._mean.shape[1]
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, int, int]:
         """Shape [C,h,w] of one latent."""
-        return tuple(self._mean.shape[2:])
+        channels, height, width = self._mean.shape[2:]
+        return channels, height, width
 
     def sample(self, index: int, flip: int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A draw from the posterior (not normalised) with the given standard normal noise, and the mask latent: [C,h,w] each."""
@@ -148,12 +149,12 @@ def draw_batch(numbers: range, cached: CachedLatents, vae: AutoencoderKL, shift:
         sigmas.append(training_sigmas(1, generator, control.density, shift)[0])
         rows.append(row)
         unprompted.append(bool(torch.rand((), generator=generator) < control.caption_dropout))
-    return Batch(*(torch.stack(items) for items in (clean, masks, noises, sigmas)), rows, unprompted)
+    return Batch(torch.stack(clean), torch.stack(masks), torch.stack(noises), torch.stack(sigmas), rows, unprompted)
 
 
 def tiles_of(numbers: range, tiles: int, seed: int) -> Iterator[int]:
     """Tile of each running number: every tile once per pass, each pass in an order of its own."""
-    order, current = None, -1
+    order, current = torch.empty(0), -1
     for number in numbers:
         if number // tiles != current:
             current = number // tiles

@@ -21,6 +21,7 @@ from crfm_core import ResourceError
 from crfm_core.generator.advice import memory_advice
 from crfm_core.generator.weights import choose_trainable
 from crfm_core.models.controls import build_network
+from crfm_core.models.network import ControlNetwork
 from crfm_core.settings import Control
 
 GIB = 2**30
@@ -73,14 +74,14 @@ class TrainingMemory:
         return sum(self.parts.values())
 
 
-def meta_network(sizes: Mapping[str, Any], control: Control) -> nn.Module:
+def meta_network(sizes: Mapping[str, Any], control: Control) -> ControlNetwork:
     """The scheme's network over an ``SD3Transformer2DModel`` with these settings, on the meta device."""
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**{name: value for name, value in sizes.items() if not name.startswith("_")})
         return build_network(transformer, control.scheme, control.initialisation, **control.scheme_options)
 
 
-def training_memory(network: nn.Module, control: Control, latent: tuple[int, int, int], text_tokens: int = 333) -> TrainingMemory:
+def training_memory(network: ControlNetwork, control: Control, latent: tuple[int, int, int], text_tokens: int = 333) -> TrainingMemory:
     """Count what training ``network`` as ``control`` says takes on a GPU, set up as in :data:`LEAN`.
 
     Counted are the tensors that the networks' own code saves for the backward pass, in the types that CUDA's autocast gives them, with

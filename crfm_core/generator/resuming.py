@@ -94,9 +94,11 @@ class TrainingState:
 
     def _weights(self) -> dict[str, Tensor]:
         whole = get_model_state_dict(self.network, options=_WHOLE)
-        return {name: whole[name] for name in self.names if name in whole}
+        return {name: value for name in self.names if isinstance(value := whole.get(name), Tensor)}
 
     def _averages(self) -> dict[str, Tensor]:
+        if self.ema is None:
+            return {}
         return {name: _whole(shadow).cpu() for name, shadow in zip(self.names, self.ema.shadow_params, strict=True)}
 
 

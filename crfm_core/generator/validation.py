@@ -74,7 +74,8 @@ def sample_validation(
             generator=torch.Generator().manual_seed(seed_of("validation", seed, tile)),
             output_type="np",
             progress=False,
-        ).images[0]
+            return_dict=False,
+        )[0][0]
         for index, tile in enumerate(table.tile_id)
     ]
     rows = [
@@ -91,9 +92,10 @@ def sample_validation(
     for index, level in enumerate(levels):
         generator = torch.Generator().manual_seed(seed_of("validation noise", seed, index))
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        inputs = [part.to(device, torch.float32) for part in (clean, noise, level.expand(len(table)), embeds, pooled)]
+        inputs = {"clean": clean, "noise": noise, "sigma": level.expand(len(table)), "text": embeds, "pooled": pooled}
+        inputs = {name: part.to(device, torch.float32) for name, part in inputs.items()}
         with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
-            with_mask, without = (flow_losses(pipeline.transformer, *inputs, condition).mean().item() for condition in (mask, None))
+            with_mask, without = (flow_losses(pipeline.transformer, **inputs, mask=one).mean().item() for one in (mask, None))
         found.append({"sigma": level.item(), "loss": with_mask, "loss_mask_ignored": without})
     means = {key: float(np.mean([entry[key] for entry in found])) for key in ("loss", "loss_mask_ignored")}
     write_json(losses, means | {"by_sigma": found, "tiles": list(table.tile_id)})

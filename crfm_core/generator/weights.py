@@ -23,6 +23,7 @@ from crfm_core.models.network import ControlNetwork
 from crfm_core.models.sd3_names import RELEASED_SCHEME, misfit
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
+from crfm_core.settings.generator import LoRA
 
 
 def initial_network(base: Path, control: Control, num_classes: int) -> ControlNetwork:
@@ -81,10 +82,10 @@ def choose_trainable(network: ControlNetwork, control: Control) -> list[str]:
     """
     branches = network.branch_parameters()
     low_rank = control.lora.branches if control.lora else []
-    if low_rank:
+    if control.lora:
         members = {name for branch in low_rank for name, _ in branches[branch]}
         layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) and f"{name}.weight" in members]
-        _add_low_rank(network, layers, control)
+        _add_low_rank(network, layers, control.lora)
     network.requires_grad_(False)
     for branch in control.trained:
         for _, parameter in branches[branch] if branch not in low_rank else []:
@@ -99,12 +100,13 @@ def choose_trainable(network: ControlNetwork, control: Control) -> list[str]:
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
-def _add_low_rank(network: nn.Module, layers: list[str], control: Control) -> None:
+def _add_low_rank(network: nn.Module, layers: list[str], lora: LoRA) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("controls: lora needs the package peft (pip install peft)") from None
-    inject_adapter_in_model(LoraConfig(r=control.lora.rank, lora_alpha=control.lora.alpha, target_modules=layers), network)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=layers)  # type: ignore[arg-type]  # alpha may be a fraction
+    inject_adapter_in_model(config, network)
 
 
 @torch.no_grad()

@@ -262,7 +262,7 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
             if name == "pos_embed.pos_embed":
                 self._check_table(key, value)
             else:
-                weights[name if name in own else key] = value
+                weights[name if name and name in own else key] = value
         found = {released_key(name) if name in own else name: value.shape for name, value in weights.items()}
         optional = {"pos_embed.pos_embed", *(name for name in own if branch_of(name) == "text")} - weights.keys()
         if faults := misfit(found, {released_key(name): value.shape for name, value in own.items() if name not in optional}):

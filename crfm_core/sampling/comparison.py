@@ -22,6 +22,7 @@ from crfm_core.layout import Layout
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.metrics.confusion import OVERALL_SCORES, ConfusionMatrix
 from crfm_core.sampling.sampler import OpenedSampler, as_uint8
+from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import as_input
 from crfm_core.settings import PLAIN, PRESETS, Comparison, Sampler
 from crfm_core.text.encoders import PromptCache
@@ -31,7 +32,7 @@ MEANS_BY_STEP = ("step_size", "loss_before", "loss_after", "agreement", "gradien
 
 
 def compare_corrections(
-    sampler: OpenedSampler, judge: torch.nn.Module, captions: Path, prompts: Path, comparison: Comparison, preset: str, out: Path
+    sampler: OpenedSampler, judge: Critic, captions: Path, prompts: Path, comparison: Comparison, preset: str, out: Path
 ) -> None:
     """Sample the comparison's masks with one preset at each of its numbers of corrected steps, and write measurements as JSON.
 
@@ -46,6 +47,8 @@ def compare_corrections(
             critic's loss was higher), ``gradient_ratio`` and ``clamp_ratio`` (means), ``by_step`` (means at each corrected step over
             the ``samples`` still corrected there) and ``notes`` with their counts.
     """
+    if sampler.critic is None:
+        raise ConfigError("the comparison of corrections needs a sampler with a critic; open one with a preset")
     if preset != PLAIN and preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}: must be one of {', '.join((PLAIN, *PRESETS))}")
     table = read_manifest(captions)
@@ -56,7 +59,8 @@ def compare_corrections(
     for steps in [0] if preset == PLAIN else comparison.steps:
         correction = {} if preset == PLAIN else {"preset": preset, "rectify": {"steps": steps}}
         draw = replace(sampler, settings=Sampler(num_steps=comparison.num_steps, batch_size=comparison.batch_size, **correction))
-        seconds, seeds, records, notes = 0.0, [], [], Counter()
+        seconds, seeds, records = 0.0, [], []
+        notes: Counter[str] = Counter()
         for seed in comparison.seeds:
             scores = _Scores(sampler.critic, judge)
             for start in tqdm(range(0, len(table), comparison.batch_size), desc=f"{preset}-{steps}, seed {seed}", disable=None):
@@ -77,7 +81,7 @@ def compare_corrections(
 class _Scores:
     """How critic and judge segment images, against the masks of these."""
 
-    def __init__(self, critic: torch.nn.Module, judge: torch.nn.Module) -> None:
+    def __init__(self, critic: Critic, judge: Critic) -> None:
         self.models = {"critic": critic, "judge": judge}
         self.matrices = {who: ConfusionMatrix(len(model.classes)) for who, model in self.models.items()}
         self.losses: list[float] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -44,7 +45,7 @@ class VelocityCorrector:
         :func:`crfm_core.sampling.rectify.rectify_velocity`; ``settings`` None corrects nothing; ``num_steps`` of the whole run."""
         self.labels = labels.to(torch.uint8)  # the labels of many windows are held at once
         self.decode, self.settings = decode, settings
-        self.critic = getattr(critic, "logits", critic)
+        self.critic: Any = getattr(critic, "logits", critic)
         self.step_sizes = settings.step_sizes(num_steps) if settings else []
         self.active = (labels != IGNORE).flatten(1).any(1).cpu()
         self.first_trial = torch.full((len(labels),), torch.inf)  # the step size a search starts from
@@ -56,28 +57,29 @@ class VelocityCorrector:
     def __call__(self, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Tensor:
         """The velocity [B, C, h, w] to follow at ``step`` and noise level ``sigma``, given the network's and the latents there."""
         rows = self.active.nonzero().flatten()
-        if step >= len(self.step_sizes) or not len(rows):
+        settings = self.settings
+        if settings is None or step >= settings.steps or not len(rows):
             return velocity
         velocity = velocity.clone()
-        for part, done in zip(*self._correct_in_chunks(rows, step, sigma, velocity, latents), strict=True):
+        for part, done in zip(*self._correct_in_chunks(settings, rows, step, sigma, velocity, latents), strict=True):
             finite = (done.loss_before if done.loss_after is None else done.loss_before + done.loss_after).isfinite().cpu()
             velocity[part[finite]] = done.velocity[finite]
             for row in part[~finite].tolist():
                 self.notes[row] = f"the critic's loss is not finite at step {step}: not corrected from there on"
             self.active[part[~finite]] = False
             self._record(part, done, finite, step, sigma)
-            if self.settings.search != "none":
-                self._plan_search(part, done)
+            if settings.search != "none":
+                self._plan_search(settings, part, done)
         return velocity
 
     def _correct_in_chunks(
-        self, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor
+        self, settings: RectifySettings, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor
     ) -> tuple[tuple[Tensor, ...], list[Correction]]:
         """The rows' corrections, with as many samples at once as memory allows."""
         while True:
             parts = rows.split(self.chunk)
             try:
-                return parts, [self._correct(part, step, sigma, velocity, latents) for part in parts]
+                return parts, [self._correct(settings, part, step, sigma, velocity, latents) for part in parts]
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -94,18 +96,21 @@ class VelocityCorrector:
                 )
             print(f"not enough memory to correct {len(parts[0])} samples at once; going on with {self.chunk}", flush=True)
 
-    def _correct(self, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Correction:
+    def _correct(self, settings: RectifySettings, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Correction:
         longest = self.step_sizes[step]
-        size = self.first_trial[rows].clamp(max=longest) if self.settings.search != "none" else longest
-        networks, measured = (self.decode, self.critic, self.settings), {"measure": self.settings.measure, "batch": len(self.labels)}
-        return correct_velocity(velocity[rows], latents[rows], sigma, self.labels[rows].long(), *networks, size, **measured)
+        size = self.first_trial[rows].clamp(max=longest) if settings.search != "none" else longest
+        labels = self.labels[rows].long()
+        return correct_velocity(
+            velocity[rows], latents[rows], sigma, labels, self.decode, self.critic, settings, size,
+            measure=settings.measure, batch=len(self.labels),
+        )  # fmt: skip
 
-    def _plan_search(self, rows: Tensor, done: Correction) -> None:
+    def _plan_search(self, settings: RectifySettings, rows: Tensor, done: Correction) -> None:
         """Where the next search starts, and which samples are done."""
         taken, tried = done.step_size.cpu().float(), done.tried.cpu().float()
         self.first_trial[rows] = torch.where(taken > 0, GROWTH * taken, tried)
         self.failures[rows] = torch.where(taken > 0, 0, self.failures[rows] + 1)
-        finished = (done.agreement.cpu() >= self.settings.agreement) | (self.failures[rows] >= self.settings.patience)
+        finished = (done.agreement.cpu() >= settings.agreement) | (self.failures[rows] >= settings.patience)
         self.active[rows[finished]] = False
 
     def _record(self, rows: Tensor, done: Correction, finite: Tensor, step: int, sigma: float) -> None:

@@ -25,7 +25,8 @@ def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) ->
     gigabyte for a large dataset, are held in memory once and written a part at a time. Raises DataError unless every tile has all its
     copies once.
     """
-    parts, listed = [], {}
+    parts: list[pa.Table] = []
+    listed: dict = {}
     for path in shards:
         if not _is_empty(path):
             check_paths(path, read_manifest(path, without="corrections"), Layout.synthetic.root(out), listed)

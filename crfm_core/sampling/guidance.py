@@ -18,18 +18,18 @@ class GuidedVelocity:
         network: ControlNetwork,
         sigmas: Sequence[float],
         mask: Tensor,
-        embeds: Tensor,
-        pooled: Tensor,
-        negative_embeds: Tensor | None = None,
-        negative_pooled: Tensor | None = None,
+        prompt: tuple[Tensor, Tensor],
+        negative: tuple[Tensor, Tensor] | None = None,
         scale: float = 1.0,
     ) -> None:
         """Args: ``sigmas`` the noise levels of the run, the last one (0) not used; ``mask`` latents [B, C, h, w] in the network's dtype;
-        embeddings as of :meth:`crfm_core.sampling.pipeline.MaskToImagePipeline.__call__`; ``scale`` 1 is no guidance."""
-        self.network, self.scale = network, scale
-        if scale > 1:
-            embeds = torch.cat([negative_embeds.expand(len(mask), -1, -1), embeds])
-            pooled = torch.cat([negative_pooled.expand(len(mask), -1), pooled])
+        ``prompt`` embeddings [B, T, D] and pooled ones [B, P]; ``negative`` those that guidance leads away from, [1 or B, ...];
+        ``scale`` 1, or no ``negative``, is no guidance."""
+        self.network, self.scale = network, scale if negative else 1.0
+        embeds, pooled = prompt
+        if negative and scale > 1:
+            embeds = torch.cat([negative[0].expand(len(mask), -1, -1), embeds])
+            pooled = torch.cat([negative[1].expand(len(mask), -1), pooled])
             mask = torch.cat([mask, mask])
         times = torch.tensor([1000 * sigma for sigma in sigmas[:-1]], device=mask.device)
         self.prepared = network.prepare(embeds.to(mask), pooled.to(mask), times, mask)

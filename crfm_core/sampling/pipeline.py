@@ -170,12 +170,11 @@ class MaskToImagePipeline(DiffusionPipeline):
 
         device, dtype = self._execution_device, self.transformer.dtype
         judged, labels = judged.to(device), labels.to(device)
-        embeds = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
-        negative = negative_prompt_embeds, negative_pooled_prompt_embeds
+        negative = _pair(negative_prompt_embeds, negative_pooled_prompt_embeds)
         if prompts is not None:
-            prompts = [prompts] * len(labels) if isinstance(prompts, str) else list(prompts)
-            embeds = dict(zip(embeds, self._text_encoders().encode(prompts), strict=True))
-            negative = self._text_encoders().encode([""]) if guidance_scale > 1 else negative
+            negative = self._text_encoders().encode([""]) if guidance_scale > 1 else None
+        texts = [prompts] * len(labels) if isinstance(prompts, str) else list(prompts or ())
+        prompt = _pair(prompt_embeds, pooled_prompt_embeds) or self._text_encoders().encode(texts)
         mask = mask_latents(labels, self.vae, self.config.num_classes, self.config.mask_code).to(dtype)
         if latents is None:
             latents = self._noise(mask.shape, generator)
@@ -183,7 +182,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         latents = latents.to(device, torch.float32)
 
         sigmas = self.noise_levels(num_inference_steps)
-        guided = GuidedVelocity(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
+        guided = GuidedVelocity(self.transformer, sigmas, mask, prompt, negative, guidance_scale)
         decoder = critic_decoder or self.vae
         if rectify is not None:
             choose_checkpointing(decoder, latents)
@@ -193,15 +192,14 @@ class MaskToImagePipeline(DiffusionPipeline):
             return corrector(step, sigmas[step], guided(latents, step), latents)
 
         def after_step(step: int, latents: Tensor) -> Tensor:
-            nonlocal embeds, guided
-            state = {"latents": latents, **embeds}
+            nonlocal prompt, guided
+            state = {"latents": latents, **dict(zip(("prompt_embeds", "pooled_prompt_embeds"), prompt, strict=True))}
             tensors = {name: state[name] for name in callback_on_step_end_tensor_inputs}
-            replaced = callback_on_step_end(self, step, 1000 * sigmas[step], tensors) or {}
-            latents = replaced.pop("latents", latents)
-            if replaced:
-                embeds |= replaced
-                guided = GuidedVelocity(self.transformer, sigmas, mask, *embeds.values(), *negative, guidance_scale)
-            return latents
+            replaced = callback_on_step_end(self, step, 1000 * sigmas[step], tensors) or {} if callback_on_step_end else {}
+            if replaced.keys() - {"latents"}:
+                prompt = replaced.get("prompt_embeds", prompt[0]), replaced.get("pooled_prompt_embeds", prompt[1])
+                guided = GuidedVelocity(self.transformer, sigmas, mask, prompt, negative, guidance_scale)
+            return replaced.get("latents", latents)
 
         steps = tqdm(range(num_inference_steps), **{"disable": None if progress else True, **getattr(self, "_progress_bar_config", {})})
         latents = euler_sample(velocity, latents, sigmas, steps, after_step if callback_on_step_end else None)
@@ -330,8 +328,14 @@ class MaskToImagePipeline(DiffusionPipeline):
             if not isinstance(prompts, str) and len(prompts) != batch:
                 raise ValueError(f"prompts has {len(prompts)} entries: needs one for all or one for each of the {batch} masks")
             return
+        if prompt_embeds is None or pooled_prompt_embeds is None:
+            return
         shapes, config = (tuple(prompt_embeds.shape), tuple(pooled_prompt_embeds.shape)), self.transformer.config
         if len(shapes[0]) != 3 or (shapes[0][0], shapes[0][2]) != (batch, config.joint_attention_dim):
             raise ValueError(f"prompt_embeds has shape {shapes[0]}: needs [{batch}, T, {config.joint_attention_dim}]")
         if shapes[1] != (batch, config.pooled_projection_dim):
             raise ValueError(f"pooled_prompt_embeds has shape {shapes[1]}: needs {(batch, config.pooled_projection_dim)}")
+
+
+def _pair(embeds: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if embeds is None or pooled is None else (embeds, pooled)

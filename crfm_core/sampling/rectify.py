@@ -107,10 +107,11 @@ def correct_velocity(
         return _search(velocity, length, loss_of, settings, step_size)
 
     by_gradient = by_clamp = torch.zeros_like(velocity)
-    first, alpha = None, step_size.reshape(-1, 1, 1, 1)
-    for _ in range(settings.inner_steps):
-        loss, agreement, gradient = _gradient(velocity, loss_of)
-        first = first or (loss, agreement)
+    alpha = step_size.reshape(-1, 1, 1, 1)
+    for inner_step in range(settings.inner_steps):
+        loss, agreed, gradient = _gradient(velocity, loss_of)
+        if inner_step == 0:
+            loss_before, agreement = loss, agreed
         if settings.reduction == "mean":
             gradient = gradient / (batch or len(gradient))
         if settings.normalise == "l2":
@@ -132,7 +133,7 @@ def correct_velocity(
     with torch.no_grad():
         after = loss_of(velocity)[0] if measure else None
     ratios = [(_length(change) / length).flatten() for change in (by_gradient, by_clamp)]
-    return Correction(velocity, first[0], after, first[1], step_size, step_size, *ratios)
+    return Correction(velocity, loss_before, after, agreement, step_size, step_size, *ratios)
 
 
 def _search(velocity: Tensor, length: Tensor, loss_of: Callable, settings: RectifySettings, step_size: Tensor) -> Correction:

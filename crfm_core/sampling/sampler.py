@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from crfm_core.files import read_json, sha256_of
 from crfm_core.models.controls import check_weights, load_network
 from crfm_core.models.decoder import speed_up
 from crfm_core.models.flow_schedule import load_scheduler
-from crfm_core.sampling.pipeline import MaskToImageOutput, MaskToImagePipeline
-from crfm_core.segmentor.critic import load_critic
+from crfm_core.sampling.pipeline import MaskToImagePipeline
+from crfm_core.segmentor.critic import Critic, load_critic
 from crfm_core.settings import Sampler
 from crfm_core.text.encoders import ENCODER_PARTS
 
@@ -51,7 +51,7 @@ class SamplerSpec:
         """
         settings, dtype = self.settings, compute_dtype(self.device)
         # The critic first: it may be for other classes, and the generator takes longer to load.
-        critic = load_critic(self.critic, self.device, self.classes) if settings.rectify else None
+        critic = load_critic(self.critic or "", self.device, self.classes) if settings.rectify else None
         decoder = open_decoder(settings.critic_decoder).to(self.device, dtype) if settings.critic_decoder else None
         pipeline = open_generator(self.generator).to(self.device, dtype)
         if settings.compile:
@@ -72,6 +72,14 @@ class SamplerSpec:
         return found
 
 
+class DrawnImages(NamedTuple):
+    """Images [B, H, W, 3] in [0, 1], and the records and notes of :class:`crfm_core.sampling.pipeline.MaskToImageOutput`."""
+
+    images: np.ndarray
+    records: list[list[dict[str, float]]]
+    notes: list[str]
+
+
 @dataclass(frozen=True)
 class OpenedSampler:
     """The networks of a sampler and its settings, ready to draw.
@@ -81,7 +89,7 @@ class OpenedSampler:
 
     settings: Sampler
     pipeline: MaskToImagePipeline
-    critic: Callable[[Tensor], Tensor] | None = None
+    critic: Critic | None = None
     critic_decoder: torch.nn.Module | None = None
     unconditional: tuple[Tensor, Tensor] | None = None
 
@@ -92,11 +100,10 @@ class OpenedSampler:
         pooled: Tensor,
         generator: torch.Generator | Sequence[torch.Generator],
         callback_on_step_end: Callable | None = None,
-    ) -> MaskToImageOutput:
-        """Draw one image per mask [B, H, W], "np" images [B, H, W, 3] in [0, 1]; arguments as of
-        :meth:`MaskToImagePipeline.__call__`."""
+    ) -> DrawnImages:
+        """Draw one image per mask [B, H, W]; arguments as of :meth:`MaskToImagePipeline.__call__`."""
         negative_embeds, negative_pooled = self.unconditional or (None, None)
-        return self.pipeline(
+        drawn = self.pipeline(
             masks=masks,
             prompt_embeds=embeds,
             pooled_prompt_embeds=pooled,
@@ -112,7 +119,9 @@ class OpenedSampler:
             output_type="np",
             callback_on_step_end=callback_on_step_end,
             progress=False,
+            return_dict=False,
         )
+        return DrawnImages(*drawn)
 
 
 def as_uint8(images: np.ndarray) -> np.ndarray:

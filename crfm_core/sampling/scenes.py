@@ -128,15 +128,15 @@ def sample_scene(
     batches = [prepare(windows[start : start + settings.batch_size]) for start in range(0, len(windows), settings.batch_size)]
     channels = pipeline.transformer.config.in_channels
     weights = Window(0, 0, *windows[0][2:]).of(taper(side)).to(device)
-    negative = sampler.unconditional or (None, None)
 
     def velocity(latents: Tensor, step: int) -> Tensor:
         blend = Canvas((channels,), height, width, device)
         for batch in batches:
             parts = torch.stack([window.of(latents) for window in batch.windows])
             # Prepared anew at each step: what all steps of all windows need would not fit into memory.
+            levels, prompt = sigmas[step : step + 2], batch.prompts
             guided = GuidedVelocity(
-                pipeline.transformer, sigmas[step : step + 2], batch.mask.to(device), *batch.prompts, *negative, settings.guidance_scale
+                pipeline.transformer, levels, batch.mask.to(device), prompt, sampler.unconditional, settings.guidance_scale
             )
             own = batch.corrector(step, sigmas[step], guided(parts, 0), parts)
             for window, part in zip(batch.windows, own, strict=True):
@@ -196,7 +196,8 @@ def synthesise_scene(
     def encode(parts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         counts = [np.bincount(part[part != IGNORE], minlength=len(sampler.classes)).tolist() for part in parts]
         texts = [caption_of(pixels, sampler.classes, captions) for pixels in counts]
-        return tuple(torch.cat(each) for each in zip(*map(encode_text, texts), strict=True))
+        embeds, pooled = zip(*map(encode_text, texts), strict=True)
+        return torch.cat(embeds), torch.cat(pooled)
 
     sample_seed = seed_of("scene", name, sampler.name, seed)
     opened = sampler.open(encode_text("") if sampler.settings.guidance_scale > 1 else None)
@@ -204,6 +205,6 @@ def synthesise_scene(
     for note, count in Counter(notes).items():
         if note:
             print(f"{count} of {len(notes)} windows: {note}", flush=True)
-    tags = {"generator": sampler.weights_digest()[:12], "seed": sample_seed, "sampler": sampler.name, "mask_of": name}
+    tags = {"generator": sampler.weights_digest()[:12], "seed": str(sample_seed), "sampler": sampler.name, "mask_of": name}
     write_raster(out, image, grid.crs or None, tuple(grid.transform)[:6] if grid.crs else None, tags)
     return notes

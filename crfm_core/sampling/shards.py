@@ -239,8 +239,8 @@ def _row(row: pd.Series, sample: Sample, image: Path, label: Path, sampler_name:
     corrections = json.loads(tags["corrections"])
     losses = (corrections[0]["loss_before"], corrections[-1]["loss_after"]) if corrections else (None, None)
     before, after = (float("nan") if loss is None else loss for loss in losses)  # None: not measured
-    added = ("synthetic", row.tile_id, sample.copy, int(tags["seed"]), sampler_name, tags["generator"])
-    added += (before, after, tags["corrections"], tags.get("note", ""))
+    own = ("synthetic", row.tile_id, sample.copy, int(tags["seed"]), sampler_name, tags["generator"])
+    added = (*own, before, after, tags["corrections"], tags.get("note", ""))
     return {
         **row.drop("image_digest", errors="ignore").to_dict(),
         "tile_id": f"{row.tile_id}-{sampler_name}-{sample.copy}",

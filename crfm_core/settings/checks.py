@@ -152,7 +152,7 @@ CHAIN_CHECKS = (rare_resampling_needs_a_pixel_filter, warmup_is_shorter_than_tra
 
 
 def splits_that_train(settings: Settings, dataset: Dataset) -> Iterator[str]:
-    named = {f"recipes.{name}.split": recipe.split or dataset.train for name, recipe in settings.recipes.items()}
+    named: dict[str, str | None] = {f"recipes.{name}.split": recipe.split or dataset.train for name, recipe in settings.recipes.items()}
     named |= {f"filters.{name}.statistics_split": one.split_of_losses for name, one in settings.filters.items()}
     for key, split in named.items():
         if split is not None and split not in dataset.splits:

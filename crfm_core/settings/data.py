@@ -186,17 +186,19 @@ class Dataset(Section):
         """Keys of ``label_map``: as text where they are an attribute's values, else whole numbers as ids and colours in capitals."""
         if not isinstance(data, dict) or not isinstance(data.get("label_map"), dict):
             return data
-        source, keys = data.get("source"), {}
+        source = data.get("source")
+        keys: dict[int | str, Any] = {}
         as_text = bool(source.get("attribute") if isinstance(source, dict) else getattr(source, "attribute", None))
         for key, new in data["label_map"].items():
             if isinstance(key, bool):
                 raise ValueError(f"label_map: YAML reads a key as {key}; write it in quotes, 'yes' or 'true' as the labels have it")
             text = "null" if key is None else str(int(key)) if isinstance(key, float) and key.is_integer() else str(key).strip()
-            if not as_text:
-                text = int(text) if re.fullmatch(r"-?\d+", text) else text.upper() if re.fullmatch(r"#[0-9A-Fa-f]{6}", text) else text
-            if text in keys:
-                raise ValueError(f"label_map: {text} occurs twice")
-            keys[text] = new
+            if not as_text and re.fullmatch(r"#[0-9A-Fa-f]{6}", text):
+                text = text.upper()
+            label = int(text) if not as_text and re.fullmatch(r"-?\d+", text) else text
+            if label in keys:
+                raise ValueError(f"label_map: {label} occurs twice")
+            keys[label] = new
         return data | {"label_map": keys}
 
     @model_validator(mode="after")

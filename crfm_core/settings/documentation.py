@@ -100,7 +100,7 @@ class _Pages:
         elif node.get("type") == "object":
             text = f"by name: {self.type_of(place.below('NAME'))}"
         else:
-            text = {"string": "text", "boolean": "`true` or `false`"}.get(node.get("type", ""), node.get("type", "")) + _bounds(node)
+            text = {"string": "text", "boolean": "`true` or `false`"}.get(node.get("type", ""), str(node.get("type", ""))) + _bounds(node)
         return f"{text} or `null`" if nullable else text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -77,18 +77,18 @@ class RectifySettings:
     @classmethod
     def paper(cls, **changes: Any) -> RectifySettings:
         """The formula of the paper: the raw gradient over all valid pixels, a constant step size, nothing clipped."""
-        return cls(**{"step_size": 0.1, "normalise": "none"} | changes)
+        return replace(cls(step_size=0.1, normalise="none"), **changes)
 
     @classmethod
     def released(cls, **changes: Any) -> RectifySettings:
         """What the authors' released code does (state of 2026-02-04)."""
-        own = {"step_size": 0.1, "schedule": "linear_decrease", "pixels": "wrong", "reduction": "mean", "normalise": "none", "clamp": True}
-        return cls(**own | changes)
+        released = cls(step_size=0.1, schedule="linear_decrease", pixels="wrong", reduction="mean", normalise="none", clamp=True)
+        return replace(released, **changes)
 
     @classmethod
     def adaptive(cls, **changes: Any) -> RectifySettings:
         """Each sample is corrected while it helps, by the step that a search finds; the step size bounds the change of the velocity."""
-        return cls(**{"search": "backtracking"} | changes)
+        return replace(cls(search="backtracking"), **changes)
 
     def step_sizes(self, num_steps: int) -> list[float]:
         """Step sizes of the corrected steps 0 ... ``steps`` - 1 of a sampling run of ``num_steps`` steps.
@@ -134,7 +134,7 @@ PRESETS: dict[str, Callable[..., RectifySettings]] = {
 
 def describe_preset(name: str) -> str:
     """What a preset says of itself, in a sentence."""
-    return inspect.getdoc(PRESETS[name]).partition("\n")[0]
+    return str(inspect.getdoc(PRESETS[name])).partition("\n")[0]
 
 
 class Sampler(Section):

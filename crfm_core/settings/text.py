@@ -20,7 +20,7 @@ class Model(Section):
     @property
     def folder(self) -> str:
         """Where the model is, or will be downloaded to."""
-        return self.path or f"models/{self.repo.split('/')[1]}"
+        return self.path or f"models/{str(self.repo).rpartition('/')[2]}"
 
     @model_validator(mode="after")
     def _one_place(self) -> Model:

@@ -10,11 +10,8 @@ import pandas as pd
 
 from crfm_core.curation.filter_inputs import FilterInputs
 from crfm_core.curation.filters.pixel import filter_pixels
-from crfm_core.files import read_json
 from crfm_core.manifest import check_paths, read_manifest
-from crfm_core.segmentor.critic import load_critic
 from crfm_core.settings import AnyFilter
-from crfm_core.text.clip import load_clip
 
 __all__ = ["filter_pixels", "filter_tiles"]
 
@@ -33,16 +30,8 @@ def filter_tiles(
     """Filter the synthetic tiles of a manifest by a filter of any kind, and write the manifest ``out`` of what is left.
 
     ``critic`` (checkpoint or folder), ``losses`` (file of :func:`crfm_core.curation.class_losses.class_losses`) and ``clip`` (folder, or
-    the note of fetching it) are opened when the kind needs them. Raises DataError when a file is missing or nothing is left.
+    the note of fetching it) are opened when the kind asks for them. Raises DataError when a file is missing or nothing is left.
     """
     check_paths(manifest, read_manifest(manifest), root)
-    inputs = FilterInputs(
-        manifest,
-        root,
-        out,
-        classes,
-        load_critic(critic, device, classes) if settings.NEEDS_CRITIC else None,
-        read_json(losses)["losses"] if settings.NEEDS_CLASS_LOSSES else None,
-        load_clip(clip, device) if settings.NEEDS_CLIP else None,
-    )
+    inputs = FilterInputs(manifest, root, out, classes, critic, losses, clip, device)
     return import_module(f"{__name__}.{settings.kind}").apply(settings, inputs)

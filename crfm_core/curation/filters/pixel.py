@@ -31,7 +31,8 @@ def filter_pixels(loss: Any, labels: Any, class_losses: Sequence[float | None], 
         margin: larger keeps more.
     """
     limits = np.full(IGNORE + 1, np.inf)
-    limits[: len(class_losses)] = [np.inf if _unknown(mean) else margin * mean for mean in class_losses]
+    known = np.array(class_losses, float)  # None becomes NaN
+    limits[: len(known)] = np.where(np.isnan(known), np.inf, margin * known)
     if isinstance(labels, np.ndarray):
         return np.where(loss > limits[labels], np.array(IGNORE, labels.dtype), labels)
     return labels.masked_fill(loss > torch.from_numpy(limits).to(loss.device)[labels.long()], IGNORE)
@@ -71,12 +72,8 @@ def apply(settings: PixelFilter, inputs: FilterInputs) -> pd.DataFrame:
             "raise the filter's margin, or look at the samples: they do not show their masks"
         )
     present = class_counts(before, after, classes).tiles_before
-    unknown = [name for name, mean, tiles in zip(classes, class_losses, present, strict=True) if tiles and _unknown(mean)]
+    unknown = [name for name, mean, tiles in zip(classes, class_losses, present, strict=True) if tiles and (mean is None or np.isnan(mean))]
     if unknown:
         print(f"no real pixels of {', '.join(unknown)} to compare with: their synthetic pixels are all kept", flush=True)
     print_counts(before, after, classes)
     return write_manifest(out, after)
-
-
-def _unknown(mean: float | None) -> bool:
-    return mean is None or bool(np.isnan(mean))

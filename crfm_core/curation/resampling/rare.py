@@ -43,7 +43,7 @@ def _rare_classes(class_losses: Sequence[float | None], settings: RareResampling
     """Ids of the classes that count as poorly segmented: the named ones, or the worst by their loss."""
     if settings.classes:
         return [list(classes).index(name) for name in settings.classes]
-    known = [c for c, loss in enumerate(class_losses) if loss is not None]
+    known = {c: loss for c, loss in enumerate(class_losses) if loss is not None}
     if not known:
         raise DataError("no class has a mean loss on real tiles, so none is the worst; name some: classes of the re-sampling")
-    return sorted(known, key=lambda c: (-class_losses[c], c))[: settings.worst]
+    return sorted(known, key=lambda c: (-known[c], c))[: settings.worst]

@@ -86,7 +86,8 @@ def files_by_key(
             continue
         if any(fnmatch(Path(relative).as_posix(), unwanted) for unwanted in exclude or []):
             continue
-        parents = () if by_stem else _folder_pattern(pattern).fullmatch(str(Path(relative).parent)).groups()
+        folders = None if by_stem else _folder_pattern(pattern).fullmatch(str(Path(relative).parent))
+        parents = folders.groups() if folders else ()
         key = (*(part.replace("/", "-") for part in parents if part not in ("", ".")), path.stem.removesuffix(suffix))
         if key in found:
             raise DataError(f"{found[key]} and {path} both belong to scene {'-'.join(key)}; narrow the glob {pattern}")

@@ -28,17 +28,21 @@ from crfm_core.text.clip import load_clip
 
 
 def by_pixel(manifest: Path, root: Path, critic, class_losses, margin: float, out: Path) -> pd.DataFrame:
-    inputs = FilterInputs(manifest, root, out, critic.classes, critic=critic, class_losses=class_losses)
+    inputs = FilterInputs(manifest, root, out, critic.classes)
+    inputs.critic, inputs.class_losses = critic, class_losses
     return pixel.apply(PixelFilter(kind="pixel", margin=margin), inputs)
 
 
 def by_agreement(manifest: Path, root: Path, keep: float, out: Path, batch_size: int = 16) -> pd.DataFrame:
-    inputs = FilterInputs(manifest, root, out, CLASSES, critic=as_critic(ClassInTheImage(), CLASSES), batch_size=batch_size)
+    inputs = FilterInputs(manifest, root, out, CLASSES, batch_size=batch_size)
+    inputs.critic = as_critic(ClassInTheImage(), CLASSES)
     return agreement.apply(AgreementFilter(kind="agreement", keep=keep), inputs)
 
 
 def by_clip(manifest: Path, root: Path, clip, keep: float, out: Path) -> pd.DataFrame:
-    return clip_filter.apply(ClipFilter(kind="clip", keep=keep), FilterInputs(manifest, root, out, CLASSES, clip=clip, batch_size=2))
+    inputs = FilterInputs(manifest, root, out, CLASSES, batch_size=2)
+    inputs.clip = clip
+    return clip_filter.apply(ClipFilter(kind="clip", keep=keep), inputs)
 
 
 # -------------------------------------------------------------------------------------------------------- pixel filter

@@ -78,8 +78,8 @@ def roughness(image: np.ndarray, period: int) -> tuple[float, float]:
 class Painter:
     """In place of the network: leads each window to a colour of its own, which its prompt names."""
 
-    def __init__(self, network, sigmas, mask, embeds, pooled, *guidance) -> None:
-        self.sigma, self.colour = sigmas[0], pooled[:, :1, None, None]
+    def __init__(self, network, sigmas, mask, prompt, *guidance) -> None:
+        self.sigma, self.colour = sigmas[0], prompt[1][:, :1, None, None]
 
     def __call__(self, latents: torch.Tensor, step: int) -> torch.Tensor:
         return (latents - self.colour) / self.sigma
