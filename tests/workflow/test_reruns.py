@@ -284,6 +284,9 @@ SOURCES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"kind": "fusu", "splits": ["train", "test", "val"]}, {}, {"splits": ["train", "test", "val", "more"]}),
 ]
 
+#: The dataset without what asks for splits of the embedded source.
+PLAIN_WORLD = {key: value for key, value in WORLD.items() if key not in ("val", "held_out", "select")}
+
 #: Other values of what makes the splits.
 SPLITS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (BY_GROUP, {"group": "folder", "shares": SHARES | {"train": 0.5}, "seed": 1}),
@@ -359,7 +362,7 @@ def test_critic_and_judge_that_change_places_are_noticed(made):
 @pytest.mark.parametrize(("source", "split", "others"), SOURCES, ids=[f"{one['kind']}-{'-'.join(others)}" for one, _, others in SOURCES])
 def test_every_key_of_a_source_lists_the_scenes_again(made, source, split, others):
     """Of published sources what says where they lie is made again first."""
-    world = {key: value for key, value in WORLD.items() if key not in ("val", "held_out", "select")} | {"source": source, "split": split or None}
+    world = PLAIN_WORLD | {"source": source, "split": split or None}
     world |= {"test": "val"} if source["kind"] == "loveda" else {}
     world |= {"label_map": {name: index for index, name in enumerate(WORLD["classes"])}} if "attribute" in source else {}
     for key, value in others.items():
@@ -378,7 +381,7 @@ def source_config() -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("split", "others"), SPLITS, ids=[split["by"] for split, _ in SPLITS])
 def test_every_key_of_the_split_lists_the_scenes_again(made, split, others):
-    world = {key: value for key, value in WORLD.items() if key not in ("val", "held_out", "select")} | {"source": FOLDER, "split": split}
+    world = PLAIN_WORLD | {"source": FOLDER, "split": split}
     for key, value in others.items():
         own, _ = made.reruns(
             f"split {split['by']}", source_config(), world, f"dataset.split.{key}", value, "results/small/tiles/train.parquet"
