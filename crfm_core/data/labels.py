@@ -49,28 +49,24 @@ class LabelMap:
         Raises DataError for a raster of another kind than the map's, and for values that the map does not have: with each value, its
         number of pixels in the raster and the first of them.
         """
-        ids = self._mapped(source, window)
+        return self._known(self._read(source, window)[1], source)
+
+    def ids_of_values(self, values: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray:
+        """Training ids of raw ids from ``source``, as uint8 of the same shape; errors as of :meth:`ids_of`."""
+        return self._known(self._lookup.take(_whole(values, source)), source)
+
+    def _known(self, ids: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray:
         if (ids < 0).any():
             raise DataError(self._unknown(source.src_dataset if isinstance(source, WarpedVRT) else source))
         return ids.astype(np.uint8)
 
-    def ids_of_values(self, values: np.ndarray, source: rasterio.DatasetReader) -> np.ndarray:
-        """Training ids of raw ids from ``source``, as uint8 of the same shape; errors as of :meth:`ids_of`."""
-        ids = self._lookup.take(_whole(values, source))
-        if (ids < 0).any():
-            raise DataError(self._unknown(source))
-        return ids.astype(np.uint8)
-
-    def _mapped(self, source: rasterio.DatasetReader, window: Window | None) -> np.ndarray:
-        raw, ignored = self._raw(source, window)
+    def _read(self, source: rasterio.DatasetReader, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
+        """Raw ids, or colours as 0xRRGGBB, and the training ids of them, :data:`UNKNOWN` where there is none; both [H,W]."""
+        raw, ignored = (self._colours if self.by_colour else self._ids)(source, window)
         ids = self._lookup.take(raw)
         if ignored is not None:
             ids[ignored] = IGNORE
-        return ids
-
-    def _raw(self, source: rasterio.DatasetReader, window: Window | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Ids, or colours as 0xRRGGBB, as integers [H,W]; and which of them are ignored whatever their value, None for none."""
-        return (self._colours if self.by_colour else self._ids)(source, window)
+        return raw, ids
 
     def _ids(self, source: rasterio.DatasetReader, window: Window | None) -> tuple[np.ndarray, np.ndarray | None]:
         require_ids(source)
@@ -110,8 +106,8 @@ class LabelMap:
         counts: dict[int, int] = {}
         first: dict[int, tuple[int, int]] = {}
         for window in strips_of(source):
-            raw, _ = self._raw(source, window)
-            unknown = self._mapped(source, window) == UNKNOWN
+            raw, ids = self._read(source, window)
+            unknown = ids == UNKNOWN
             places = np.argwhere(unknown)
             values, starts, numbers = np.unique(raw[unknown], return_index=True, return_counts=True)
             for value, start, number in zip(values.tolist(), starts, numbers.tolist(), strict=True):

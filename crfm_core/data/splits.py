@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import combinations, product
 from pathlib import Path
 
@@ -19,9 +20,6 @@ from crfm_core.manifest import read_manifest
 from crfm_core.settings import BlockSplit, Dataset
 
 Region = tuple[int, int, int, int]  #: row, column, height, width in pixels of a scene's grid
-
-
-# ------------------------------------------------------------------------------------------------------- assignment
 
 
 def assign(sizes: dict, shares: dict[str, float], seed: int) -> dict:
@@ -62,55 +60,44 @@ def block_regions(grids: dict[str, Grid], settings: BlockSplit, split: str) -> d
     """
     regions: dict[str, list[Region]] = {scene: [] for scene in grids}
     lattices = _lattices(grids, settings.block)
-    sizes: dict[tuple, float] = {}
-    meets: dict[tuple, list[str]] = {}
+    sizes: dict[tuple, float] = defaultdict(float)
+    meets: dict[tuple, list[str]] = defaultdict(list)
     for key, (rows, cols, members) in lattices.items():
         for scene, member in members.items():
-            for i, j in _blocks_of(member, rows, cols):
-                sizes[key, i, j] = sizes.get((key, i, j), 0.0) + _overlap(member, rows[i : i + 2], cols[j : j + 2])
-                meets.setdefault((key, i, j), []).append(scene)
+            for i, j, area in _shares_of(member, rows, cols):
+                sizes[key, i, j] += area
+                meets[key, i, j].append(scene)
     assigned = assign(sizes, settings.shares, settings.seed)
+    half = settings.buffer / 2
     for (key, i, j), owner in assigned.items():
         if owner != split:
             continue
         rows, cols, members = lattices[key]
-        foreign = {(p, q) for p in (i - 1, i, i + 1) for q in (j - 1, j, j + 1) if assigned.get((key, p, q), split) != split}
-        block = _without_buffer(rows, cols, i, j, foreign, settings.buffer / 2)
+        foreign = np.array([[assigned.get((key, p, q), split) != split for q in (j - 1, j, j + 1)] for p in (i - 1, i, i + 1)])
+        low = rows[i] + half * foreign[0].any(), cols[j] + half * foreign[:, 0].any()
+        high = rows[i + 1] - half * foreign[2].any(), cols[j + 1] - half * foreign[:, 2].any()
         for scene in meets[key, i, j]:
-            top, start, scale, grid = members[scene]
-            edges = (block[0] - top) / scale, (block[1] - top) / scale, (block[2] - start) / scale, (block[3] - start) / scale
+            top, left, scale, grid = members[scene]
             # inwards to whole pixels, up to rounding errors
-            r0, c0 = max(0, int(np.ceil(edges[0] - 1e-6))), max(0, int(np.ceil(edges[2] - 1e-6)))
-            r1, c1 = min(grid.height, int(np.floor(edges[1] + 1e-6))), min(grid.width, int(np.floor(edges[3] + 1e-6)))
+            r0, c0 = (max(0, int(np.ceil((edge - start) / scale - 1e-6))) for edge, start in zip(low, (top, left), strict=True))
+            r1, c1 = (int(np.floor((edge - start) / scale + 1e-6)) for edge, start in zip(high, (top, left), strict=True))
+            r1, c1 = min(grid.height, r1), min(grid.width, c1)
             if r1 > r0 and c1 > c0:
                 regions[scene].append((r0, c0, r1 - r0, c1 - c0))
     return regions
 
 
-def _blocks_of(member: tuple, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[int, int]]:
-    """The blocks that a scene has ground in."""
+def _shares_of(member: tuple, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """The blocks that a scene has ground in, by row and column, and its area there."""
     top, left, scale, grid = member
-    reach = []
+    sides = []
     for edges, low, length in ((rows, top, grid.height), (cols, left, grid.width)):
+        high = low + length * scale
         first = max(0, int(np.searchsorted(edges, low, "right")) - 1)
-        last = min(len(edges) - 1, int(np.searchsorted(edges, low + length * scale, "left")))
-        reach.append(range(first, last))
-    return product(reach[0], reach[1])
-
-
-def _without_buffer(rows: np.ndarray, cols: np.ndarray, i: int, j: int, foreign: set, half: float) -> tuple[float, float, float, float]:
-    """Edges (top, bottom, left, right) of block i, j, moved inwards by ``half`` on sides where a neighbour is ``foreign``."""
-
-    def moved(*neighbours: tuple[int, int]) -> float:
-        return half * any(place in foreign for place in neighbours)
-
-    around = (-1, 0, 1)
-    return (
-        rows[i] + moved(*((i - 1, j + d) for d in around)),
-        rows[i + 1] - moved(*((i + 1, j + d) for d in around)),
-        cols[j] + moved(*((i + d, j - 1) for d in around)),
-        cols[j + 1] - moved(*((i + d, j + 1) for d in around)),
-    )
+        last = min(len(edges) - 1, int(np.searchsorted(edges, high, "left")))
+        sides.append([(index, max(0.0, min(edges[index + 1], high) - max(edges[index], low))) for index in range(first, last)])
+    for (i, height), (j, width) in product(*sides):
+        yield i, j, float(height * width)
 
 
 def _lattices(grids: dict[str, Grid], block: int) -> dict[str, tuple[np.ndarray, np.ndarray, dict]]:
@@ -118,14 +105,14 @@ def _lattices(grids: dict[str, Grid], block: int) -> dict[str, tuple[np.ndarray,
 
     All are in pixels of the first member, from the corner of the ground that the members span.
     """
-    together: dict[str, dict[str, Grid]] = {}
+    together: dict[str, dict[str, Grid]] = defaultdict(dict)
     for scene, grid in grids.items():
         if not grid.is_north_up:
             raise DataError(
                 f"scene {scene}: its grid is turned or mirrored, and blocks need rows that run east and columns that run south; "
                 "warp it (gdalwarp), or split by group"
             )
-        together.setdefault(grid.crs or f"scene {scene}", {})[scene] = grid
+        together[grid.crs or f"scene {scene}"][scene] = grid
     lattices = {}
     for key, found in together.items():
         first = next(iter(found.values())).transform
@@ -141,17 +128,6 @@ def _lattices(grids: dict[str, Grid], block: int) -> dict[str, tuple[np.ndarray,
         rows, cols = (np.round(np.linspace(0, side, max(1, int(side // block)) + 1)) for side in (height, width))
         lattices[key] = rows, cols, members
     return lattices
-
-
-def _overlap(member: tuple, rows: np.ndarray, cols: np.ndarray) -> float:
-    """Area that a scene shares with a block."""
-    top, left, scale, grid = member
-    height = min(rows[1], top + grid.height * scale) - max(rows[0], top)
-    width = min(cols[1], left + grid.width * scale) - max(cols[0], left)
-    return float(max(0.0, height) * max(0.0, width))
-
-
-# ---------------------------------------------------------------------------------------------------------- the check
 
 
 def check_disjoint(manifests: list[Path | str]) -> None:
@@ -200,7 +176,7 @@ def _overlapping(a: pd.DataFrame, b: pd.DataFrame) -> tuple[str, str, str] | Non
     return None
 
 
-def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
+def _in_common_crs(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
     """Footprints of both tables: in the first one's CRS, or CRS by CRS if PROJ does not know one, such as a local engineering CRS."""
     target, corners = a.crs.iloc[0], [ground_corners(table) for table in (a, b)]
     try:

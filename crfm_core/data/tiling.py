@@ -8,10 +8,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class TileWindow:
-    """Where one tile lies: its corner in pixels of the scene, and the region (row, column, height, width) that limits what it shows."""
+    """Where one tile lies in a scene, in pixels: its corner, and how much of it is inside its region; beyond that it is padding."""
 
     row: int
     col: int
-    region: Region
+    height: int
+    width: int
 
 
 def tile_scene(
@@ -172,10 +174,10 @@ def tile_windows(scene: Scene, regions: Sequence[Region] | None = None) -> list[
             "lower tile.size, set tile.edge to pad or drop, or leave it out"
         )
     stride, tiles = tiling.stride or tiling.size, []
-    for region in regions:
-        top, left, height, width = region
-        for row in window_offsets(height, tiling.size, stride, tiling.edge):
-            tiles += [TileWindow(top + row, left + col, region) for col in window_offsets(width, tiling.size, stride, tiling.edge)]
+    for top, left, height, width in regions:
+        offsets = (window_offsets(side, tiling.size, stride, tiling.edge) for side in (height, width))
+        for row, col in product(*offsets):
+            tiles.append(TileWindow(top + row, left + col, min(tiling.size, height - row), min(tiling.size, width - col)))
     return tiles
 
 
@@ -188,9 +190,6 @@ def read_mask(image: Path | str, label: Path | str, dataset: Dataset) -> tuple[n
         return LabelMap(dataset.tile_label_map, len(dataset.classes)).ids_of(ids), grid_of(picture)
 
 
-# ----------------------------------------------------------------------------------------------------------- the cutting
-
-
 def _cut_all(tasks: list[tuple[Scene, list[TileWindow]]], processes: int, title: str = "tiles", write: bool = True) -> Iterator[dict]:
     """Rows of all tiles, in order; in this process alone when there is too little work for more."""
     chunks = [(task, tiles[i : i + CHUNK], write) for task, tiles in tasks for i in range(0, len(tiles), CHUNK)]
@@ -201,7 +200,7 @@ def _cut_all(tasks: list[tuple[Scene, list[TileWindow]]], processes: int, title:
             progress.update(len(tiles))
 
 
-def _mapped(chunks: list[tuple], processes: int) -> Iterable[list[dict]]:
+def _mapped(chunks: list[tuple], processes: int) -> Iterator[list[dict]]:
     if processes < 2:
         yield from map(_cut, chunks)
         return
@@ -238,34 +237,29 @@ def _cut(chunk: tuple[Scene, list[TileWindow], bool]) -> list[dict]:
     with open_scene(scene.image, scene.label, tiling.ground_distance) as (picture, ids):
         holes, crs = has_holes(picture), picture.crs.to_wkt() if picture.crs else ""
         for tile in tiles:
-            window, inner = _windows(tile, tiling.size)
-            mask = _padded(labels.ids_of(ids, window), inner, tiling.size, IGNORE)
+            window = Window(tile.col, tile.row, tile.width, tile.height)
+            mask = labels.ids_of(ids, window)
             if holes:
-                mask[inner][invalid_of(picture, window, tiling.bands)] = IGNORE
+                mask[invalid_of(picture, window, tiling.bands)] = IGNORE
+            mask = _padded(mask, tiling.size, IGNORE)
             pixels = np.bincount(mask.ravel(), minlength=256)[: scene.num_classes or IGNORE]
             if not pixels.any() or pixels.sum() < tiling.min_labelled * mask.size:
                 continue
             row = {"tile_id": _tile_id(scene, tile), "scene": scene.name, "row": tile.row, "col": tile.col}
             row |= {"classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
             if write:
-                image = _padded(rgb_of(picture, window, tiling.bands, scene.limits), inner, tiling.size, 0)
+                image = _padded(rgb_of(picture, window, tiling.bands, scene.limits), tiling.size, 0)
                 row = _write(scene, tile, picture, crs, image, mask) | row
             rows.append(row)
     return rows
 
 
-def _windows(tile: TileWindow, size: int) -> tuple[Window, tuple[slice, slice]]:
-    """The part of a tile inside its region: the window of the scene to read, and where it belongs in the tile."""
-    top, left, height, width = tile.region
-    rows, cols = min(size, top + height - tile.row), min(size, left + width - tile.col)
-    return Window(tile.col, tile.row, cols, rows), (slice(0, rows), slice(0, cols))
-
-
-def _padded(array: np.ndarray, inner: tuple[slice, slice], size: int, value: int) -> np.ndarray:
+def _padded(array: np.ndarray, size: int, value: int) -> np.ndarray:
+    """``array`` [h,w,...] in the upper left of a square of ``value`` with ``size`` pixels a side."""
     if array.shape[:2] == (size, size):
         return array
     padded = np.full((size, size, *array.shape[2:]), value, np.uint8)
-    padded[inner] = array
+    padded[: array.shape[0], : array.shape[1]] = array
     return padded
 
 
@@ -277,20 +271,19 @@ def _write(scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs:
     """Write a tile's two files and return its row; ``crs`` is that of ``picture`` as WKT, which is slow to make."""
     transform = [float(v) for v in tuple(picture.transform @ Affine.translation(tile.col, tile.row))[:6]] if crs else []
     suffix = f".{scene.tiling.format}" if scene.tiling.format else ".tif" if crs else ".png"
-    georeference = {"crs": picture.crs, "transform": transform} if suffix == ".tif" else {}
     tags = {"licence": scene.licence} if scene.licence else {}
     tile_id, digest, paths = _tile_id(scene, tile), hashlib.sha256(), {}
     for kind, array in (("image", image), ("label", mask)):
         path = scene.out_dir / f"{kind}s" / f"{tile_id}{suffix}"
-        content = encode_raster(suffix, array, tags=tags, **georeference)
+        content = encode_raster(suffix, array, picture.crs, transform, tags)
         write_bytes(path, content)
         digest.update(content)
         paths[kind] = str(path.relative_to(scene.out_dir.parent))
-    size, (top, left, height, width) = scene.tiling.size, tile.region
+    size = scene.tiling.size
     return {
         "tile_id": tile_id, "dataset": scene.dataset, "split": scene.split, "scene": scene.name, "row": tile.row, "col": tile.col,
         "width": size, "height": size, **paths, "crs": crs, "transform": transform, "classes": [], "pixels": [],
-        "digest": digest.hexdigest(), "inner_width": min(size, left + width - tile.col), "inner_height": min(size, top + height - tile.row),
+        "digest": digest.hexdigest(), "inner_width": tile.width, "inner_height": tile.height,
         "scene_width": picture.width, "scene_height": picture.height, "image_digest": hash_of_pixels(image),
         "uniform": bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all()),
         "licence": scene.licence, "given_caption": scene.caption,

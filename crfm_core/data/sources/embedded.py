@@ -7,7 +7,6 @@ classes apart is colour and patterns of 4 px and more, so that it survives a sma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,8 @@ from crfm_core.data.rasters import write_raster
 from crfm_core.data.sources import ExpectedScenes, FoundScene, SceneSource
 from crfm_core.files import seed_of
 
-#: Classes and colours of LoveDA in the order of its training ids (Wang et al., arXiv 2110.08733).
+#: Classes of LoveDA in the order of its training ids (Wang et al., arXiv 2110.08733).
 CLASSES = ("background", "building", "road", "water", "barren", "forest", "agriculture")
-PALETTE = ((255, 255, 255), (255, 0, 0), (255, 255, 0), (0, 0, 255), (159, 129, 183), (0, 255, 0), (255, 195, 128))
 BACKGROUND, BUILDING, ROAD, WATER, BARREN, FOREST, AGRICULTURE = range(len(CLASSES))
 
 METRES_PER_PIXEL = 0.3
@@ -69,23 +67,6 @@ class EmbeddedWorld(SceneSource):
         return ExpectedScenes(self.settings.scenes[split], self.settings.size, "of scenes to draw")
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one scene has in common: season and light."""
-
-    dry: float  #: 0 lush .. 1 dry
-    urban: float  #: share of the free parcels that are built up
-    sun: np.ndarray  #: direction towards the sun as (row, col), unit length
-    gain: np.ndarray  #: per channel
-    haze: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Look:
-        angle = rng.uniform(0, 2 * np.pi)
-        gain = rng.uniform(0.88, 1.1) * (1 + rng.normal(0, 0.025, 3))
-        return cls(rng.uniform(), rng.uniform(0.2, 0.7), np.array([np.sin(angle), np.cos(angle)]), gain, rng.uniform(0, 0.16))
-
-
 def draw_scene(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Draw the scene of a seed: image uint8 [size,size,3] and label uint8 [size,size] with the ids of :data:`CLASSES`, every pixel set."""
     scene = _Scene(seed, size)
@@ -103,7 +84,12 @@ class _Scene:
     def __init__(self, seed: int, size: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.size = size
-        self.look = Look.draw(self.rng)
+        angle = self.rng.uniform(0, 2 * np.pi)
+        self.sun = np.array([np.sin(angle), np.cos(angle)])  # direction towards the sun as (row, col), unit length
+        self.gain = self.rng.uniform(0.88, 1.1) * (1 + self.rng.normal(0, 0.025, 3))  # light per channel
+        self.dry = self.rng.uniform()  # 0 lush .. 1 dry
+        self.urban = self.rng.uniform(0.2, 0.7)  # share of the free parcels that are built up
+        self.haze = self.rng.uniform(0, 0.16)
         self.colour = np.zeros((size, size, 3))
         self.label = np.full((size, size), BACKGROUND, np.uint8)
         self.height = np.zeros((size, size))
@@ -140,8 +126,6 @@ class _Scene:
         under = self.colour[spot]
         self.colour[spot] = under + alpha[:, None] * (colour + np.broadcast_to(pattern, alpha.shape)[:, None] - under)
 
-    # ---- the ground
-
     def lay_out(self) -> None:
         """Cut the ground into parcels along roads and paint what grows or lies on each."""
         reach = 0.75 * self.size + 20
@@ -157,7 +141,7 @@ class _Scene:
         # The largest parcels get every kind at least once, so that every scene shows every class; the rest follows the scene's mix.
         kinds = ["field", "wood", "block", "bare", "block", "field"]
         self.rng.shuffle(kinds)
-        rest = self.look.urban * np.array([0, 0, 1, 0, 0.25]) + (1 - self.look.urban) * np.array([0.42, 0.25, 0, 0.18, 0.15])
+        rest = self.urban * np.array([0, 0, 1, 0, 0.25]) + (1 - self.urban) * np.array([0.42, 0.25, 0, 0.18, 0.15])
         names = ("field", "wood", "block", "bare", "meadow")
         self.wooded = np.zeros(self.label.shape, bool)
         self.blocks = []
@@ -166,9 +150,21 @@ class _Scene:
                 break
             kind = kinds.pop() if kinds else names[self.rng.choice(5, p=rest / rest.sum())]
             mask = self.cell == index
-            if kind == "block":
+            if kind == "field":
+                self._sow(mask)
+            elif kind == "wood":
+                self.wooded |= mask
+            elif kind == "block":  # yards of grass and paving; the roofs follow in :meth:`build`
                 self.blocks.append(index)
-            getattr(self, f"_{kind}")(mask)
+                self.fill(mask, self.grass(), 5 * self.blotches)
+                self.fill(mask & (self.noise(45) > self.rng.uniform(-0.4, 0.8)), self.pick((PAVING,)), 3 * self.blotches)
+            elif kind == "bare":
+                self.fill(mask, self.pick(SOILS), 9 * self.blotches + 5 * self.noise(9))
+                overgrown = mask & (self.noise(40) > 1.1)
+                self.fill(overgrown, self.grass(), 4 * self.blotches)
+                self.label[mask & ~overgrown] = BARREN
+            else:
+                self.fill(mask, self.grass() + self.rng.normal(0, 5), 6 * self.blotches)
 
     def _cut(self, u0: float, u1: float, v0: float, v1: float) -> None:
         """Halve a rectangle across its longer side until it is a parcel; the first cuts are roads, later ones tracks or mere borders."""
@@ -191,16 +187,16 @@ class _Scene:
 
     def grass(self) -> np.ndarray:
         lush, dry = map(np.array, GRASS)
-        return lush + self.look.dry * (dry - lush) + self.rng.normal(0, 4, 3)
+        return lush + self.dry * (dry - lush) + self.rng.normal(0, 4, 3)
 
-    def _field(self, mask: np.ndarray) -> None:
+    def _sow(self, mask: np.ndarray) -> None:
         """A field or two of furrows; ripe and bare crops are likelier in a dry season."""
         parts = [mask]
         if mask.sum() > 4000 and self.rng.uniform() < 0.5:
             _, across = self.turned(self.angle + self.rng.normal(0, 0.25) + self.rng.integers(2) * np.pi / 2)
             side = across > np.median(across[mask])
             parts = [mask & side, mask & ~side]
-        ripeness = np.array([3, 3, 3, 2, 1, 1, 1]) * (1 - self.look.dry) + np.array([1, 1, 1, 2, 3, 3, 2]) * self.look.dry
+        ripeness = np.array([3, 3, 3, 2, 1, 1, 1]) * (1 - self.dry) + np.array([1, 1, 1, 2, 3, 3, 2]) * self.dry
         for part in parts:
             crop = np.array(CROPS[self.rng.choice(len(CROPS), p=ripeness / ripeness.sum())]) + self.rng.normal(0, 6)
             skew = self.rng.normal(0, 0.5) if self.rng.uniform() < 0.3 else 0.0
@@ -209,26 +205,6 @@ class _Scene:
             tramline = np.exp(-(((across / 34 + self.rng.uniform()) % 1 - 0.5) ** 2) / 0.002)
             self.fill(part, crop, self.rng.uniform(9, 15) * wave - 14 * tramline + 5 * self.blotches)
         self.label[mask] = AGRICULTURE
-
-    def _bare(self, mask: np.ndarray) -> None:
-        soil = self.pick(SOILS)
-        self.fill(mask, soil, 9 * self.blotches + 5 * self.noise(9))
-        overgrown = mask & (self.noise(40) > 1.1)
-        self.fill(overgrown, self.grass(), 4 * self.blotches)
-        self.label[mask & ~overgrown] = BARREN
-
-    def _wood(self, mask: np.ndarray) -> None:
-        self.wooded |= mask
-
-    def _meadow(self, mask: np.ndarray) -> None:
-        self.fill(mask, self.grass() + self.rng.normal(0, 5), 6 * self.blotches)
-
-    def _block(self, mask: np.ndarray) -> None:
-        """Yards of grass and paving; the roofs follow in :meth:`build`."""
-        self.fill(mask, self.grass(), 5 * self.blotches)
-        self.fill(mask & (self.noise(45) > self.rng.uniform(-0.4, 0.8)), self.pick((PAVING,)), 3 * self.blotches)
-
-    # ---- water and roads
 
     def flood(self) -> None:
         """A river from edge to edge, or ponds."""
@@ -276,8 +252,6 @@ class _Scene:
             self.label[covered] = ROAD
             self.wooded[covered] = False
 
-    # ---- what stands on the ground
-
     def plant(self) -> None:
         """Crowns: domes around jittered points. A wood keeps every crown whose middle lies in it, so its edge is lobed."""
         step = self.rng.uniform(9, 11.5)
@@ -299,9 +273,9 @@ class _Scene:
 
         dome = np.sqrt(np.clip(1.05 - (distance / (0.62 * step)) ** 2, 0, None))
         slope = np.stack(np.gradient(ndimage.gaussian_filter(dome, 1.0)))
-        lit = -(slope * self.look.sun[:, None, None]).sum(0)
+        lit = -(slope * self.sun[:, None, None]).sum(0)
         tone = self.rng.normal(0, 7, self.label.shape)[tuple(nearest)]
-        autumn = min(2, int(self.look.dry * 3 * self.rng.uniform(0.6, 1.0)))
+        autumn = min(2, int(self.dry * 3 * self.rng.uniform(0.6, 1.0)))
         green = np.array(WOODS[autumn]) + self.rng.normal(0, 4, 3)
         self.fill(ndimage.gaussian_filter(trees.astype(float), 0.6), green, 20 * (dome - 0.6) + 85 * lit + tone)
         self.label[trees] = FOREST
@@ -329,8 +303,8 @@ class _Scene:
         roof = tuple(index[cover > 0.5] for index in near)
         if len(roof[0]) < 20 or np.isin(self.label[roof], (ROAD, WATER, BUILDING)).any():
             return
-        sun_u = self.look.sun[1] * np.cos(self.angle) + self.look.sun[0] * np.sin(self.angle)
-        sun_v = self.look.sun[0] * np.cos(self.angle) - self.look.sun[1] * np.sin(self.angle)
+        sun_u = self.sun[1] * np.cos(self.angle) + self.sun[0] * np.sin(self.angle)
+        sun_v = self.sun[0] * np.cos(self.angle) - self.sun[1] * np.sin(self.angle)
         across, sunny = (dv, sun_v) if a > b else (du, sun_u)
         shade = 3 * self.blotches[near]
         if self.rng.uniform() < 0.65:
@@ -342,17 +316,15 @@ class _Scene:
         self.label[roof] = BUILDING
         self.height[roof] = self.rng.uniform(5, 10)
 
-    # ---- the picture
-
     def photograph(self) -> np.ndarray:
         """Cast shadows, then light, haze, the blur of the optics and a little noise."""
         shadow = np.zeros(self.label.shape)
         for length in range(1, 11):
-            down, right = np.round(-self.look.sun * length).astype(int)
+            down, right = np.round(-self.sun * length).astype(int)
             shadow = np.maximum(shadow, ndimage.shift((self.height >= length).astype(float), (down, right), order=0))
         shadow *= self.height < 1
         light = 1 - 0.45 * ndimage.gaussian_filter(shadow, 0.7)
-        picture = self.colour * light[..., None] * self.look.gain
-        picture += self.look.haze * (np.array([196.0, 204, 212]) - picture)
+        picture = self.colour * light[..., None] * self.gain
+        picture += self.haze * (np.array([196.0, 204, 212]) - picture)
         picture = ndimage.gaussian_filter(picture, (0.6, 0.6, 0)) + self.rng.normal(0, 2, picture.shape)
         return np.clip(np.round(picture), 0, 255).astype(np.uint8)
