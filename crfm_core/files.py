@@ -134,12 +134,9 @@ def write_bytes(target: Path | str, content: bytes) -> None:
     target = Path(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with _disk_errors_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            try:
-                temporary.write_bytes(content)
-            except FileNotFoundError:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(content)
+            temporary.write_bytes(content)
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -176,8 +173,7 @@ def sha256_of(*paths: Path | str) -> str:
             if path.is_dir():
                 digest.update(str(member.relative_to(path)).encode())
             with member.open("rb") as handle:
-                while block := handle.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(handle, lambda: digest)
     return digest.hexdigest()
 
 

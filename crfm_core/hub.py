@@ -82,11 +82,6 @@ class Repository:
         """The error that says what is wrong with the repository or the way to it."""
         return DataError if self.repo_type == "dataset" else WeightsError
 
-    @property
-    def url(self) -> str:
-        """The repository's address below that of the hub."""
-        return f"datasets/{self.repo}" if self.repo_type == "dataset" else self.repo
-
     def is_complete(self) -> bool:
         """Whether all files of the revision are there, by the record and their sizes."""
         record = read_record(self.folder)
@@ -233,22 +228,16 @@ def _fetch(wanted: Repository, access: _Access) -> None:
     # the files are ours now, and complete only after the last line
     write_json(folder / FETCH_RECORD, asked | {"revision": None, "begun": commit, "files": ours})
 
-    def fetch_one(number: int, name: str) -> None:
-        print(f"{name}, {files[name].size} bytes ({number} of {len(missing)})", flush=True)
+    def fetch_one(name: str) -> None:
+        print(f"{name}, {files[name].size} bytes ({rising.index(name) + 1} of {len(rising)})", flush=True)
         _fetch_file(wanted, name, files[name], commit, parts[name], access)
 
-    numbered = list(enumerate(sorted(missing, key=lambda name: files[name].size), 1))
-    few = [(number, name) for number, name in numbered if files[name].size > SMALL_FILE]
+    rising = sorted(missing, key=lambda name: files[name].size)
+    small = [name for name in rising if files[name].size <= SMALL_FILE]
     with ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [pool.submit(fetch_one, number, name) for number, name in numbered[: len(numbered) - len(few)]]
-        try:
-            for job in jobs:
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    for number, name in few:
-        fetch_one(number, name)
+        list(pool.map(fetch_one, small))  # after an error those that wait are cancelled
+    for name in rising[len(small) :]:
+        fetch_one(name)
     for stale in ours.keys() - files.keys():  # of another revision
         (folder / stale).unlink(missing_ok=True)
     shutil.rmtree(partial)
@@ -284,14 +273,23 @@ def _listing(wanted: Repository, revision: str, access: _Access) -> tuple[str, d
 
 
 def _fetch_file(wanted: Repository, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
-    """Copy a file from the library's cache, or download it, to ``part``; check it and give it its name."""
-    from huggingface_hub import try_to_load_from_cache
+    """Copy a file from the library's cache, or append to ``part`` what it lacks; check it and give it its name.
+
+    On its way to another host, a request loses the token.
+    """
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
 
     cached = try_to_load_from_cache(wanted.repo, name, revision=commit, repo_type=wanted.repo_type)
     if isinstance(cached, str) and _matches(Path(cached), file):
         shutil.copyfile(cached, part)
     else:
-        _download(wanted, name, file, commit, part, access)
+        headers = build_hf_headers(token=access.token or False) | {"Accept-Encoding": "identity"}
+        url = hf_hub_url(wanted.repo, name, repo_type=wanted.repo_type, revision=commit, endpoint=access.endpoint)
+        with part.open("ab") as handle:
+            if (begin := handle.tell()) < file.size:
+                http_get(url, handle, resume_size=begin, headers=headers, displayed_filename=name)
     if not _matches(part, file):
         found = part.stat().st_size
         part.unlink()
@@ -301,19 +299,6 @@ def _fetch_file(wanted: Repository, name: str, file: RepoFile, commit: str, part
         )
     (wanted.folder / name).parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, wanted.folder / name)
-
-
-def _download(wanted: Repository, name: str, file: RepoFile, commit: str, part: Path, access: _Access) -> None:
-    """Append to ``part`` what it lacks of a file. On its way to another host, a request loses the token."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    headers = build_hf_headers(token=access.token or False) | {"Accept-Encoding": "identity"}
-    with part.open("ab") as handle:
-        if (begin := handle.tell()) < file.size:
-            url = hf_hub_url(wanted.repo, name, repo_type=wanted.repo_type, revision=commit, endpoint=access.endpoint)
-            http_get(url, handle, resume_size=begin, headers=headers, displayed_filename=name)
 
 
 def _is_of_pipeline(name: str) -> bool:
@@ -363,7 +348,7 @@ def _refusal(wanted: Repository, access: _Access, error: HfHubHTTPError, again: 
     from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     repo, key, endpoint, status = wanted.repo, f"{wanted.key}.repo", access.endpoint, error.response.status_code
-    page, reason = f"{endpoint}/{wanted.url}", _reason(error, access.token)
+    page, reason = f"{endpoint}/{'datasets/' * (wanted.repo_type == 'dataset')}{repo}", _reason(error, access.token)
     if isinstance(error, GatedRepoError):
         if access.token:
             return f"{key}: {repo} is gated and the token's account has no access to it{reason}; accept its licence at {page}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,13 +139,25 @@ class VisionLanguageModel:
         import torch
         from PIL import Image
 
-        with _explained(self.folder), torch.inference_mode():
-            inputs = self._inputs([Image.fromarray(image) for image in images], prompt).to(self.model.device, self.model.dtype)
-            prompt_length = _PromptLength()
-            tokens = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, stopping_criteria=[prompt_length]
-            )  # fmt: skip
-            texts = self.processor.batch_decode(tokens[:, prompt_length.tokens :], skip_special_tokens=True)
+        lengths = []  # of prompt and answer after each step; what goes before the first new token is not always the prompt
+
+        def note_length(tokens, scores, **_):
+            lengths.append(tokens.shape[1])
+            return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # never stops the generation
+
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "stopping_criteria": [note_length]}
+        try:
+            with torch.inference_mode():
+                inputs = self._inputs([Image.fromarray(image) for image in images], prompt).to(self.model.device, self.model.dtype)
+                tokens = self.model.generate(**inputs, **options)
+                texts = self.processor.batch_decode(tokens[:, lengths[0] - 1 :], skip_special_tokens=True)
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(f"captions.model.batch_size: {first_line(error)}; lower it, or take a smaller model") from None
+        except (ValueError, IndexError, TypeError) as error:
+            raise WeightsError(
+                f"captions.model.prompt: {self.folder} cannot take the prompt with an image ({first_line(error)}); a model without a chat "
+                "template may need its placeholder of the image in the prompt, such as <image>"
+            ) from None
         return [" ".join(text.split()) for text in texts]
 
     def _inputs(self, images: list, prompt: str):
@@ -159,32 +171,3 @@ class VisionLanguageModel:
             return_dict=True,
             processor_kwargs=padding,
         )
-
-
-class _PromptLength:
-    """Records the number of tokens before the first new one, which is not always that of the prompt; never stops the generation."""
-
-    tokens: int | None = None
-
-    def __call__(self, tokens, scores, **_):
-        import torch
-
-        if self.tokens is None:
-            self.tokens = tokens.shape[1] - 1
-        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn a model's errors about its inputs or memory into messages that say which setting to change."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"captions.model.batch_size: {first_line(error)}; lower it, or take a smaller model") from None
-    except (ValueError, IndexError, TypeError) as error:
-        raise WeightsError(
-            f"captions.model.prompt: {folder} cannot take the prompt with an image ({first_line(error)}); a model without a chat template "
-            "may need its placeholder of the image in the prompt, such as <image>"
-        ) from None
