@@ -5,7 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
-    from crfm_core.data.downloads import fetch_dataset
+    from crfm_core.data.sources import fetch_dataset
     from crfm_core.settings import Dataset
 
     command = f"snakemake --cores 1 {snakemake.output.note}"

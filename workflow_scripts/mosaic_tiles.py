@@ -5,7 +5,7 @@ from job import job
 with job(snakemake):
     from pathlib import Path
 
-    from crfm_core.data.mosaic import mosaic
+    from crfm_core.data.tiling import mosaic
     from crfm_core.layout import Layout
 
     tiles = Path(snakemake.input.tiles)

@@ -23,11 +23,14 @@ from rasterio.windows import Window
 
 from crfm_core import DataError, ResourceError
 from crfm_core.files import atomic_path
+from crfm_core.settings import Scale
 
 IGNORE = 255
 #: What rasterio raises when GDAL or PROJ cannot do something.
 GDAL_FAULTS = (RasterioError, CRSError, CPLE_BaseError)
 STRIP = 1024  #: rows of a raster that are read or written at once where it may be larger than memory
+#: Pixels that are sampled, of one scene or of the training scenes together; evenly spaced, from an overview if there is one.
+SAMPLE = 1 << 21
 IGNORED = (64, 68, 74)  #: colour of ignored pixels in pictures; dark, as palettes are light or vivid
 
 #: Formats whose files hold their pixels, by the names of GDAL's drivers. GDAL detects formats by content, and some of the others only
@@ -170,6 +173,38 @@ def scaled(pixels: np.ndarray, low: Sequence[float], high: Sequence[float]) -> n
     with np.errstate(invalid="ignore"):
         shares = np.clip((pixels - darkest) / span, 0, 1)
     return np.round(255 * np.nan_to_num(shares)).astype(np.uint8)
+
+
+def sample_bands(image: Path | str, bands: list[int] | None, count: int = SAMPLE) -> np.ndarray:
+    """Valid pixels [n, bands] of a scene, evenly spread, about ``count`` at most. DataError when there is none."""
+    with open_raster(image) as source:
+        shrink = max(1.0, np.sqrt(source.width * source.height / count))
+        shape = max(1, round(source.height / shrink)), max(1, round(source.width / shrink))
+        chosen = bands_of(source, bands)
+        pixels = read_bands(source, chosen, out_shape=(len(chosen), *shape))
+        valid = (source.dataset_mask(out_shape=shape) > 0) & np.isfinite(pixels).all(axis=0)
+        if (alpha := alpha_band(source)) is not None:
+            valid &= read_bands(source, alpha, out_shape=shape) > 0
+    if not valid.any():
+        raise DataError(f"{image}: has no valid pixel, all are nodata or not a number; leave the scene out")
+    return pixels[:, valid].T
+
+
+def scene_limits(images: list[Path], training: list[bool], scale: Scale, bands: list[int] | None) -> list[tuple[list, list]]:
+    """Per image the values of each band that become 0 and 255.
+
+    With ``over: dataset`` all images get those of the images marked in ``training`` together; no scored image contributes to them.
+    """
+    if scale.over == "scene":
+        return [_percentiles(sample_bands(image, bands), scale) for image in images]
+    used = [image for image, marked in zip(images, training, strict=True) if marked]
+    limits = _percentiles(np.concatenate([sample_bands(image, bands, SAMPLE // len(used)) for image in used]), scale)
+    return [limits for _ in images]
+
+
+def _percentiles(pixels: np.ndarray, scale: Scale) -> tuple[list, list]:
+    low, high = np.percentile(pixels.astype(np.float64), (scale.low, scale.high), axis=0)
+    return low.tolist(), high.tolist()
 
 
 def is_palette(source: rasterio.DatasetReader) -> bool:

@@ -14,8 +14,7 @@ from rasterio.crs import CRS
 
 from crfm_core import DataError
 from crfm_core.data.grid import grid_of, require_same_size
-from crfm_core.data.rasters import open_raster
-from crfm_core.data.scaling import scene_limits
+from crfm_core.data.rasters import open_raster, scene_limits
 from crfm_core.data.sources import FoundScene, open_source
 from crfm_core.data.splits import assign
 from crfm_core.files import atomic_path, hash_of, sha256_of
@@ -35,7 +34,7 @@ def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, note: Path 
 
     Scenes that the source draws, and labels that it burns onto a scene's grid, go into the folder beside ``out`` that has its name;
     other files are only listed and checked. A relative ``source.root`` counts from ``root``; ``note`` is that of
-    :func:`crfm_core.data.downloads.fetch_dataset` for a downloaded dataset. Paths are relative to ``out`` when they lie below its folder
+    :func:`crfm_core.data.sources.fetch_dataset` for a downloaded dataset. Paths are relative to ``out`` when they lie below its folder
     and absolute otherwise: this is the one manifest that points to a user's own files.
 
     Raises DataError when nothing is found, an image has no label or one of another size or place, a file is unreadable, two scenes

@@ -98,7 +98,7 @@ def _complete(url: str, part: Path, size: int | None, space: float, command: str
     failures = furthest = 0
     while True:
         begin = part.stat().st_size if part.exists() else 0
-        if size is not None and begin == size:
+        if begin == size:
             return
         if size is not None and begin > size:
             part.unlink()
@@ -162,27 +162,21 @@ def _total(answer: requests.Response, begin: int, shown: str) -> int | None:
 
 
 def _append(answer: requests.Response, part: Path, begin: int, total: int | None, shown: str) -> None:
-    """Write the body to ``part`` after its first ``begin`` bytes."""
-    bar = {"desc": part.stem, "unit": "B", "unit_scale": True, "disable": None}
-    with part.open("ab" if begin else "wb") as out, tqdm(initial=begin, total=total, **bar) as progress:
-        for block in _blocks(answer):
-            out.write(block)
-            progress.update(len(block))
+    """Write the body to ``part`` after its first ``begin`` bytes, as it arrives."""
+    bar = tqdm(desc=part.stem, initial=begin, total=total, unit="B", unit_scale=True, disable=None)
+    with part.open("ab" if begin else "wb") as out, bar:
+        try:  # with reads of whole blocks, the library would lose the part of a block before a connection broke
+            while block := answer.raw.read1(RECEIVED_BYTES, decode_content=False):
+                out.write(block)
+                bar.update(len(block))
+        except urllib3.exceptions.HTTPError as error:
+            raise _TransientError(_cause(error)) from None
         found = out.tell()
     if total is not None and found < total:
         raise _TransientError(f"ended after {found} of {total} bytes")
     if total is not None and found > total:
         part.unlink()
         raise DataError(f"{shown}: sent {found} bytes and said that the file has {total}; what came is deleted, fetch it by hand")
-
-
-def _blocks(answer: requests.Response) -> Iterator[bytes]:
-    """The body as it arrives. With reads of whole blocks, the library would lose the part of a block before a connection broke."""
-    try:
-        while block := answer.raw.read1(RECEIVED_BYTES, decode_content=False):
-            yield block
-    except urllib3.exceptions.HTTPError as error:
-        raise _TransientError(_cause(error)) from None
 
 
 @contextlib.contextmanager

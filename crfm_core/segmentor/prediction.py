@@ -29,9 +29,9 @@ from crfm_core.data.rasters import (
     read_rgb,
     read_tags,
     rgb_of,
+    scene_limits,
     write_raster,
 )
-from crfm_core.data.scaling import scene_limits
 from crfm_core.data.scenes import read_scenes
 from crfm_core.data.sources import SceneSource
 from crfm_core.data.windows import window_offsets

@@ -378,7 +378,7 @@ def test_a_mosaic_that_the_disk_does_not_take_is_named(tmp_path, suffix):
     run(dataset_of(tif_data(tmp_path / "data")), tmp_path / "results")
     program = f"""
 import resource, signal
-from crfm_core.data.mosaic import mosaic
+from crfm_core.data.tiling import mosaic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))  # as a full disk: what is beyond is not written
 mosaic("results/tiles/train.parquet", "results", "a", "image", "a{suffix}")

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from rasterio.transform import Affine
 
 from crfm_core import DataError
-from crfm_core.data.mosaic import mosaic
 from crfm_core.data.rasters import read_label, read_rgb
-from crfm_core.data.tiling import tile_scene
+from crfm_core.data.tiling import mosaic, tile_scene
 from crfm_core.manifest import write_manifest
 
 CRS = "EPSG:32631"

@@ -23,9 +23,8 @@ from paths import CONFIGS, ROOT
 
 from crfm_core import ConfigError, DataError
 from crfm_core.data import downloads
-from crfm_core.data.downloads import fetch_dataset
 from crfm_core.data.scenes import list_scenes, read_scenes
-from crfm_core.data.sources import loveda, open_source
+from crfm_core.data.sources import fetch_dataset, loveda, open_source
 from crfm_core.settings import Dataset
 
 LOVEDA = {
@@ -384,7 +383,7 @@ def test_of_very_many_files_the_note_names_the_record(tmp_path, monkeypatch):
 def test_a_disk_that_cannot_be_written_serves_what_is_whole_and_says_so_for_the_rest(tmp_path):
     program = """
 import os, shutil
-from crfm_core.data.downloads import fetch_dataset
+from crfm_core.data.sources import fetch_dataset
 from crfm_core.settings import Dataset
 shutil.copytree(sys.argv[2], sys.argv[1] + "/whole")
 shutil.copytree(sys.argv[2] + "/Val", sys.argv[1] + "/half/Val")

@@ -9,9 +9,9 @@ import yaml
 from paths import SHARED
 from raw_datasets import run
 
-from crfm_core.data.mosaic import mosaic
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.data.scenes import read_scenes
+from crfm_core.data.tiling import mosaic
 from crfm_core.manifest import read_manifest
 from crfm_core.settings import Dataset
 

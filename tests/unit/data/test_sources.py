@@ -44,12 +44,10 @@ from raw_datasets import (
 )
 
 from crfm_core.data import sources
-from crfm_core.data.downloads import fetch_dataset
 from crfm_core.data.grid import grid_of
-from crfm_core.data.rasters import open_raster, read_label, read_rgb, read_tags
-from crfm_core.data.scaling import sample_bands
+from crfm_core.data.rasters import open_raster, read_label, read_rgb, read_tags, sample_bands
 from crfm_core.data.scenes import list_scenes, read_scenes, scene_name
-from crfm_core.data.sources import SceneSource, open_source
+from crfm_core.data.sources import SceneSource, fetch_dataset, open_source
 from crfm_core.data.tiling import read_mask, tile_scene, tile_split
 from crfm_core.manifest import read_manifest
 from crfm_core.settings import Dataset, Source

@@ -18,10 +18,9 @@ from segmentors import network_of, pictures, write_checkpoint
 from torch import nn
 
 from crfm_core import DataError, WeightsError
-from crfm_core.data.mosaic import mosaic
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, scaled
 from crfm_core.data.scenes import SCENE_COLUMNS
-from crfm_core.data.tiling import read_mask, tile_scene
+from crfm_core.data.tiling import mosaic, read_mask, tile_scene
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor import prediction
 from crfm_core.segmentor.critic import as_critic, load_critic
