@@ -261,14 +261,12 @@ def encode_raster(
         return buffer.getvalue()
     bands = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     count, height, width = bands.shape
-    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "uint8", "compress": "deflate"}
-    profile |= {"bigtiff": "if_safer", "crs": crs or None}
-    profile |= {"transform": Affine(*transform) if transform is not None and len(transform) else None}
-    if len(bands) == 3:
-        profile |= {"photometric": "RGB", "predictor": 2}
+    place = {"crs": crs or None, "transform": Affine(*transform) if transform is not None and len(transform) else None}
+    colours = {"photometric": "RGB", "predictor": 2} if count == 3 else {}
+    profile = {"count": count, "height": height, "width": width, "dtype": "uint8", "compress": "deflate", "bigtiff": "if_safer"}
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(**profile) as target:
+        with memory.open(driver="GTiff", **profile, **place, **colours) as target:
             target.write(bands)
             if tags:
                 target.update_tags(**tags)

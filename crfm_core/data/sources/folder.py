@@ -86,9 +86,12 @@ def files_by_key(
             continue
         if any(fnmatch(Path(relative).as_posix(), unwanted) for unwanted in exclude or []):
             continue
-        folders = None if by_stem else _folder_pattern(pattern).fullmatch(str(Path(relative).parent))
-        parents = folders.groups() if folders else ()
-        key = (*(part.replace("/", "-") for part in parents if part not in ("", ".")), path.stem.removesuffix(suffix))
+        parts: tuple[str | None, ...] = ()
+        if not by_stem:
+            match = _folder_pattern(pattern).fullmatch(str(Path(relative).parent))
+            assert match, f"the glob {pattern} matches {relative}"
+            parts = match.groups()
+        key = (*(part.replace("/", "-") for part in parts if part and part != "."), path.stem.removesuffix(suffix))
         if key in found:
             raise DataError(f"{found[key]} and {path} both belong to scene {'-'.join(key)}; narrow the glob {pattern}")
         found[key] = path
@@ -101,9 +104,9 @@ def _folder_pattern(pattern: str) -> re.Pattern:
     def piece(part: str) -> str:
         if part.startswith("["):
             return f"({part.replace('[!', '[^')})"
-        return {"**": "(.*)", "**/": "((?:.*/)?)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part)
+        return {"**": "(.*)", "**/": "((?:.*/)?)", "/**": "(?:/(.*))?", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part)
 
-    return re.compile("".join(map(piece, re.split(r"(\*\*/?|\*|\?|\[[^]]+\])", str(Path(pattern).parent)))))
+    return re.compile("".join(map(piece, re.split(r"(/\*\*$|\*\*/?|\*|\?|\[[^]]+\])", str(Path(pattern).parent)))))
 
 
 def holds_images(folder: Path) -> bool:

@@ -82,20 +82,16 @@ class GeotiffScenes(SceneSource):
                         f"{row['image']}: none of {len(files)} label files lies on its ground; see that both coordinate systems are right, "
                         "or leave the scene out by source.exclude"
                     )
-                _burn(picture, near, self.settings.background, row["label"])
+                with create_raster(row["label"], 1, picture.width, picture.height, picture.crs, picture.transform) as target:
+                    for window in strips_of(picture):
+                        ids = np.full((window.height, window.width), self.settings.background, np.uint8)
+                        for layer in near:
+                            layer.lay_over(ids, picture, window)
+                        target.write(ids, 1, window=window)
 
     def faults(self) -> list[str]:
         settings = self.settings
         return unmatched(self.dataset, self.folder, [settings.images, *(settings.splits or {}).values(), *settings.labels])
-
-
-def _burn(picture: rasterio.DatasetReader, layers: list[_Polygons | _Raster], background: int, out: Path) -> None:
-    with create_raster(out, 1, picture.width, picture.height, picture.crs, picture.transform) as target:
-        for window in strips_of(picture):
-            ids = np.full((window.height, window.width), background, np.uint8)
-            for layer in layers:
-                layer.lay_over(ids, picture, window)
-            target.write(ids, 1, window=window)
 
 
 class _Raster:
@@ -116,20 +112,13 @@ class _Raster:
 
     def lay_over(self, ids: np.ndarray, picture: rasterio.DatasetReader, window: Window) -> None:
         """Write the raster's nearest values over ``ids``, except where it has no data or does not reach."""
+        transform = window_transform(window, picture.transform)
+        grid = {"crs": picture.crs, "transform": transform, "width": window.width, "height": window.height}
+        plain = {"src_nodata": None, "nodata": None}  # nodata may be a class of the label map
+        # the tolerance is in pixels; GDAL takes no 0
         with (
             open_raster(self.path) as source,
-            WarpedVRT(
-                source,
-                crs=picture.crs,
-                transform=window_transform(window, picture.transform),
-                width=window.width,
-                height=window.height,
-                resampling=Resampling.nearest,
-                tolerance=0.001,  # pixels; GDAL takes no 0
-                add_alpha=True,
-                src_nodata=None,  # it may be a class of the label map
-                nodata=None,
-            ) as warped,
+            WarpedVRT(source, **grid, resampling=Resampling.nearest, tolerance=0.001, add_alpha=True, **plain) as warped,
         ):
             raw, covered = read_bands(warped, 1), read_bands(warped, warped.count) > 0
             if (missing := self.labels.without_label(raw, source)) is not None:

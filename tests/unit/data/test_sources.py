@@ -462,13 +462,13 @@ def test_scaling_does_not_look_at_transparent_pixels(tmp_path):
 
 def test_a_glob_of_everything_below_takes_files_at_any_depth(tmp_path):
     root = tmp_path / "data"
-    for index, place in enumerate(("x", "x/y")):
+    for index, place in enumerate(("x", "x/y", ".")):
         image, ids = pattern(index)
         save(root / "images" / place / f"{index}.png", image)
         save(root / "labels" / place / f"{index}.png", ids)
     source = {"kind": "folder", "root": str(root), "images": "images/**", "labels": "labels/**"}
     split = {"by": "group", "group": "scene", "shares": {"train": 0.5, "test": 0.5}}
-    assert sorted(scenes_of(tmp_path, {"source": source, "split": split, "tile": {"size": 8}}).scene) == ["x-0", "x-y-1"]
+    assert sorted(scenes_of(tmp_path, {"source": source, "split": split, "tile": {"size": 8}}).scene) == ["2", "x-0", "x-y-1"]
 
 
 def test_long_names_are_shortened_and_stay_apart():
