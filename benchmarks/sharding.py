@@ -27,7 +27,7 @@ from crfm_core.data.rasters import write_raster
 from crfm_core.files import sha256_of
 from crfm_core.manifest import write_manifest
 from crfm_core.sampling.pipeline import MaskToImagePipeline
-from crfm_core.text.encoders import prompt_key, write_prompts
+from crfm_core.text.encoders import T5_LENGTH, Encoding, prompt_key, write_embedding, write_index
 
 NAMES, CAPTION, TARGET = [f"class {index}" for index in range(CLASSES)], "a satellite image", 200
 PLACE = "EPSG:32631", [0.3, 0.0, 5e5, 0.0, -0.3, 5e6]
@@ -52,7 +52,10 @@ def make_world(folder: Path, size: Size, kind: str, images: int) -> None:
     ).save_pretrained(folder / "generator")
     widths = size.transformer["joint_attention_dim"], size.transformer["pooled_projection_dim"]
     embeds, pooled = torch.randn(TEXT_TOKENS, widths[0]), torch.randn(widths[1])
-    write_prompts(dict.fromkeys((CAPTION, ""), (embeds, pooled)), folder / "prompts.json")
+    encoding = Encoding("0" * 64, "float32", T5_LENGTH)
+    for prompt in (CAPTION, ""):
+        write_embedding(folder / "encoded" / encoding.store, prompt, encoding, embeds, pooled)
+    write_index(folder / "prompts.json", (CAPTION, ""), encoding)
     rng, rows, side = np.random.default_rng(0), [], size.pixels
     for index in range(images):
         label = np.kron(rng.integers(CLASSES, size=(side // 32, side // 32)), np.ones((32, 32))).astype(np.uint8)

@@ -8,7 +8,7 @@ encoded. A stage hands over an index: a JSON file with its prompts and the path 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,12 +49,12 @@ class TextEncoders:
         parts = {}
         for name, kind in zip(ENCODER_PARTS, kinds, strict=True):
             place = Path(folder) / name
-            loading = {"dtype": dtype, "use_safetensors": True} if "encoder" in name else {}
+            weights = {"dtype": dtype, "use_safetensors": True} if "encoder" in name else {}
             try:
-                part = kind.from_pretrained(place, local_files_only=True, **loading)
+                part = kind.from_pretrained(place, local_files_only=True, **weights)
             except (OSError, ValueError, SafetensorError) as error:
                 raise WeightsError(f"{place} cannot be loaded ({error}); fetch the model again") from None
-            parts[name] = part.to(device).eval() if "encoder" in name else part
+            parts[name] = part.to(device).eval() if weights else part
         return cls(**parts)
 
     @torch.no_grad()
@@ -122,44 +122,35 @@ def encode_prompts_file(
     distinct = set(prompts)
     if not distinct:
         raise DataError(f"{out}: no prompts to encode; the captions stage before it wrote none")
-    texts = {prompt_key(prompt): prompt for prompt in sorted(distinct | {""})}
+    texts = sorted(distinct | {""})
     encoding = Encoding.of(base_folder, dtype)
     store = Path(out).parent / "encoded" / encoding.store
-    missing = [text for key, text in texts.items() if not _is_stored(store / f"{key}.safetensors", text, encoding)]
+    missing = [text for text in texts if not _is_stored(store, text, encoding)]
     print(f"{len(texts)} prompts, {len(texts) - len(missing)} of them already encoded", flush=True)
     encoders: Any = TextEncoders.from_folder(base_folder, device, dtype) if missing else None
     for number, text in enumerate(tqdm(missing, desc="prompts", disable=None)):
-        path = store / f"{prompt_key(text)}.safetensors"
-        if number and _is_stored(path, text, encoding):
+        if number and _is_stored(store, text, encoding):
             continue  # another split's job had the same prompt
         embeds, pooled = encoders.encode([text])
-        _write_embedding(path, text, encoding, embeds[0], pooled[0])
+        path = write_embedding(store, text, encoding, embeds[0], pooled[0])
         if not number:
             require_disk(store, len(missing) * path.stat().st_size)
-    _write_index(Path(out), texts, encoding)
+    write_index(Path(out), texts, encoding)
 
 
-def write_prompts(embeddings: Mapping[str, tuple[Tensor, Tensor]], out: Path | str, encoders: str | None = None) -> None:
-    """Write embeddings that were made elsewhere, ([T, D], [P]) by text, as the index ``out`` and its store, replacing what is there.
-
-    ``encoders`` is the hash of the encoders that made them; None: a hash of the embeddings themselves.
-    """
-    dtype = str(next(iter(embeddings.values()))[0].dtype).removeprefix("torch.")
-    numbers = {text: [part.tolist() for part in parts] for text, parts in embeddings.items()}
-    encoding = Encoding(encoders or hash_of(numbers), dtype, T5_LENGTH)
-    for text, (embeds, pooled) in embeddings.items():
-        _write_embedding(Path(out).parent / "encoded" / encoding.store / f"{prompt_key(text)}.safetensors", text, encoding, embeds, pooled)
-    _write_index(Path(out), {prompt_key(text): text for text in embeddings}, encoding)
+def write_index(out: Path, prompts: Iterable[str], encoding: Encoding) -> None:
+    """Write the index ``out`` of prompts whose embeddings are in the store beside it."""
+    keys = {prompt_key(prompt): prompt for prompt in prompts}
+    write_json(out, {"store": f"encoded/{encoding.store}", **asdict(encoding), "prompts": keys})
 
 
-def _write_index(out: Path, texts: Mapping[str, str], encoding: Encoding) -> None:
-    write_json(out, {"store": f"encoded/{encoding.store}", **asdict(encoding), "prompts": texts})
-
-
-def _write_embedding(path: Path, text: str, encoding: Encoding, embeds: Tensor, pooled: Tensor) -> None:
+def write_embedding(store: Path, prompt: str, encoding: Encoding, embeds: Tensor, pooled: Tensor) -> Path:
+    """Write a prompt's embedding [T, D] and pooled one [P] into a store; return its file."""
+    path = store / f"{prompt_key(prompt)}.safetensors"
     tensors = {"embeds": embeds.cpu().contiguous(), "pooled": pooled.cpu().contiguous()}
     with atomic_path(path) as temporary:
-        write_tensors(temporary, tensors, _label(text, encoding))
+        write_tensors(temporary, tensors, _label(prompt, encoding))
+    return path
 
 
 def _label(text: str, encoding: Encoding) -> dict[str, str]:
@@ -178,9 +169,9 @@ def _open_embedding(path: Path, text: str, encoding: Encoding) -> safe_open:
     return file
 
 
-def _is_stored(path: Path, text: str, encoding: Encoding) -> bool:
+def _is_stored(store: Path, text: str, encoding: Encoding) -> bool:
     try:
-        _open_embedding(path, text, encoding)
+        _open_embedding(store / f"{prompt_key(text)}.safetensors", text, encoding)
     except DataError:
         return False
     return True

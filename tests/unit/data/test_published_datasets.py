@@ -22,7 +22,7 @@ from loopback_hub import NEXT_REVISION, REVISION, Hub, contents, serve_hub, stop
 from paths import CONFIGS, ROOT
 
 from crfm_core import ConfigError, DataError
-from crfm_core.data import downloads
+from crfm_core.data import sources
 from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.sources import fetch_dataset, loveda, open_source
 from crfm_core.settings import Dataset
@@ -372,7 +372,7 @@ def test_a_folder_of_the_user_is_not_mixed_with_one_of_the_dataset(tmp_path, mon
 
 
 def test_of_very_many_files_the_note_names_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "LISTED_FILES", 3)
+    monkeypatch.setattr(sources, "LISTED_FILES", 3)
     with serve_hub(Hub(FLAT, REPO, "dataset"), monkeypatch):
         fetch_dataset(dataset("fusu", repo=REPO), tmp_path, tmp_path / "source.json")
     record = (tmp_path / "data" / "fusu" / "fetched.json").read_bytes()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from paths import SUPPORT
+from prompt_files import write_prompts
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from segmentor_tiles import CLASSES, PALETTE
@@ -42,7 +43,7 @@ from crfm_core.models.sd3_names import released_key
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.sampler import open_generator
 from crfm_core.settings import Control
-from crfm_core.text.encoders import NO_PROMPT, PromptCache, hash_of_encoders, write_prompts
+from crfm_core.text.encoders import NO_PROMPT, PromptCache, hash_of_encoders
 
 STEPS = 7
 

@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 import pytest
 import torch
+from prompt_files import write_prompts
 from segmentor_tiles import write_tiles
 from tiny_models import TinyCritic, tiny_pipeline
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.sampler import OpenedSampler
 from crfm_core.segmentor.critic import Critic, as_critic
 from crfm_core.settings import Comparison, Sampler
-from crfm_core.text.encoders import PromptCache, prompt_key, write_prompts
+from crfm_core.text.encoders import PromptCache, prompt_key
 
 STEPS = 4
 MASKS = 3

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from prompt_files import write_prompts
 from tiny_models import tiny_sd3, tiny_text_parts, tiny_vae
 
 from crfm_core import DataError, WeightsError
@@ -21,7 +22,6 @@ from crfm_core.text.encoders import (
     encode_prompts_file,
     hash_of_encoders,
     prompt_key,
-    write_prompts,
 )
 
 PROMPTS = ["a satellite image of road, water", "forest", "a satellite image of " + "barren, " * 12]
@@ -289,15 +289,6 @@ def test_no_more_files_are_held_open_than_is_allowed(base, tmp_path, monkeypatch
     cache, (a, b, c) = PromptCache(tmp_path / "train.json"), map(prompt_key, "abc")
     assert [int(row[0, 0]) for row in cache.take([a, b, a, b, c, a])[0]] == [97, 98, 97, 98, 99, 97]
     assert opened[:4] == [a, b, c, a], "the one not used for longest is closed"
-
-
-def test_embeddings_made_elsewhere_are_known_by_what_they_are(tmp_path):
-    ones, zeros = (torch.ones(3, 4), torch.ones(2)), (torch.zeros(3, 4), torch.zeros(2))
-    for name, embeddings in (("a", ones), ("b", zeros), ("c", ones)):
-        write_prompts({"": embeddings}, tmp_path / f"{name}.json")
-    index = {name: (tmp_path / f"{name}.json").read_bytes() for name in "abc"}
-    assert index["a"] == index["c"] != index["b"]
-    assert torch.equal(PromptCache(tmp_path / "b.json").take([NO_PROMPT])[0][0], zeros[0])
 
 
 def test_what_is_missing_or_damaged_is_named(base, tmp_path):
