@@ -27,8 +27,7 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
     table = pd.DataFrame(rows).reset_index(drop=True)
     if table.empty:
         raise DataError(f"{path}: no rows; the stage before it selected nothing")
-    missing = [name for name in TILE_COLUMNS if name not in table]
-    if missing:
+    if missing := [name for name in TILE_COLUMNS if name not in table]:
         raise DataError(f"{path}: columns missing: {', '.join(missing)}")
     repeated = table.loc[table.tile_id.duplicated(), "tile_id"].unique()
     if len(repeated):

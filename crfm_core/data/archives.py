@@ -26,10 +26,7 @@ from crfm_core.files import require_disk
 from crfm_core.hub import name_fault
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-BOMB_RATIO, BOMB_FROM = (
-    200,
-    1_000_000_000,
-)  #: an archive that unpacks to more bytes than the second, and to more than the first times its own, is a bomb
+BOMB_RATIO, BOMB_FROM = 200, 1_000_000_000  #: a bomb unpacks to more bytes than the second, and than the first times its own
 COPIED_BYTES = 1 << 20
 
 #: What the libraries raise for archives that are damaged, truncated, encrypted or compressed in an unknown way. An OSError without a
@@ -51,12 +48,6 @@ class _Member:
     @property
     def parts(self) -> tuple[str, ...]:
         return PurePosixPath(self.name).parts
-
-    @property
-    def is_of_macos(self) -> bool:
-        """Whether it is one of the files that macOS adds to archives."""
-        path = PurePosixPath(self.name)
-        return path.is_relative_to("__MACOSX") or path.name == ".DS_Store"
 
 
 def stem_of(archive: Path) -> str:
@@ -152,7 +143,7 @@ def _checked(archive: Path, members: Iterator[_Member], folder: Path) -> list[_M
         total += member.size
         if total > room:
             raise DataError(f"{archive}: unpacks to more than {room / 1e9:.1f} GB, which a sound archive of its size does not; delete it")
-        if member.is_of_macos:
+        if member.parts[0] == "__MACOSX" or member.parts[-1] == ".DS_Store":
             continue
         names = [unicodedata.normalize("NFC", name).casefold() for name in accumulate(member.parts, "{}/{}".format)]
         for name in names[:-1]:

@@ -76,7 +76,7 @@ def open_scene(
     grow; of a label's ids, or indices into its palette, the most frequent is taken, of its colours the nearest. Raises DataError when
     the two differ in size.
     """
-    with open_raster(image) as picture, open_raster(label) as ids, contextlib.ExitStack() as stack:
+    with open_raster(image) as picture, open_raster(label) as ids:
         require_same_size(picture, ids, "resample the label to the grid of the image")
         if ground_distance is None:
             yield picture, ids
@@ -84,26 +84,25 @@ def open_scene(
         grid = grid_of(picture, ground_distance)
         shrinks = grid.width < picture.width
         labels = Resampling.mode if shrinks and ids.count == 1 else Resampling.nearest
-        reduced = stack.enter_context(_reduced(image, picture, grid))
+        overview = _overview_level(picture, grid)
         masked = any(MaskFlags.per_dataset in flags for flags in picture.mask_flag_enums) and alpha_band(picture) is None
         colours = Resampling.average if shrinks else Resampling.bilinear
         # A label's nodata is one value among others here: it may be a class, which the label map knows.
         plain = {"nodata": None, "src_nodata": None}
-        with _resampled(reduced, grid, colours, reduced, add_alpha=masked) as near, _resampled(ids, grid, labels, picture, **plain) as flat:
+        with (
+            contextlib.nullcontext(picture) if overview is None else open_raster(image, overview_level=overview) as reduced,
+            _resampled(reduced, grid, colours, reduced, add_alpha=masked) as near,
+            _resampled(ids, grid, labels, picture, **plain) as flat,
+        ):
             yield near, flat
 
 
-@contextlib.contextmanager
-def _reduced(path: Path | str, picture: rasterio.DatasetReader, grid: Grid) -> Iterator[rasterio.DatasetReader]:
-    """The image at its coarsest overview that is not coarser than ``grid``; without one, the image itself."""
+def _overview_level(picture: rasterio.DatasetReader, grid: Grid) -> int | None:
+    """The coarsest overview of the image that is not coarser than ``grid``; None without one."""
     shrink = min(picture.width / grid.width, picture.height / grid.height)
     common = set.intersection(*(set(picture.overviews(band)) for band in picture.indexes))
     levels = [level for level, factor in enumerate(picture.overviews(1)) if factor in common and factor <= shrink * 1.001]
-    if not levels:
-        yield picture
-        return
-    with open_raster(path, overview_level=levels[-1]) as reduced:
-        yield reduced
+    return levels[-1] if levels else None
 
 
 def _resampled(source: rasterio.DatasetReader, grid: Grid, how: Resampling, placed: rasterio.DatasetReader, **options: Any) -> WarpedVRT:

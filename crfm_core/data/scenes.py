@@ -52,7 +52,9 @@ def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, note: Path 
         limits = scene_limits([row["image"] for row in rows], training, scale, dataset.tile.bands)
         rows = [row | {"low": low, "high": high} for row, (low, high) in zip(rows, limits, strict=True)]
     for row in rows:
-        row.update({column: _written(row[column], out.parent) for column in ("image", "label")})
+        for column in ("image", "label"):
+            path = row[column]
+            row[column] = str(path.relative_to(out.parent) if path.is_relative_to(out.parent) else path)
     table = pd.DataFrame([{"low": [], "high": []} | row for row in rows])[list(SCENE_COLUMNS)]
     with atomic_path(out) as temporary:
         table.to_parquet(temporary, index=False)
@@ -156,8 +158,3 @@ def check_pair(image: Path, label: Path) -> None:
     one, other = (np.array([grid.transform @ corner for corner in corners]) for grid in (ours, theirs))
     if np.abs(one - other).max() > np.hypot(ours.transform.a, ours.transform.d) / 2:
         raise DataError(f"{label}: lies elsewhere on the ground than its image {image}; {remedy}")
-
-
-def _written(path: Path, folder: Path) -> str:
-    folder = folder.resolve()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

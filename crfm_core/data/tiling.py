@@ -59,14 +59,14 @@ class Scene:
     label: Path
     out_dir: Path
     tiling: Tiling
-    dataset: str = ""
-    split: str = ""
-    name: str = ""
-    licence: str = ""
-    caption: str = ""
-    limits: tuple[Sequence[float], Sequence[float]] | None = None
-    label_map: tuple[tuple[int | str, int], ...] | None = None
-    num_classes: int | None = None
+    dataset: str
+    split: str
+    name: str
+    licence: str
+    caption: str
+    limits: tuple[Sequence[float], Sequence[float]] | None
+    label_map: tuple[tuple[int | str, int], ...] | None
+    num_classes: int | None
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def tile_scene(
     stride = stride or size
     if not 0 < stride <= size:
         raise ConfigError(f"tile.stride: {stride} with tiles of {size} pixels leaves gaps; it must be 1...{size}")
-    files, mapped = (Path(image), Path(label), Path(out_dir)), None if label_map is None else tuple(label_map.items())
+    mapped = None if label_map is None else tuple(label_map.items())
     about = (dataset, split, scene or Path(image).stem, licence, "")
-    task = Scene(*files, Tiling(size=size, stride=stride, **tiling), *about, limits, mapped, num_classes)
+    task = Scene(Path(image), Path(label), Path(out_dir), Tiling(size=size, stride=stride, **tiling), *about, limits, mapped, num_classes)
     rows = list(_cut_all([(task, tile_windows(task))], processes))
     if num_classes is None:
         largest = max((row["classes"][-1] for row in rows), default=0)

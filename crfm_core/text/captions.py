@@ -57,11 +57,9 @@ def caption_tiles(
         table["caption"] = _source_captions(table, tiles)
     elif settings.kind == "vlm":
         assert model and settings.model, "kind vlm has a model"
-        images = paths_of(tiles, table, "image", root)
+        names, images = list(table.tile_id), paths_of(tiles, table, "image", root)
         digests = list(table.image_digest) if "image_digest" in table else None
-        answers = Path(out).parent / "answers"
-        names = list(table.tile_id)
-        table["caption"] = describe_images(names, images, digests, model, settings.model, answers, Path(out).stem, device)
+        table["caption"] = describe_images(names, images, digests, model, settings.model, out.parent / "answers", out.stem, device)
     else:
         table["caption"] = [caption_of(list(pixels), dataset.classes, settings) for pixels in table.pixels]
     table["prompt"] = [prompt_key(caption) for caption in table.caption]

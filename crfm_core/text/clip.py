@@ -10,7 +10,7 @@ import numpy as np
 
 from crfm_core import WeightsError
 from crfm_core.settings import Model
-from crfm_core.text.model_folder import LOAD_OPTIONS, check_folder, fetch_model, folder_at, loading, require_weights
+from crfm_core.text.model_folder import LOAD_OPTIONS, check_folder, fetch_model, folder_at, load_model, loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,13 +93,10 @@ def load_clip(folder: Path | str, device: str = "cpu") -> Clip:
     with loading(folder, CLIP_KEY, "a model with features of images and of text"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOAD_OPTIONS)
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOAD_OPTIONS)
-        model, loaded = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOAD_OPTIONS
-        )
+        model = load_model(AutoModel, folder, CLIP_KEY, torch.float32)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise WeightsError(
             f"{CLIP_KEY}: {folder} holds a {type(model).__name__}, which has no features of images and text in one space; give a model "
             "such as CLIP or SigLIP"
         )
-    require_weights(loaded["missing_keys"], folder, CLIP_KEY)
-    return Clip(model.to(device).eval(), image_processor, tokenizer, f"{folder.resolve().name} ({model.config.model_type})")
+    return Clip(model.to(device), image_processor, tokenizer, f"{folder.resolve().name} ({model.config.model_type})")

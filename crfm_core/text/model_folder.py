@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from crfm_core import WeightsError
 from crfm_core.files import read_json
 from crfm_core.hub import Repository
 from crfm_core.settings import Model
+
+if TYPE_CHECKING:
+    import torch
 
 #: Suffixes of a model's files: configuration, tokenizer, chat template and weights.
 MODEL_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
@@ -84,12 +88,16 @@ def loading(folder: Path, key: str, kind: str) -> Iterator[None]:
         ) from None
 
 
-def require_weights(missing: set[str] | list[str], folder: Path, key: str) -> None:
-    """Raise WeightsError when a loaded model lacks weights, which would be left as they were drawn."""
-    if lacking := sorted(missing):
+def load_model(kind: Any, folder: Path, key: str, dtype: torch.dtype) -> Any:
+    """The model in ``folder``, by a class of transformers, for inference. Raises WeightsError when it lacks weights, which would be left
+    as they were drawn."""
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    model, loaded = kind.from_pretrained(folder, **options, **LOAD_OPTIONS)
+    if lacking := sorted(loaded["missing_keys"]):
         raise WeightsError(
             f"{key}: {folder} lacks {len(lacking)} weights of its model, first {lacking[0]}; fetch it again, or give another"
         )
+    return model.eval()
 
 
 def first_line(error: Exception) -> str:

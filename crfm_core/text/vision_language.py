@@ -20,7 +20,7 @@ from crfm_core.data.rasters import hash_of_pixels, read_rgb
 from crfm_core.devices import compute_dtype
 from crfm_core.files import exclusive, hash_of, sha256_of
 from crfm_core.settings import CaptionModel
-from crfm_core.text.model_folder import LOAD_OPTIONS, check_folder, first_line, is_model_file, loading, require_weights
+from crfm_core.text.model_folder import LOAD_OPTIONS, check_folder, first_line, is_model_file, load_model, loading
 
 #: The section of the configuration that messages name.
 CAPTION_KEY = "captions.model"
@@ -123,13 +123,10 @@ class VisionLanguageModel:
         folder = check_folder(folder, CAPTION_KEY)
         with loading(folder, CAPTION_KEY, "a model for image and text to text"):
             processor = AutoProcessor.from_pretrained(folder, **LOAD_OPTIONS)
-            model, loaded = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=compute_dtype(device), use_safetensors=True, output_loading_info=True, **LOAD_OPTIONS
-            )
+            model = load_model(AutoModelForImageTextToText, folder, CAPTION_KEY, compute_dtype(device))
         if not isinstance(processor, ProcessorMixin):
             raise WeightsError(f"{CAPTION_KEY}: {folder} has no processor for image and text; give a folder with processor_config.json")
-        require_weights(loaded["missing_keys"], folder, CAPTION_KEY)
-        return cls(model.to(device).eval(), processor, folder)
+        return cls(model.to(device), processor, folder)
 
     def answer(self, images: Sequence[np.ndarray], prompt: str, max_new_tokens: int) -> list[str]:
         """The model's answers to ``prompt`` about each of the images, uint8 [H,W,3]; white space becomes single spaces.

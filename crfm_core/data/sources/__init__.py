@@ -77,7 +77,7 @@ class SceneSource:
     def expected(self, split: str) -> ExpectedScenes | None:
         """The number of scenes of a split by configuration or publication; None if it is known only after listing."""
 
-    # ------------------------------------------------------------------- sources whose settings class has CAN_DOWNLOAD
+    # sources whose settings class has CAN_DOWNLOAD:
 
     def locate(self) -> Path | None:
         """The folder in which the dataset lies in its layout; None where it has to be downloaded."""
@@ -108,7 +108,7 @@ class SceneSource:
             )
         return folder
 
-    # --------------------------------------------------------------------- sources whose settings class has HAS_SERVER
+    # sources whose settings class has HAS_SERVER:
 
     def submission(self) -> SceneSource:
         """The images that the dataset's own server scores, as a source to find and download like the others."""

@@ -60,8 +60,6 @@ class FUSU(SceneSource):
             return None
         return ExpectedScenes(how.shares[split] / sum(how.shares.values()) * PATCHES, PATCH_SIDE, "about, share of the published number")
 
-    # ------------------------------------------------------------------------------------------------------- download
-
     def locate(self) -> Path | None:
         """The folder in which a layout begins: the source's own, or one below it. DataError when it is of another revision."""
         if (place := self._layout(self.folder)) == self.folder:

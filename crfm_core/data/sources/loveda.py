@@ -71,8 +71,6 @@ class LoveDA(SceneSource):
     def expected(self, split: str) -> ExpectedScenes:
         return ExpectedScenes(SCENES[split], SCENE_SIDE, "published number of scenes")
 
-    # ------------------------------------------------------------------------------------------------------- download
-
     def lacking(self) -> list[str]:
         return [name for part in self.parts for name in _lacking(self.folder, part)]
 
@@ -104,8 +102,6 @@ class LoveDA(SceneSource):
 
     def download_bytes(self) -> float:
         return 2.0 * sum(ARCHIVES[part][0] for part in self.parts if _lacking(self.folder, part))
-
-    # ----------------------------------------------------------------------------------------------------- submission
 
     def submission(self) -> LoveDA:
         """The test images."""
