@@ -46,8 +46,8 @@ class _Member:
     open: Callable[[], Any]  #: its content, a binary file
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        return PurePosixPath(self.name).parts
+    def path(self) -> PurePosixPath:
+        return PurePosixPath(self.name)
 
 
 def stem_of(archive: Path) -> str:
@@ -135,7 +135,7 @@ def _checked(archive: Path, members: Iterator[_Member], folder: Path) -> list[_M
     kinds: dict[str, str] = {}  # "file" or "folder" by name, with the folders of files
     for member in members:
         if fault := name_fault(member.name):
-            if member.kind == "folder" and not member.parts and not member.name.startswith("/"):
+            if member.kind == "folder" and not member.path.parts and not member.name.startswith("/"):
                 continue  # "./", the archive's own root
             _refuse(archive, member, f"its name {fault}")
         if member.kind not in ("file", "folder"):
@@ -143,9 +143,9 @@ def _checked(archive: Path, members: Iterator[_Member], folder: Path) -> list[_M
         total += member.size
         if total > room:
             raise DataError(f"{archive}: unpacks to more than {room / 1e9:.1f} GB, which a sound archive of its size does not; delete it")
-        if member.parts[0] == "__MACOSX" or member.parts[-1] == ".DS_Store":
+        if member.path.is_relative_to("__MACOSX") or member.path.name == ".DS_Store":
             continue
-        names = [unicodedata.normalize("NFC", name).casefold() for name in accumulate(member.parts, "{}/{}".format)]
+        names = [unicodedata.normalize("NFC", name).casefold() for name in accumulate(member.path.parts, "{}/{}".format)]
         for name in names[:-1]:
             if kinds.setdefault(name, "folder") == "file":
                 _refuse(archive, member, "another member is a file where it needs a folder")
@@ -167,7 +167,7 @@ def _refuse(archive: Path, member: _Member, why: str) -> None:
 
 def _write(archive: Path, file: _Member, folder: Path, progress: tqdm) -> None:
     """Write a file with the permissions of new files."""
-    path = folder.joinpath(*file.parts)
+    path = folder.joinpath(*file.path.parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with file.open() as source, path.open("xb") as out:
         while block := source.read(COPIED_BYTES):
