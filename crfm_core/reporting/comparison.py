@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from crfm_core import DataError
-from crfm_core.reporting.findings import Finding, number, points, said
-from crfm_core.reporting.measurements import Score, as_float
-from crfm_core.reporting.reading import read_model
+from crfm_core.reporting.findings import Finding, number, points, said, span
+from crfm_core.reporting.measurements import Score, Who, read_model
 from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
 from crfm_core.settings import PLAIN, Preset
 
@@ -40,15 +39,15 @@ class Form(BaseModel):
     seeds: Annotated[list[SeedScores], Field(min_length=1)]
     seconds_per_image: Annotated[float, Field(gt=0)]
     corrections: float
-    raised: float | None
-    gradient_ratio: float | None
-    clamp_ratio: float | None
+    raised: Score
+    gradient_ratio: Score
+    clamp_ratio: Score
     by_step: list[dict[str, float | None]]
     notes: dict[str, int]
 
-    def column(self, who: str, score: str) -> list[float]:
-        """A score of "critic" or "judge" for every seed, NaN where it is undefined."""
-        return [as_float(getattr(getattr(one, who), score)) for one in self.seeds]
+    def column(self, who: Who, score: Literal["OA", "mIoU"] = "mIoU") -> list[float]:
+        """A score of every seed."""
+        return [getattr(getattr(one, who), score) for one in self.seeds]
 
 
 class ComparisonFile(BaseModel):
@@ -62,25 +61,24 @@ class ComparisonFile(BaseModel):
 
 @dataclass(frozen=True)
 class FormRow:
-    """A form beside plain sampling of the same masks from the same noise; gains are differences in mIoU, None for plain itself."""
+    """A form beside plain sampling of the same masks from the same noise. Gains are differences in mIoU, of plain itself 0."""
 
     preset: str
     form: Form
     slower: float
-    gain: Difference | None = None
-    critic_gain: Difference | None = None
-    critic_ahead: Difference | None = None  #: the critic's gain minus the judge's
+    gain: Difference  #: by the judge
+    critic_gain: Difference
+    critic_ahead: Difference  #: the critic's gain minus the judge's
 
     @property
     def name(self) -> str:
-        count = self.form.steps
-        return f"{self.preset} with {count} corrected step{'s' if count > 1 else ''}" if self.gain else PLAIN
+        return f"{self.preset} with {self.form.steps} corrected step{'s' if self.form.steps > 1 else ''}"
 
     @property
     def critic_loss(self) -> tuple[float, float]:
-        return mean_sd([as_float(one.critic_loss) for one in self.form.seeds])
+        return mean_sd([one.critic_loss for one in self.form.seeds])
 
-    def spread(self, who: str, score: str) -> tuple[float, float]:
+    def spread(self, who: Who, score: Literal["OA", "mIoU"]) -> tuple[float, float]:
         """Mean and standard deviation over seeds."""
         return mean_sd(self.form.column(who, score))
 
@@ -114,22 +112,23 @@ def read_comparison(paths: list[Path]) -> FormComparison:
         raise DataError(f"{paths[0].with_name(PLAIN)}.json: not among the files of the comparison; what all forms are compared with")
     plain = found.pop(plain_path)
     baseline = plain.forms[0]
-    rows, shared = [FormRow(PLAIN, baseline, 1.0)], _shared(plain, baseline)
+    rows, shared = [_row(PLAIN, baseline, baseline)], _shared(plain, baseline)
     for path, measured in found.items():
-        for form in measured.forms:
-            if _shared(measured, form) != shared:
-                raise DataError(f"{path}: other masks, steps or seeds than {plain_path}; delete both and run the workflow again")
-            ours, theirs = ({who: one.column(who, "mIoU") for who in ("judge", "critic")} for one in (form, baseline))
-            gains = {who: paired_difference(ours[who], theirs[who]) for who in ours}
-            each = {who: [a - b for a, b in zip(ours[who], theirs[who], strict=True)] for who in ours}
-            ahead = paired_difference(each["critic"], each["judge"])
-            slower = form.seconds_per_image / baseline.seconds_per_image
-            rows.append(FormRow(measured.preset, form, slower, gains["judge"], gains["critic"], ahead))
+        if any(_shared(measured, form) != shared for form in measured.forms):
+            raise DataError(f"{path}: other masks, steps or seeds than {plain_path}; delete both and run the workflow again")
+        rows += [_row(measured.preset, form, baseline) for form in measured.forms]
     return FormComparison(rows, plain.masks, plain.num_steps, [one.seed for one in baseline.seeds])
 
 
-def _shared(measured: ComparisonFile, form: Form) -> tuple:
+def _shared(measured: ComparisonFile, form: Form) -> tuple[int, int, list[int]]:
     return measured.masks, measured.num_steps, [one.seed for one in form.seeds]
+
+
+def _row(preset: str, form: Form, plain: Form) -> FormRow:
+    judge, critic = ([a - b for a, b in zip(form.column(who), plain.column(who), strict=True)] for who in ("judge", "critic"))
+    none = [0.0] * len(judge)
+    gains = (paired_difference(judge, none), paired_difference(critic, none), paired_difference(critic, judge))
+    return FormRow(preset, form, form.seconds_per_image / plain.seconds_per_image, *gains)
 
 
 def best_form(comparison: FormComparison) -> Finding:
@@ -156,24 +155,15 @@ def _of_critic(best: FormRow) -> list[str]:
         return []
     own = f"By the guiding critic the same samples change by {number(best.critic_gain.mean, True)} points"
     if ahead.verdict == "higher":
-        span = f"95 % interval {number(ahead.low, True)} to {number(ahead.high, True)}"
-        return [f"{own}, {points(ahead.mean)} more than by the judge ({span}): the samples were optimised against it."]
-    if ahead.verdict == "within noise":
-        return [f"{own}; its distance to the judge's change is within noise."]
-    return [f"{own}."]
+        return [f"{own}, {points(ahead.mean)} more than by the judge ({span(ahead)}): the samples were optimised against it."]
+    return [f"{own}; the judge sees the same change within noise." if ahead.verdict == "within noise" else f"{own}."]
 
 
 def _of_others(best: FormRow, rows: list[FormRow]) -> list[str]:
     """The forms that these seeds cannot tell from the best, by pairs of the same seed."""
-    ours = best.form.column("judge", "mIoU")
+    ours = best.form.column("judge")
     others = [row for row in rows if row is not best]
     if not others or len(ours) < 2:
         return []
-    alike: dict[str, list[str]] = {}
-    for row in others:
-        if paired_difference(ours, row.form.column("judge", "mIoU")).verdict == "within noise":
-            alike.setdefault(row.preset, []).append(str(row.form.steps))
-    if not alike:
-        return ["Every other form is below it by more than noise."]
-    named = [f"{preset} with {' or '.join(counts)}" for preset, counts in alike.items()]
-    return [f"Within noise of it, by corrected steps: {', '.join(named)}."]
+    alike = [row.name for row in others if paired_difference(ours, row.form.column("judge")).verdict == "within noise"]
+    return [f"Within noise of it: {', '.join(alike)}." if alike else "Every other form is below it by more than noise."]

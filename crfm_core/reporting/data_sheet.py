@@ -23,7 +23,7 @@ from crfm_core.reporting import data_figures as draw
 from crfm_core.reporting.composition import Distance, Note, SplitNumbers
 from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.findings import listed
-from crfm_core.reporting.reading import read_model
+from crfm_core.reporting.measurements import read_model
 from crfm_core.reporting.rendering import embed, environment
 from crfm_core.settings import Dataset, Scale
 

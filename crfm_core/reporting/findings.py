@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from crfm_core.reporting.measurements import SamplesAgreement
-from crfm_core.reporting.tables import Difference, paired_difference, unpaired_difference, verdict_of
+from crfm_core.reporting.tables import Difference, paired_difference, unpaired_difference
 from crfm_core.settings import Recipe, Settings
 
-NAMED = 3  #: more things of one kind are counted, not named
+NAMED = 3  #: more classes than these are counted, not named
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ def span(gap: Difference) -> str:
     return f"95 % interval {number(gap.low, True)} to {number(gap.high, True)}"
 
 
-def said(gap: Difference, score: str = "mIoU") -> str:
-    """The predicate of a sentence about a difference."""
+def said(gap: Difference) -> str:
+    """The predicate of a sentence about a difference in mIoU."""
     if math.isnan(gap.mean):
-        return f"has no defined {score}"
-    if gap.low is None:
-        return f"differs by {number(gap.mean, True)} points of {score}, a single run from which no interval follows"
+        return "has no defined mIoU"
+    if math.isnan(gap.low):
+        return f"differs by {number(gap.mean, True)} points of mIoU, a single run from which no interval follows"
     if gap.verdict == "within noise":
-        return f"differs by {number(gap.mean, True)} points of {score}, which is within noise ({span(gap)})"
-    return f"{'gains' if gap.mean > 0 else 'loses'} {points(gap.mean)} of {score} ({span(gap)})"
+        return f"differs by {number(gap.mean, True)} points of mIoU, which is within noise ({span(gap)})"
+    return f"{'gains' if gap.mean > 0 else 'loses'} {points(gap.mean)} of mIoU ({span(gap)})"
 
 
 def listed(things: Sequence[str], most: int | None = None) -> str:
@@ -63,23 +64,8 @@ def listed(things: Sequence[str], most: int | None = None) -> str:
 
 
 def gap_of(row: pd.Series, score: str = "mIoU", of: str = "") -> Difference:
-    """The difference to the baseline that a row of a table holds; ``of`` names a class, with the score IoU."""
-    suffix = f":{of}" if of else ""
-    low, high = (row.get(f"{score}_{edge}{suffix}", math.nan) for edge in ("low", "high"))
-    mean = float(row.get(f"{score}_difference{suffix}", math.nan))
-    if math.isnan(mean):
-        return Difference(mean, None, None, "undefined score")
-    if pd.isna(low) or pd.isna(high):
-        return Difference(mean, None, None, "one seed: no interval")
-    return Difference(mean, float(low), float(high), verdict_of(low, high))
-
-
-def seeds_of(row: pd.Series, score: str = "mIoU") -> list[float]:
-    """Every seed's value of a score in a row of a table."""
-    return [float(row[f"{score}_seed{seed}"]) for seed in row.seeds.split()]
-
-
-# ------------------------------------------------------------------------------------------------------ against a baseline
+    """The difference to the baseline that a row of a table holds; ``of`` is ``:CLASS``, with the score IoU."""
+    return Difference(*(float(row.get(f"{score}_{part}{of}", math.nan)) for part in ("difference", "low", "high")))
 
 
 def against_baseline(rows: pd.DataFrame, question: str, recipes: dict[str, Recipe]) -> Finding | None:
@@ -91,22 +77,20 @@ def against_baseline(rows: pd.DataFrame, question: str, recipes: dict[str, Recip
     baseline = rows.baseline.iloc[0]
     if not baseline or len(rows) < 2:
         return None
-    synthetic = {name for name in rows.recipe if recipes[name].control}
+    of_synthetic = bool(recipes[baseline].samples)
     others = [row for _, row in rows.iterrows() if row.recipe != baseline]
-    deciding = others if baseline in synthetic else [row for row in others if row.recipe in synthetic]
-    gaps = {row.recipe: gap_of(row) for row in deciding}
+    gaps = {row.recipe: gap_of(row) for row in others if of_synthetic or recipes[row.recipe].samples}
     answer, statement, tone = _answer(gaps, baseline)
-    headline = f"{answer}: {statement}"
-    if baseline in synthetic:
-        headline, tone = statement, "open"
-    base = rows[rows.recipe == baseline].iloc[0]
-    sentences = [f"The baseline {baseline} reaches {_level(base)}."]
-    sentences += [f"{row.recipe} reaches {_level(row)}: against {baseline} it {said(gaps[row.recipe])}." for row in deciding]
-    aside = [row for row in others if row.recipe not in gaps]
+    sentences = [f"The baseline {baseline} reaches {_level(rows[rows.recipe == baseline].iloc[0])}."]
+    sentences += [f"{row.recipe} reaches {_level(row)}: against {baseline} it {said(gap_of(row))}." for row in others if row.recipe in gaps]
     sentences += [
-        f"For comparison, {row.recipe}, which has real tiles only as well, {said(gap_of(row))} against {baseline}." for row in aside
+        f"For comparison, {row.recipe}, which has real tiles only as well, {said(gap_of(row))} against {baseline}."
+        for row in others
+        if row.recipe not in gaps
     ]
-    return Finding(question, headline, tone, sentences, statement)
+    if of_synthetic:
+        return Finding(question, statement, "open", sentences, statement)
+    return Finding(question, f"{answer}: {statement}", tone, sentences, statement)
 
 
 def _level(row: pd.Series) -> str:
@@ -117,40 +101,34 @@ def _answer(gaps: dict[str, Difference], baseline: str) -> tuple[str, str, str]:
     """The answer in a word, as a statement that begins with a recipe's name, and its tone."""
     if not gaps:
         return "Open", f"{baseline} has no recipe with synthetic tiles beside it", "open"
-    defined = {name: gap for name, gap in gaps.items() if not math.isnan(gap.mean)}
-    if not defined:
+    ranked = sorted((name for name in gaps if not math.isnan(gaps[name].mean)), key=lambda name: -gaps[name].mean)
+    if not ranked:
         return "Open", f"{baseline} has no defined difference to any recipe", "open"
-    best = max(defined, key=lambda name: defined[name].mean)
-    gap = defined[best]
-    by = f"{best} differs from {baseline} by {number(gap.mean, True)} points of mIoU"
-    if gap.low is None:
+    best = gaps[ranked[0]]
+    by = f"{ranked[0]} differs from {baseline} by {number(best.mean, True)} points of mIoU"
+    if math.isnan(best.low):
         return "Open", f"{by}, and a single seed gives no interval", "open"
-    higher, lower = ([name for name, gap in defined.items() if gap.verdict == verdict] for verdict in ("higher", "lower"))
-    best, worst = (choose(names or defined, key=lambda name: defined[name].mean) for choose, names in ((max, higher), (min, lower)))
-    gain = f"{best} gains {points(defined[best].mean)} of mIoU over {baseline} ({span(defined[best])})"
-    loss = f"{worst} loses {points(defined[worst].mean)} of mIoU against {baseline} ({span(defined[worst])})"
-    if higher and lower:
-        return "It depends", f"{gain}, {loss}", "open"
-    if higher:
-        return "Yes", gain, "good"
-    if lower:
-        return "No", loss + (", and none gains beyond noise" if len(defined) > 1 else ""), "bad"
-    others = ", as is every other difference" if len(defined) > 1 else ""
-    return "Not shown", f"{by}, which is within noise ({span(gap)}){others}", "open"
+    several = len(ranked) > 1
+    gains, losses = ([name for name in ranked if gaps[name].verdict == verdict] for verdict in ("higher", "lower"))
+    gain = [f"{name} gains {points(gaps[name].mean)} of mIoU over {baseline} ({span(gaps[name])})" for name in gains[:1]]
+    loss = [f"{name} loses {points(gaps[name].mean)} of mIoU against {baseline} ({span(gaps[name])})" for name in losses[-1:]]
+    if gain and loss:
+        return "It depends", f"{gain[0]}, {loss[0]}", "open"
+    if gain:
+        return "Yes", gain[0], "good"
+    if loss:
+        return "No", loss[0] + (", and none gains beyond noise" if several else ""), "bad"
+    return "Not shown", f"{by}, which is within noise ({span(best)}){', as is every other difference' if several else ''}", "open"
 
 
 def without_baseline(rows: pd.DataFrame) -> str:
     """A statement on rows of one dataset and segmentor that are compared with nothing."""
     if len(rows) == 1:
         return f"{rows.recipe.iloc[0]} reaches {_level(rows.iloc[0])}; no other recipe is in this table"
-    defined = rows[rows.mIoU.notna()]
-    if defined.empty:
+    if rows.mIoU.isna().all():
         return f"{listed(list(rows.recipe))} have no defined mIoU"
-    best = defined.loc[defined.mIoU.idxmax()]
+    best = rows.loc[rows.mIoU.idxmax()]
     return f"{best.recipe} has the highest mean, {_level(best)}; without a baseline nothing says how sure that is"
-
-
-# --------------------------------------------------------------------------------------------------------------- per class
 
 
 def of_classes(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Recipe]) -> Finding | None:
@@ -159,51 +137,39 @@ def of_classes(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Re
     ``rows`` are a table's rows of one dataset and segmentor; the best has the highest mean mIoU.
     """
     baseline = rows.baseline.iloc[0]
-    candidates = rows[rows.recipe.map(lambda name: bool(recipes[name].control) and name != baseline) & rows.mIoU.notna()]
+    candidates = rows[rows.recipe.map(lambda name: recipes[name].samples is not None and name != baseline) & rows.mIoU.notna()]
     if not baseline or candidates.empty:
         return None
     best = candidates.loc[candidates.mIoU.idxmax()]
-    gaps = {name: gap_of(best, "IoU", name) for name in classes}
-    measured = {name: gap for name, gap in gaps.items() if gap.low is not None}
-    question = "On which classes?"
-    absent = [name for name, gap in gaps.items() if math.isnan(gap.mean)]
-    without = [f"No difference is defined for {listed(absent)}: not in every run is there a pixel of it."] if absent else []
-    if not measured:
-        if len(absent) == len(gaps):
-            return Finding(question, "Open: no class has a defined IoU", "open")
-        means = [f"{name} {number(gap.mean, True)}" for name, gap in gaps.items() if not math.isnan(gap.mean)]
-        sentence = f"{best.recipe} minus {baseline}, from that seed: {', '.join(means)}."
-        return Finding(question, "Open: a single seed gives no interval for any class", "open", [sentence, *without])
-    gains, losses = ([name for name, gap in measured.items() if gap.verdict == verdict] for verdict in ("higher", "lower"))
-    gains.sort(key=lambda name: -measured[name].mean)
-    losses.sort(key=lambda name: measured[name].mean)
+    question, gaps = "On which classes?", {name: gap_of(best, "IoU", f":{name}") for name in classes}
+    defined = [name for name in classes if not math.isnan(gaps[name].mean)]
+    changes = {name: f"{name} ({number(gaps[name].mean, True)})" for name in defined}
+    absent = [name for name in classes if name not in defined]
+    notes = [f"No difference is defined for {listed(absent)}: not in every run is there a pixel of it."] if absent else []
+    if not defined:
+        return Finding(question, "Open: no class has a defined IoU", "open")
+    if math.isnan(gaps[defined[0]].low):
+        sentence = f"{best.recipe} minus {baseline}, from that seed: {', '.join(changes.values())}."
+        return Finding(question, "Open: a single seed gives no interval for any class", "open", [sentence, *notes])
+    of = {
+        verdict: sorted((name for name in defined if gaps[name].verdict == verdict), key=lambda name: -abs(gaps[name].mean))
+        for verdict in ("higher", "lower", "within noise")
+    }
     parts = [
-        f"{verb} on {_some([f'{name} ({number(measured[name].mean, True)})' for name in names])}"
-        for verb, names in (("gains", gains), ("loses", losses))
+        f"{verb} on {listed([changes[name] for name in names], None if len(names) <= NAMED + 1 else NAMED)}"
+        for verb, names in (("gains", of["higher"]), ("loses", of["lower"]))
         if names
     ]
-    within = [name for name in measured if measured[name].verdict == "within noise"]
-    if not parts:
-        headline, tone = f"On none by more than noise: {best.recipe} against {baseline}", "open"
-    else:
+    within = [name for name in defined if name in of["within noise"]]
+    headline, tone = f"On none by more than noise: {best.recipe} against {baseline}", "open"
+    if parts:
         headline = f"{best.recipe} {' and '.join(parts)} against {baseline}, in points of IoU"
-        tone = "good" if not losses else "bad" if not gains else "open"
-        if within:
-            headline += f"; {listed(within) if len(within) <= NAMED else f'the other {len(within)}'} within noise"
-    sentences = [f"{name}: {number(measured[name].mean, True)} points ({span(measured[name])})." for name in (*gains, *losses)]
-    looked = f"{len(measured)} intervals were looked at, one per class" if len(measured) > 1 else "One interval was looked at"
-    sentences.append(f"{looked}; if nothing differed, about {number(0.05 * len(measured))} of them would still leave out zero.")
-    return Finding(question, headline, tone, sentences + without)
-
-
-def _some(things: Sequence[str]) -> str:
-    """All of few things, the first of many."""
-    if len(things) <= NAMED + 1:
-        return listed(things)
-    return f"{', '.join(things[:NAMED])} and {len(things) - NAMED} more"
-
-
-# ----------------------------------------------------------------------------------------------------------- the correction
+        headline += f"; {listed(within) if len(within) <= NAMED else f'the other {len(within)}'} within noise" if within else ""
+        tone = "good" if not of["lower"] else "bad" if not of["higher"] else "open"
+    sentences = [f"{name}: {number(gaps[name].mean, True)} points ({span(gaps[name])})." for name in (*of["higher"], *of["lower"])]
+    looked = f"{len(defined)} intervals were looked at, one per class" if len(defined) > 1 else "One interval was looked at"
+    sentences.append(f"{looked}; if nothing differed, about {number(0.05 * len(defined))} of them would still leave out zero.")
+    return Finding(question, headline, tone, sentences + notes)
 
 
 #: Fields of a sampler that say how it corrects, or change nothing but an image's rounding.
@@ -213,15 +179,13 @@ OF_CORRECTION = {"preset", "rectify", "critic_decoder", "batch_size", "compile",
 def rectified_pairs(settings: Settings, names: list[str]) -> list[tuple[str, str]]:
     """Pairs of recipes (plain, rectified) that differ in nothing but the correction while sampling."""
     pairs = []
-    for plain in names:
-        for other in names:
-            a, b = settings.recipes[plain], settings.recipes[other]
-            if not (a.control and b.control) or a.model_dump(exclude={"sampler"}) != b.model_dump(exclude={"sampler"}):
-                continue
-            drawn, corrected = settings.samplers[a.sampler], settings.samplers[b.sampler]
+    for names_of_pair in itertools.permutations(names, 2):
+        plain, other = (settings.recipes[name] for name in names_of_pair)
+        if plain.samples and other.samples and plain.model_dump(exclude={"sampler"}) == other.model_dump(exclude={"sampler"}):
+            drawn, corrected = settings.samplers[plain.samples[1]], settings.samplers[other.samples[1]]
             alike = drawn.model_dump(exclude=OF_CORRECTION) == corrected.model_dump(exclude=OF_CORRECTION)
             if drawn.preset is None and corrected.preset is not None and alike:
-                pairs.append((plain, other))
+                pairs.append(names_of_pair)
     return pairs
 
 
@@ -232,8 +196,8 @@ def of_rectification(
 
     ``rows`` are a table's rows of one dataset and segmentor; ``agreement`` is by (control, sampler).
     """
-    by_name = {row.recipe: row for _, row in rows.iterrows()}
-    gap = paired_difference(seeds_of(by_name[rectified]), seeds_of(by_name[plain]))
+    ours, theirs = (rows[rows.recipe == name].iloc[0] for name in (rectified, plain))
+    gap = paired_difference(*([float(row[f"mIoU_seed{seed}"]) for seed in row.seeds.split()] for row in (ours, theirs)))
     headline, tone = {
         "higher": (f"Yes: it adds {points(gap.mean)} of mIoU to plain sampling", "good"),
         "lower": (f"No: it costs {points(gap.mean)} of mIoU against plain sampling", "bad"),
@@ -241,21 +205,18 @@ def of_rectification(
         "undefined score": ("Open: the scores are not defined", "open"),
     }.get(gap.verdict, ("Open: a single seed gives no interval", "open"))
     sentences = [f"The segmentor: trained on {rectified} instead of {plain}, with the same seeds, it {said(gap)}."]
-    keys = [(settings.recipes[name].control, settings.recipes[name].sampler) for name in (rectified, plain)]
-    if all(key in agreement for key in keys):
-        gaps = {who: unpaired_difference(*(agreement[key].copies_of(who) for key in keys)) for who in ("judge", "critic")}
-        seen = [number(agreement[key].judge.mIoU) for key in keys]
+    after, before = (settings.recipes[name].sampler for name in (rectified, plain))
+    seen = [agreement[key] for name in (rectified, plain) if (key := settings.recipes[name].samples) and key in agreement]
+    if len(seen) == 2:
+        judge, critic = (unpaired_difference(*(found.copies_of(who) for found in seen)) for who in ("judge", "critic"))
         sentences.append(
-            f"The samples: by the independent judge, {keys[0][1]} images agree with their masks at {seen[0]} mIoU and {keys[1][1]} images "
-            f"at {seen[1]}; {keys[0][1]} {said(gaps['judge'])}."
+            f"The samples: by the independent judge, {after} images agree with their masks at {number(seen[0].judge.mIoU)} mIoU and "
+            f"{before} images at {number(seen[1].judge.mIoU)}; {after} {said(judge)}."
         )
         sentences.append(
-            f"The guiding critic sees {number(gaps['critic'].mean, True)} points, which is no evidence: the sampling was steered by it."
+            f"The guiding critic sees {number(critic.mean, True)} points, which is no evidence: the sampling was steered by it."
         )
-    return Finding(f"Does the correction ({settings.recipes[rectified].sampler}) add to plain sampling?", headline, tone, sentences)
-
-
-# --------------------------------------------------------------------------------------------------------------- how sure
+    return Finding(f"Does the correction ({after}) add to plain sampling?", headline, tone, sentences)
 
 
 def caveats(settings: Settings, invented: bool, comparisons: int) -> list[str]:

@@ -12,9 +12,15 @@ from crfm_core.experiment import Experiment
 from crfm_core.manifest import read_manifest
 from crfm_core.reporting.comparison import FormComparison, read_comparison
 from crfm_core.reporting.data_sheet import DataSheet, read_data_sheet
-from crfm_core.reporting.measurements import GeneratorLoss, Reconstruction, SampleDistances, SamplesAgreement
-from crfm_core.reporting.mixes import Mix, read_mix
-from crfm_core.reporting.reading import read_model
+from crfm_core.reporting.measurements import (
+    GeneratorLoss,
+    Mix,
+    Reconstruction,
+    SampleDistances,
+    SamplesAgreement,
+    read_mix,
+    read_model,
+)
 
 Pair = tuple[str, str]  #: control, sampler
 
@@ -93,9 +99,8 @@ class DatasetResults:
     @property
     def leading_pairs(self) -> list[Pair]:
         """(control, sampler) of the leading recipes; all where they have none."""
-        recipes = [self.settings.recipes[name] for name in self.leading]
-        pairs = dict.fromkeys((recipe.control, recipe.sampler) for recipe in recipes if recipe.control)
-        return list(pairs) or list(self.files["synthetic"])
+        found = dict.fromkeys(self.settings.recipes[name].samples for name in self.leading)
+        return [pair for pair in found if pair] or list(self.files["synthetic"])
 
     @property
     def other_pairs(self) -> list[Pair]:

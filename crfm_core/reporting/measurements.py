@@ -1,25 +1,36 @@
-"""What earlier stages measured of segmentors, samples and generators, as typed values; None is a score that is undefined."""
+"""What earlier stages measured of segmentors, samples and generators, as typed values."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from crfm_core import DataError
+from crfm_core.files import read_json
+from crfm_core.manifest import read_manifest
 
-Score = float | None
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+Score = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  #: NaN, in files null: undefined
 Who = Literal["judge", "critic"]
 
 
-def as_float(value: Score) -> float:
-    """NaN for a score that is undefined."""
-    return math.nan if value is None else value
+def read_model(path: Path, model: type[AnyModel], remedy: str = "delete it") -> AnyModel:
+    """The content of a JSON file as a ``model``. Raises DataError naming the file and what is wrong in it, key by key."""
+    return validated(read_json(path), model, path, remedy)
 
 
-# ---------------------------------------------------------------------------------------------------------- segmentors
+def validated(content: object, model: type[AnyModel], path: Path, remedy: str) -> AnyModel:
+    """The content of a file as a ``model``; DataError as of :func:`read_model`."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'all of it'}: {fault['msg']}" for fault in error.errors()]
+        raise DataError(f"{path}: {'; '.join(faults[:3])}; {remedy} and run the workflow again") from None
 
 
 class SegmentorScores(BaseModel):
@@ -40,9 +51,6 @@ class SegmentorScores(BaseModel):
         return self
 
 
-# ------------------------------------------------------------------------------------------------- samples and masks
-
-
 class Agreement(BaseModel):
     """Images against their masks by one segmentor, percent."""
 
@@ -52,7 +60,7 @@ class Agreement(BaseModel):
 
 
 class AgreementOverCopies(Agreement):
-    """The same over copies, each one draw of the noise for every mask; sd is None for one copy."""
+    """The same over copies, each one draw of the noise for every mask; sd is NaN for one copy."""
 
     OA_sd: Score
     mIoU_sd: Score
@@ -76,12 +84,9 @@ class SamplesAgreement(BaseModel):
     critic: AgreementOverCopies
     lowest: list[LowTile]
 
-    def by(self, who: Who) -> AgreementOverCopies:
-        return self.judge if who == "judge" else self.critic
-
     def copies_of(self, who: Who) -> list[float]:
         """Every copy's mIoU."""
-        return [as_float(copy.mIoU) for copy in self.by(who).copies]
+        return [copy.mIoU for copy in (self.judge if who == "judge" else self.critic).copies]
 
 
 class OfBoth(BaseModel):
@@ -89,9 +94,6 @@ class OfBoth(BaseModel):
 
     judge: Agreement
     critic: Agreement
-
-    def by(self, who: Who) -> Agreement:
-        return self.judge if who == "judge" else self.critic
 
 
 class Reconstruction(BaseModel):
@@ -108,9 +110,6 @@ class GeneratorLoss(BaseModel):
     loss: float
     loss_mask_ignored: float
     tiles: list[str]
-
-
-# ---------------------------------------------------------------------------------------------- samples and real tiles
 
 
 class RealTiles(BaseModel):
@@ -154,14 +153,32 @@ class SampleDistances(BaseModel):
     memorised: list[str]
     threshold: float
 
+
+def distance_names(kind: str) -> tuple[str, str]:
+    """What the two distances are called; FID and KID are those of the Inception network alone."""
+    return ("FID", "KID") if kind == "inception" else ("Fréchet distance", "kernel distance")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The tiles that a recipe trained on; ``synthetic`` is its synthetic rows, possibly none."""
+
+    real: int
+    synthetic: pd.DataFrame
+    draws: float  #: share of the draws in training that are real tiles
+
     @property
-    def names(self) -> tuple[str, str]:
-        """What the two distances are called; FID and KID are those of one extractor alone."""
-        return ("FID", "KID") if self.kind == "inception" else ("Fréchet distance", "kernel distance")
+    def per_real(self) -> float:
+        """Synthetic tiles per real one."""
+        return len(self.synthetic) / self.real
 
 
-def given(path: Path, paths: set[Path], needed_by: str) -> Path:
-    """The path, if it is among those a stage was given; DataError otherwise."""
-    if path.resolve() not in paths:
-        raise DataError(f"{path}: not among the files given; {needed_by} needs it, so run the workflow again")
-    return path
+def read_mix(path: Path) -> Mix:
+    """Read mixes/{recipe}.parquet. Raises DataError when it is missing, lacks a column or holds no real tile."""
+    table = read_manifest(path)
+    if missing := [name for name in ("source", "weight") if name not in table]:
+        raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
+    is_real = table.source == "real"
+    if not is_real.any():
+        raise DataError(f"{path}: holds no real tile; delete it and run the workflow again")
+    return Mix(int(is_real.sum()), table[~is_real], float(table.weight[is_real].sum() / table.weight.sum()))

@@ -20,7 +20,14 @@ def environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     found.filters |= {"number": number, "signed": lambda value, digits=1: number(value, True, digits), "percent": percent}
+    found.globals["spread"] = spread
     return found
+
+
+def spread(mean: float, sd: float | None = None, digits: int = 1) -> str:
+    """``69.0 ± 1.1``; only the mean where there is no sd."""
+    text = number(mean, digits=digits)
+    return text if sd is None or np.isnan(sd) or np.isnan(mean) else f"{text} ± {number(sd, digits=digits)}"
 
 
 def embed(path: Path, alt: str, file: Path | None = None) -> dict:

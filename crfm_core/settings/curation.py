@@ -165,6 +165,11 @@ class Recipe(Section):
     )
     real_weight: float = Field(1.0, gt=0, description="how often a real tile is drawn relative to a synthetic one")
 
+    @property
+    def samples(self) -> tuple[str, str] | None:
+        """(control, sampler) of the synthetic tiles; None for real tiles only."""
+        return (self.control, self.sampler) if self.control and self.sampler else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         synthetic = [self.control is not None, self.sampler is not None, self.synthetic_per_real > 0]

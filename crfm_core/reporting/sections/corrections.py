@@ -9,7 +9,7 @@ import pandas as pd
 
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.inputs import DatasetResults
-from crfm_core.reporting.report import Report
+from crfm_core.reporting.page import Report
 from crfm_core.settings import Sampler
 
 TITLE = "What the correction did"

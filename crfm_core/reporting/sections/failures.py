@@ -7,7 +7,7 @@ from crfm_core.manifest import paths_of
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.findings import number
 from crfm_core.reporting.inputs import DatasetResults, Pair
-from crfm_core.reporting.report import Report
+from crfm_core.reporting.page import Report
 
 TITLE = "Failures"
 FAILURES = 6  #: per sampler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crfm_core.reporting.report import Report, section
+from crfm_core.reporting.page import Report, section
 from crfm_core.reporting.sections import SECTIONS
 
 TITLE = "Other datasets"
@@ -24,7 +24,7 @@ def show(report: Report) -> dict | None:
     """The sections of each of these datasets; None where there is none."""
     names = [name for name in SECTIONS if hasattr(section(name), "show_dataset")]
     found = []
-    for one in report.folded:
+    for one in (one for one in report.datasets if one.folded):
         parts = [(section(name).TITLE, report.render(name, one)) for name in names]
         found.append((one.dataset.name, one.dataset.about, [(title, html) for title, html in parts if html.strip()]))
     return {"datasets": found} if found else None

@@ -7,7 +7,7 @@ import platform
 import yaml
 
 import crfm_core
-from crfm_core.reporting.report import Report
+from crfm_core.reporting.page import Report
 from crfm_core.reporting.tables import VERSIONS
 
 TITLE = "Provenance"
@@ -15,7 +15,7 @@ TITLE = "Provenance"
 
 def show(report: Report) -> dict:
     """Versions of the first table, generators by the hash of their weights, and the configuration as YAML."""
-    versions = {name: report.first_row[name] for name in VERSIONS}
+    versions = {name: report.tables[0].first[name] for name in VERSIONS}
     generators = {
         f"{one.dataset.name}, {one.name_of(pair)}": sorted(set(table.generator))
         for one in report.datasets

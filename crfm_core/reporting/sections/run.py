@@ -9,7 +9,7 @@ from pathlib import Path
 
 from crfm_core.devices import gpu_names
 from crfm_core.experiment import filter_chain, iterations, selected_tables
-from crfm_core.reporting.report import Report
+from crfm_core.reporting.page import Report
 from crfm_core.reporting.sections.corrections import sampler_line
 from crfm_core.settings import Settings
 
@@ -31,10 +31,11 @@ def recipe_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
         for name in table.recipes:
             for segmentor in table.segmentors:
                 uses.setdefault(name, {})[segmentor] = iterations(settings, name, segmentor)
-    watching = [one for one in (settings.critic, settings.judge) if one.recipe]
-    for one in watching:
-        uses.setdefault(one.recipe, {})[one.segmentor] = iterations(settings, one.recipe, one.segmentor)
-    marked = {*leading, *(one.recipe for one in watching)}
+    marked = set(leading)
+    for one in (settings.critic, settings.judge):
+        if one.recipe and one.segmentor:
+            uses.setdefault(one.recipe, {})[one.segmentor] = iterations(settings, one.recipe, one.segmentor)
+            marked.add(one.recipe)
     return [
         {
             "name": name,

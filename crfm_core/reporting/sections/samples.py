@@ -13,7 +13,7 @@ from crfm_core.data.rasters import paint, read_label, read_rgb
 from crfm_core.manifest import paths_of
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.inputs import DatasetResults, Pair
-from crfm_core.reporting.report import Report
+from crfm_core.reporting.page import Report
 from crfm_core.reporting.sections.corrections import notes_on_samples
 
 TITLE = "Samples"

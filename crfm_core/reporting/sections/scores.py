@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crfm_core.reporting.report import Report
+from crfm_core.reporting.page import Report
 from crfm_core.reporting.sections.answer import leading_group
 from crfm_core.reporting.tables import SCORES
 

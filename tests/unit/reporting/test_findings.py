@@ -152,7 +152,7 @@ def test_the_intervals_of_the_classes_are_counted():
 
 def test_classes_of_one_seed_have_no_verdict():
     finding = classes_of({"water": GAIN}, seeds=1)
-    assert finding.headline == "Open: a single seed gives no interval for any class" and "water +4.0" in finding.sentences[0]
+    assert finding.headline == "Open: a single seed gives no interval for any class" and "water (+4.0)" in finding.sentences[0]
 
 
 def test_the_best_recipe_with_synthetic_tiles_speaks_for_the_classes():
@@ -220,7 +220,7 @@ def test_the_best_form_is_said_as_the_numbers_have_it(tmp_path, judge, headline,
             [50, 53, 56],
             "change by +11.0 points, 8.0 points more than by the judge (95 % interval +5.5 to +10.5): the samples were optimised",
         ),
-        ([43, 44, 49], "change by +3.3 points; its distance to the judge's change is within noise"),
+        ([43, 44, 49], "change by +3.3 points; the judge sees the same change within noise"),
         ([40, 42, 44], "change by +0.0 points."),
     ],
 )
@@ -231,7 +231,7 @@ def test_the_critics_own_gain_is_called_larger_only_where_it_is(tmp_path, critic
 
 @pytest.mark.parametrize(
     ("second", "words"),
-    [([33, 34.5, 37], "Within noise of it, by corrected steps: default with 4."), ([23, 24, 28], "Every other form is below it by more")],
+    [([33, 34.5, 37], "Within noise of it: default with 4 corrected steps."), ([23, 24, 28], "Every other form is below it by more")],
 )
 def test_forms_that_the_seeds_cannot_tell_from_the_best_are_named(tmp_path, second, words):
     forms = {"default": [form(*DEFAULT, steps=2), form(second, DEFAULT[1])], "adaptive": [form([20, 21, 25.1], DEFAULT[1])]}

@@ -24,7 +24,7 @@ from crfm_core.reporting.colours import Colours
 from crfm_core.reporting.comparison import read_comparison
 from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.page import make_report
-from crfm_core.reporting.published import read_published
+from crfm_core.reporting.score_tables import read_published
 from crfm_core.reporting.sections import report_files
 
 MAIN = ["real", "real-equal", "triattention", "crfm"]
@@ -360,7 +360,7 @@ def test_both_meanings_of_three_to_one_are_told(wide):
 
 def test_a_mix_that_lost_its_synthetic_tiles_is_pointed_out(odd):
     _, text = shown(odd, "curation")
-    assert "The mix of crfm holds no synthetic tile: this recipe was trained on its 6 real tiles alone." in text
+    assert "The mix of crfm holds no synthetic tile: it was trained on its 6 real tiles alone." in text
     assert "mixed in 0 0 % 0 %" in text and "crfm 6 0 3 0.00 3 100.0 % 0 %" in text
 
 

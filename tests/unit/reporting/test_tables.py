@@ -203,7 +203,7 @@ WHY = "no weights: " + "the server is away, " * 9 + "try again"
     [
         ({"kind": "inception", "features": "last pooling of InceptionV3"}, ["FID", "KID", "12.35", "0.0123 ± 0.0021"], "Fréchet"),
         ({"fid": None, "kid": None, "kid_sd": None, "missing": WHY}, ["no distance: no weights", "try again"], "12.35"),
-        ({"kid_sd": None}, ["12.35      0.0123  "], "0.0021"),
+        ({"kid_sd": None}, ["12.35             0.0123  "], "0.0021"),
     ],
 )
 def test_what_the_distances_are_and_why_there_are_none_is_told(tmp_path, changes, words, absent):
