@@ -17,12 +17,6 @@ def selected_tables(settings: Settings) -> dict[str, Table]:
     return {name: settings.experiments[name] for name in dict.fromkeys(settings.tables)}
 
 
-def iterations(settings: Settings, recipe: str, segmentor: str) -> int:
-    """Training iterations of a segmentor on a recipe."""
-    schedule = settings.recipes[recipe].schedule
-    return round(settings.segmentors[segmentor].iterations * (settings.longest_schedule if schedule == "longest" else schedule))
-
-
 def copies(settings: Settings, control: str, sampler: str) -> int:
     """Synthetic tiles per real one: as many as the most demanding recipe of the selected tables takes; for samples that none of those
     uses as the most demanding recipe of all does, or 1."""
@@ -65,11 +59,8 @@ class Experiment:
         self.settings, self.datasets, self.results = settings, datasets, Layout(settings.results)
         self.own = list(datasets)[: len(settings.datasets)]
         self.tables = selected_tables(settings)
-
         self.published = [name for name, dataset in datasets.items() if dataset.source.CAN_DOWNLOAD]
         self.with_server = [name for name, dataset in datasets.items() if dataset.source.HAS_SERVER]
-
-    # ----------------------------------------------------------------------------------------------- what is compared
 
     def datasets_of(self, table: Table) -> list[str]:
         """The datasets a table compares on."""
@@ -117,8 +108,6 @@ class Experiment:
         one, settings = self.datasets[dataset], self.settings
         named = [recipe.split for recipe in settings.recipes.values()] + [one.split_of_losses for one in settings.filters.values()]
         return _once(filter(None, [one.train, one.test, one.val, one.held_out, *named, settings.generation.split]))
-
-    # ----------------------------------------------------------------------------------------------------------- files
 
     def checkpoint_of(self, judge: Judge, dataset: str) -> str:
         """The configured critic or judge: the user's checkpoint or folder, or the checkpoint of the one that is trained."""

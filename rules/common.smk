@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from crfm_core import CrfmError
-from crfm_core.experiment import Experiment, copies, downloads, hub_models, iterations, keeps_every_image
+from crfm_core.experiment import Experiment, copies, downloads, hub_models, keeps_every_image
 from crfm_core.files import hash_of
 from crfm_core.layout import Layout
 from crfm_core.settings import PLAIN, PRESETS, Download, load_datasets, load_settings, merge_layers

@@ -26,7 +26,7 @@ rule train_segmentor:
         classes=classes_of,
         palette=untracked(palette_of),
         network=lambda wildcards: network_of(wildcards.segmentor),
-        iterations=lambda wildcards: iterations(settings, wildcards.recipe, wildcards.segmentor),
+        iterations=lambda wildcards: settings.iterations(wildcards.recipe, wildcards.segmentor),
         device=untracked(settings.device),
     message:
         "Training {wildcards.segmentor} on {wildcards.recipe}, seed {wildcards.seed}"

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 
 from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
-from crfm_core.experiment import copies, iterations
+from crfm_core.experiment import copies
 from crfm_core.layout import Layout
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import Rates, Unknown, number_of
@@ -161,7 +161,7 @@ class Units:
 
     def crops(self) -> int:
         """Tiles that a segmentor trains on, as often as they are drawn."""
-        return iterations(self.settings, self.names["recipe"], self.names["segmentor"]) * self.segmentor.batch_size
+        return self.settings.iterations(self.names["recipe"], self.names["segmentor"]) * self.segmentor.batch_size
 
     def scored_tiles(self) -> float:
         """Area that is predicted to score the test split, in tiles: all windows, scales and flips."""

@@ -20,12 +20,11 @@ from crfm_core.settings.curation import (
 )
 from crfm_core.settings.data import AnySplit, BlockSplit, Dataset, GroupSplit, Scale, Selection, Split, Tiling
 from crfm_core.settings.generator import SCHEMES, AnyBase, Control, EmbeddedBase, EmbeddedVAE, FolderBase, HubBase
-from crfm_core.settings.layers import merge_layers
 from crfm_core.settings.loading import load_dataset, load_datasets, load_settings
 from crfm_core.settings.report import Generation, Table
 from crfm_core.settings.run import Settings
 from crfm_core.settings.sampling import PLAIN, PRESETS, Comparison, Preset, RectifySettings, Sampler, describe_preset
-from crfm_core.settings.schema import json_schema
+from crfm_core.settings.schema import json_schema, merge_layers
 from crfm_core.settings.segmentor import Architecture, Download, Evaluation, Judge, Segmentor
 from crfm_core.settings.sources import (
     AnySource,

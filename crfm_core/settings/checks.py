@@ -13,18 +13,13 @@ from crfm_core.settings.run import Settings
 
 def faults_between_sections(settings: Settings) -> list[str]:
     """The faults that no section shows alone; checks that follow names run where all names exist."""
-    faults = [fault for check in (*NAME_CHECKS, *SECTION_CHECKS) for fault in check(settings)]
+    faults = [fault for check in SECTION_CHECKS for fault in check(settings)]
     return faults or [fault for check in CHAIN_CHECKS for fault in check(settings)]
 
 
 def faults_with_dataset(settings: Settings, dataset: Dataset) -> list[str]:
     """What the settings say that does not fit a dataset."""
     return [fault for check in DATASET_CHECKS for fault in check(settings, dataset)]
-
-
-def _unknown(key: str, name: str | None, known: Collection[str]) -> Iterator[str]:
-    if name is not None and name not in known:
-        yield f"{key}: unknown name {name!r}; allowed: {', '.join(known) or '(none defined)'}"
 
 
 def _chain(settings: Settings, name: str | None) -> Iterator[str]:
@@ -34,46 +29,35 @@ def _chain(settings: Settings, name: str | None) -> Iterator[str]:
         name = settings.filters[name].after
 
 
-# ------------------------------------------------------------------------------------------------- names that exist
-
-
-def names_in_recipes(settings: Settings) -> Iterator[str]:
+def _references(settings: Settings) -> Iterator[tuple[str, str | None, Collection[str]]]:
+    """Every key that holds the name of something defined elsewhere, with the name and those that are defined."""
     for name, recipe in settings.recipes.items():
-        yield from _unknown(f"recipes.{name}.control", recipe.control, settings.controls)
-        yield from _unknown(f"recipes.{name}.sampler", recipe.sampler, settings.samplers)
-        yield from _unknown(f"recipes.{name}.filter", recipe.filter, settings.filters)
-        yield from _unknown(f"recipes.{name}.resample", recipe.resample, settings.resamplings)
-
-
-def names_in_filters(settings: Settings) -> Iterator[str]:
+        yield f"recipes.{name}.control", recipe.control, settings.controls
+        yield f"recipes.{name}.sampler", recipe.sampler, settings.samplers
+        yield f"recipes.{name}.filter", recipe.filter, settings.filters
+        yield f"recipes.{name}.resample", recipe.resample, settings.resamplings
     for name, filter_ in settings.filters.items():
-        yield from _unknown(f"filters.{name}.after", filter_.after, settings.filters)
+        yield f"filters.{name}.after", filter_.after, settings.filters
+    for name, table in settings.experiments.items():
+        for index, recipe_name in enumerate(table.recipes):
+            yield f"experiments.{name}.recipes.{index}", recipe_name, settings.recipes
+        for index, segmentor in enumerate(table.segmentors):
+            yield f"experiments.{name}.segmentors.{index}", segmentor, settings.segmentors
+    for index, name in enumerate(settings.tables):
+        yield f"tables.{index}", name, settings.experiments
+    for key, judge in (("critic", settings.critic), ("judge", settings.judge)):
+        yield f"{key}.recipe", judge.recipe, settings.recipes
+        yield f"{key}.segmentor", judge.segmentor, settings.segmentors
+    if settings.comparison:
+        yield "comparison.control", settings.comparison.control, settings.controls
+
+
+def unknown_names(settings: Settings) -> Iterator[str]:
+    for key, name, known in _references(settings):
+        if name is not None and name not in known:
+            yield f"{key}: unknown name {name!r}; allowed: {', '.join(known) or '(none defined)'}"
     if "none" in settings.filters:
         yield "filters.none: none stands for no filter; give it another name"
-
-
-def names_in_tables(settings: Settings) -> Iterator[str]:
-    for name, table in settings.experiments.items():
-        for index, recipe in enumerate(table.recipes):
-            yield from _unknown(f"experiments.{name}.recipes.{index}", recipe, settings.recipes)
-        for index, segmentor in enumerate(table.segmentors):
-            yield from _unknown(f"experiments.{name}.segmentors.{index}", segmentor, settings.segmentors)
-    for index, name in enumerate(settings.tables):
-        yield from _unknown(f"tables.{index}", name, settings.experiments)
-
-
-def names_of_judges(settings: Settings) -> Iterator[str]:
-    for key, judge in (("critic", settings.critic), ("judge", settings.judge)):
-        yield from _unknown(f"{key}.recipe", judge.recipe, settings.recipes)
-        yield from _unknown(f"{key}.segmentor", judge.segmentor, settings.segmentors)
-
-
-def name_in_comparison(settings: Settings) -> Iterator[str]:
-    if settings.comparison:
-        yield from _unknown("comparison.control", settings.comparison.control, settings.controls)
-
-
-# ----------------------------------------------------------------------------------------- sections that fit together
 
 
 def guidance_needs_caption_dropout(settings: Settings) -> Iterator[str]:
@@ -116,9 +100,6 @@ def judge_is_not_the_critic(settings: Settings) -> Iterator[str]:
         yield "judge: is the critic itself; name another recipe, segmentor or seed, or its verdict is no evidence"
 
 
-# --------------------------------------------------------------------------------- where names lead from one to another
-
-
 def rare_resampling_needs_a_pixel_filter(settings: Settings) -> Iterator[str]:
     for name, recipe in settings.recipes.items():
         resampling = settings.resamplings[recipe.resample] if recipe.resample else None
@@ -132,34 +113,29 @@ def warmup_is_shorter_than_training(settings: Settings) -> Iterator[str]:
     trained = [(recipe, name) for table in settings.experiments.values() for recipe in table.recipes for name in table.segmentors]
     trained += [(judge.recipe, judge.segmentor) for judge in (settings.critic, settings.judge) if judge.recipe and judge.segmentor]
     for recipe, name in dict.fromkeys(trained):
-        schedule = settings.recipes[recipe].schedule
-        iterations = round(settings.segmentors[name].iterations * (settings.longest_schedule if schedule == "longest" else schedule))
+        iterations = settings.iterations(recipe, name)
         if (warmup := settings.segmentors[name].warmup) >= iterations:
             yield f"segmentors.{name}.warmup: {warmup} leaves nothing of the {iterations} iterations on {recipe}; shorten it"
 
 
-NAME_CHECKS = (
-    names_in_recipes, names_in_filters, names_in_tables, names_of_judges, name_in_comparison,
-)  # fmt: skip
 SECTION_CHECKS = (
-    guidance_needs_caption_dropout, filters_need_the_section_clip, generation_needs_the_section_clip, filters_in_a_circle,
-    judges_train_on_real_tiles, judge_is_not_the_critic,
+    unknown_names, guidance_needs_caption_dropout, filters_need_the_section_clip, generation_needs_the_section_clip,
+    filters_in_a_circle, judges_train_on_real_tiles, judge_is_not_the_critic,
 )  # fmt: skip
 CHAIN_CHECKS = (rare_resampling_needs_a_pixel_filter, warmup_is_shorter_than_training)
-
-
-# ------------------------------------------------------------------------------------------------------- with a dataset
 
 
 def splits_that_train(settings: Settings, dataset: Dataset) -> Iterator[str]:
     named: dict[str, str | None] = {f"recipes.{name}.split": recipe.split or dataset.train for name, recipe in settings.recipes.items()}
     named |= {f"filters.{name}.statistics_split": one.split_of_losses for name, one in settings.filters.items()}
     for key, split in named.items():
-        if split is not None and split not in dataset.splits:
+        if split is None:
+            continue
+        if split not in dataset.splits:
             yield f"{key}: {dataset.name} has no split {split!r}; allowed: {', '.join(dataset.splits)}"
         if split == dataset.test:
             yield f"{key}: {split!r} is the test split of {dataset.name}; nothing may train on it"
-        if split is not None and split == dataset.held_out:
+        if split == dataset.held_out:
             yield f"{key}: {split!r} is the held-out split of {dataset.name}; nothing may train on it"
 
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from crfm_core import ConfigError
 from crfm_core.settings.checks import faults_between_sections, faults_with_dataset
 from crfm_core.settings.data import Dataset
-from crfm_core.settings.errors import faults_of, invalid
 from crfm_core.settings.run import Settings
+from crfm_core.settings.schema import faults_of
 
 
 def load_settings(config: dict, source: str = "configuration") -> Settings:
@@ -20,9 +20,9 @@ def load_settings(config: dict, source: str = "configuration") -> Settings:
     try:
         settings = Settings.model_validate(config)
     except ValidationError as error:
-        raise invalid(source, faults_of(error, Settings)) from None
+        raise _invalid(source, faults_of(error, Settings)) from None
     if faults := faults_between_sections(settings):
-        raise invalid(source, faults)
+        raise _invalid(source, faults)
     return settings
 
 
@@ -35,7 +35,11 @@ def load_dataset(path: Path | str) -> Dataset:
     try:
         return Dataset.model_validate(content)
     except ValidationError as error:
-        raise invalid(str(path), faults_of(error, Dataset)) from None
+        raise _invalid(str(path), faults_of(error, Dataset)) from None
+
+
+def _invalid(source: str, faults: list[str]) -> ConfigError:
+    return ConfigError(f"{source} is not a valid configuration:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults)))
 
 
 def _read_dataset(path: Path, liked: tuple[Path, ...] = ()) -> dict:

@@ -60,3 +60,8 @@ class Settings(Section):
         """What the schedule ``longest`` stands for: that of the longest recipe of all tables, built or not."""
         schedules = [self.recipes[name].schedule for table in self.experiments.values() for name in table.recipes]
         return max([1.0, *(schedule for schedule in schedules if schedule != "longest")])
+
+    def iterations(self, recipe: str, segmentor: str) -> int:
+        """Training iterations of a segmentor on a recipe."""
+        schedule = self.recipes[recipe].schedule
+        return round(self.segmentors[segmentor].iterations * (self.longest_schedule if schedule == "longest" else schedule))

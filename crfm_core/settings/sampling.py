@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -112,10 +112,11 @@ class RectifySettings:
                 f"step size searched for, at most {self.step_size:g} ({schedule}), {self.trials} trials per step; a sample is done at "
                 f"{100 * self.agreement:g} % agreement or after {self.patience} steps without gain"
             )
-        parts = [f"step size {self.step_size:g} ({schedule})", f"{self.inner_steps} per step", f"{self.pixels} pixels"]
-        parts += [self.reduction, f"normalise {self.normalise}"]
-        parts += ["shrink" if self.shrink else "no shrink", "clamp" if self.clamp else "no clamp"]
-        return ", ".join(parts + ["the gradient is added, not subtracted"] * self.ascend)
+        shrink, clamp = "shrink" if self.shrink else "no shrink", "clamp" if self.clamp else "no clamp"
+        return (
+            f"step size {self.step_size:g} ({schedule}), {self.inner_steps} per step, {self.pixels} pixels, {self.reduction}, "
+            f"normalise {self.normalise}, {shrink}, {clamp}" + ", the gradient is added, not subtracted" * self.ascend
+        )
 
 
 #: The name of sampling without correction, where presets are compared with it.
@@ -124,12 +125,7 @@ PLAIN = "plain"
 Preset = Literal["paper", "released", "default", "adaptive"]
 
 #: Functions that give the settings of a preset, changed by keyword; the docstring is what a preset says of itself.
-PRESETS: dict[str, Callable[..., RectifySettings]] = {
-    "paper": RectifySettings.paper,
-    "released": RectifySettings.released,
-    "default": RectifySettings.default,
-    "adaptive": RectifySettings.adaptive,
-}
+PRESETS: dict[str, Callable[..., RectifySettings]] = {name: getattr(RectifySettings, name) for name in get_args(Preset)}
 
 
 def describe_preset(name: str) -> str:

@@ -1,12 +1,17 @@
-"""The JSON schema of the settings, and a walk along the keys of a configuration in it."""
+"""The JSON schema of the settings, and what a walk along the keys of a configuration in it tells: wrong keys, and keys of another kind."""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
+from crfm_core.settings.base import Section
 from crfm_core.settings.run import Settings
 
 Node = dict[str, Any]
@@ -82,3 +87,86 @@ def locate(schema: Node, location: Iterable[str | int]) -> Place:
     for part in location:
         place = place.of_kind(str(part)) if part in place.kinds and "discriminator" in place.node else place.below(part)
     return place
+
+
+def faults_of(error: ValidationError, model: type[Section]) -> list[str]:
+    """The faults that pydantic found."""
+    schema, faults = model.model_json_schema(), error.errors()
+    places = [locate(schema, fault["loc"]) for fault in faults]
+    pairs = zip(faults, places, strict=True)
+    return [_line(fault, place, schema) for fault, place in pairs if not _of_another_type(fault, place, faults, places)]
+
+
+def _of_another_type(fault: Any, place: Place, faults: list[Any], places: list[Place]) -> bool:
+    """Whether a value may be of several types and this fault speaks of one that it is not, while another fault speaks of its own."""
+    return fault["type"].endswith("_type") and any(
+        not other["type"].endswith("_type") and at.keys[: len(place.keys)] == place.keys for other, at in zip(faults, places, strict=True)
+    )
+
+
+def _line(fault: Any, place: Place, schema: dict[str, Any]) -> str:
+    path, message = ".".join(place.keys), re.sub(r"^Value error, ", "", fault["msg"])
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{path}: {_why_unknown(place.keys[-1], locate(schema, fault['loc'][:-1]))}"
+    if fault["type"] == "union_tag_invalid":
+        return f"{path}.{place.discriminator}: unknown kind {fault['ctx']['tag']!r}; allowed: {', '.join(place.kinds)}"
+    if fault["type"] == "union_tag_not_found":
+        return f"{path}.{place.discriminator}: missing; allowed: {', '.join(place.kinds)}"
+    names_a_key = fault["type"] == "value_error" and re.match(r"[\w.]+: ", message)  # a section's own check: "steps: ..."
+    joint = "" if not path else "." if names_a_key else ": "
+    return f"{path}{joint}{message}{_found(fault)}"
+
+
+def _found(fault: Any) -> str:
+    simple = "input" in fault and not isinstance(fault["input"], (dict, list))
+    return f" (found {fault['input']!r})" if simple else ""
+
+
+def _why_unknown(key: str, section: Place) -> str:
+    """Why a section does not have a key: it belongs to another kind of the section, or to none."""
+    allowed = ", ".join(section.allowed) or "none"
+    owners = [kind for kind, node in section.kinds.items() if key in node.get("properties", {})]
+    own = [kind for kind, node in section.kinds.items() if node == section.node]
+    if owners and own:
+        return f"belongs to {section.discriminator} {', '.join(owners)}; {own[0]} allows: {allowed}"
+    return f"unknown key; allowed: {allowed}"
+
+
+def merge_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration that several files, or changes on the command line, give together, and the settings that it does not use.
+
+    A key of a later layer replaces that of earlier ones; sections are merged key by key. Where a later layer chooses another kind of a
+    section, the keys of earlier layers that the new kind does not have are left out. They are returned as dotted paths. A key that
+    stands in the layer that chooses the kind, or in a later one, always stays, so that a wrong one is refused.
+    """
+    schema = Settings.model_json_schema()
+    merged: dict[str, Any] = {}
+    unused: list[str] = []
+    for layer in layers:
+        _lay_over(merged, layer, Place(schema, schema), unused)
+    return merged, list(dict.fromkeys(unused))
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any], place: Place, unused: list[str]) -> None:
+    if place.kinds:
+        before, kind = below.get(place.discriminator), above.get(place.discriminator, below.get(place.discriminator))
+        if isinstance(kind, str) and kind in place.kinds:
+            place = place.of_kind(kind)
+            _drop(below, [key for key in below if before not in (None, kind) and key not in place.allowed], place, unused)
+    for group in place.node.get("alternatives", []):
+        if any(above.get(key) is not None for key in group):
+            others = {key for other in place.node["alternatives"] if other != group for key in other}
+            _drop(below, [key for key in below if key in others - set(above)], place, unused)
+    for key, value in above.items():
+        if isinstance(value, Mapping):
+            if not isinstance(below.get(key), dict):
+                below[key] = {}
+            _lay_over(below[key], value, place.below(key), unused)
+        else:
+            below[key] = copy.deepcopy(value)
+
+
+def _drop(section: dict[str, Any], keys: list[str], place: Place, unused: list[str]) -> None:
+    for key in keys:
+        if section.pop(key) is not None:
+            unused.append(".".join([*place.keys, key]))

@@ -7,7 +7,7 @@ import yaml
 from paths import ROOT
 
 from crfm_core import ConfigError
-from crfm_core.experiment import Experiment, copies, downloads, filter_chain, hub_models, iterations, keeps_every_image, selected_tables
+from crfm_core.experiment import Experiment, copies, downloads, filter_chain, hub_models, keeps_every_image, selected_tables
 from crfm_core.layout import Layout
 from crfm_core.settings import load_datasets, load_settings
 
@@ -31,14 +31,14 @@ def world(**changes) -> Experiment:
 
 def test_an_equal_recipe_trains_as_long_as_the_longest_of_the_tables():
     settings = settings_of()
-    longest = iterations(settings, "crfm", "segformer_tiny")
-    assert longest == 2 * settings.segmentors["segformer_tiny"].iterations == iterations(settings, "real-equal", "segformer_tiny")
-    assert iterations(settings, "real", "segformer_tiny") == longest // 2
+    longest = settings.iterations("crfm", "segformer_tiny")
+    assert longest == 2 * settings.segmentors["segformer_tiny"].iterations == settings.iterations("real-equal", "segformer_tiny")
+    assert settings.iterations("real", "segformer_tiny") == longest // 2
 
 
 def test_the_longest_recipe_counts_whether_its_table_is_built_or_not():
     settings = settings_of(recipes={"hardness": {"schedule": 4}}, tables=["main"])
-    assert iterations(settings, "real-equal", "segformer_tiny") == 4 * settings.segmentors["segformer_tiny"].iterations
+    assert settings.iterations("real-equal", "segformer_tiny") == 4 * settings.segmentors["segformer_tiny"].iterations
 
 
 def test_filters_come_in_the_order_in_which_they_are_applied():

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from crfm_core.devices import gpu_names
-from crfm_core.experiment import filter_chain, iterations, selected_tables
+from crfm_core.experiment import filter_chain, selected_tables
 from crfm_core.reporting.page import Report
 from crfm_core.reporting.sections.corrections import sampler_line
 from crfm_core.settings import Settings
@@ -30,11 +30,11 @@ def recipe_rows(settings: Settings, leading: Collection[str]) -> list[dict]:
     for table in selected_tables(settings).values():
         for name in table.recipes:
             for segmentor in table.segmentors:
-                uses.setdefault(name, {})[segmentor] = iterations(settings, name, segmentor)
+                uses.setdefault(name, {})[segmentor] = settings.iterations(name, segmentor)
     marked = set(leading)
     for one in (settings.critic, settings.judge):
         if one.recipe and one.segmentor:
-            uses.setdefault(one.recipe, {})[one.segmentor] = iterations(settings, one.recipe, one.segmentor)
+            uses.setdefault(one.recipe, {})[one.segmentor] = settings.iterations(one.recipe, one.segmentor)
             marked.add(one.recipe)
     return [
         {

@@ -13,7 +13,7 @@ from paths import ROOT
 from snakemake.utils import update_config
 
 from crfm_core import ConfigError
-from crfm_core.experiment import copies, iterations, selected_tables
+from crfm_core.experiment import copies, selected_tables
 from crfm_core.settings import RectifySettings, Settings, json_schema, load_dataset, load_datasets, load_settings
 from crfm_core.settings.documentation import configuration_page
 
@@ -198,7 +198,7 @@ def test_the_overlay_for_dubai_fits_the_default():
     assert (
         settings.datasets == ["dubai"]
         and set(settings.controls) > {"triattention"}
-        and iterations(settings, "real", "segformer_tiny") == 500
+        and settings.iterations("real", "segformer_tiny") == 500
     )
     assert {"train", "test", settings.recipes["reference"].split, settings.generation.split} == set(dataset.source.splits)
 
