@@ -55,14 +55,20 @@ def open_raster(path: Path | str, **options: Any) -> Iterator[rasterio.DatasetRe
         raise DataError(f"{path}: no such file")
     if not path.stat().st_size:
         raise DataError(f"{path}: is empty (0 bytes); copy or download it again")
-    with rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings():
+    formats = [*FORMATS, "VRT"] if path.suffix.lower() == ".vrt" else list(FORMATS)
+    with rasterio.Env(**GDAL_OPTIONS), warnings.catch_warnings(), _faults_of(path):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            formats = [*FORMATS, "VRT"] if path.suffix.lower() == ".vrt" else list(FORMATS)
-            with DatasetReader(str(path), driver=formats, **options) as source:
-                yield source
-        except GDAL_FAULTS as error:
-            raise _unreadable(path, error) from error
+        with DatasetReader(str(path), driver=formats, **options) as source:
+            yield source
+
+
+@contextlib.contextmanager
+def _faults_of(path: Path | str) -> Iterator[None]:
+    """Turn what GDAL raises into a DataError that names the raster."""
+    try:
+        yield
+    except GDAL_FAULTS as error:
+        raise DataError(f"{path}: not a readable raster ({error.__cause__ or error}); is it complete, and an image?") from error
 
 
 @contextlib.contextmanager
@@ -96,16 +102,10 @@ def strips_of(raster: rasterio.DatasetReader) -> Iterator[Window]:
         yield Window(0, top, raster.width, min(STRIP, raster.height - top))
 
 
-def _unreadable(path: Path | str, error: Exception) -> DataError:
-    return DataError(f"{path}: not a readable raster ({error.__cause__ or error}); is it complete, and an image?")
-
-
 def read_bands(source: rasterio.DatasetReader, bands: int | Sequence[int], window: Window | None = None, **options: Any) -> np.ndarray:
     """``source.read`` with errors that name this raster, where several are open."""
-    try:
+    with _faults_of(name_of(source)):
         return source.read(bands, window=window, **options)
-    except GDAL_FAULTS as error:
-        raise _unreadable(name_of(source), error) from error
 
 
 def name_of(source: rasterio.DatasetReader) -> str:
@@ -233,10 +233,8 @@ def has_holes(source: rasterio.DatasetReader) -> bool:
 
 def invalid_of(source: rasterio.DatasetReader, window: Window | None = None, bands: Sequence[int] | None = None) -> np.ndarray:
     """Pixels without a picture: nodata, masked, transparent, or NaN in a shown band; bool [H,W]."""
-    try:
+    with _faults_of(name_of(source)):
         invalid = source.dataset_mask(window=window) == 0
-    except GDAL_FAULTS as error:
-        raise _unreadable(name_of(source), error) from error
     if (alpha := alpha_band(source)) is not None:
         invalid |= read_bands(source, alpha, window) == 0
     if source.dtypes[0].startswith("float"):

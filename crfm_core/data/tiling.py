@@ -146,9 +146,7 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     if not regions:
         raise DataError(f"{scenes_manifest}: no scene in split {split!r}; give it scenes in the dataset's source")
     tasks = []
-    for row in scenes.itertuples():
-        if row.scene not in regions:
-            continue
+    for row in scenes[scenes.scene.isin(list(regions))].itertuples():
         about = (dataset.name, split, row.scene, dataset.licence, row.caption)
         limits = (row.low, row.high) if tiling.scale else None
         task = Scene(Path(row.image), Path(row.label), folder, tiling, *about, limits, label_map, len(dataset.classes))

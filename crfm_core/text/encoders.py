@@ -64,16 +64,14 @@ class TextEncoders:
         CLIP: the penultimate layer's states of both encoders side by side, padded with zeros to T5's width, and their pooled
         projections side by side. T5: the last layer's states, after CLIP's along the tokens. Prompts that are too long are truncated.
         """
-        states, pooled = zip(*(self._clip(tokenizer, encoder, prompts) for tokenizer, encoder in self.clips), strict=True)
+        encoded = [
+            encoder(_tokens(tokenizer, prompts, self.clip_length, encoder), output_hidden_states=True) for tokenizer, encoder in self.clips
+        ]
+        clip = torch.cat([one.hidden_states[-2] for one in encoded], dim=-1)
         tokenizer, encoder = self.t5
         t5 = encoder(_tokens(tokenizer, prompts, self.t5_length, encoder))[0]
-        clip = torch.cat(states, dim=-1)
         clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-        return torch.cat([clip, t5], dim=1), torch.cat(pooled, dim=-1)
-
-    def _clip(self, tokenizer, encoder, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        encoded = encoder(_tokens(tokenizer, prompts, self.clip_length, encoder), output_hidden_states=True)
-        return encoded.hidden_states[-2], encoded.text_embeds
+        return torch.cat([clip, t5], dim=1), torch.cat([one.text_embeds for one in encoded], dim=-1)
 
 
 def _tokens(tokenizer, prompts: Sequence[str], length: int, encoder) -> Tensor:

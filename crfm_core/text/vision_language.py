@@ -55,10 +55,10 @@ def describe_images(
     Raises DataError naming the image whose answer is empty, and WeightsError or ResourceError when the model cannot be loaded or run.
     """
     folder, images = check_folder(folder, CAPTION_KEY), list(images)
-    subfolder = hash_of(hash_of_model(folder), settings.prompt, settings.max_new_tokens)[:16]
+    answers = Path(answers) / hash_of(hash_of_model(folder), settings.prompt, settings.max_new_tokens)[:16]
     digests = [hash_of_pixels(read_rgb(path)) for path in tqdm(images, "hashes", disable=None)] if digests is None else list(digests)
-    with exclusive(Path(answers) / subfolder / part):
-        known = read_answers(Path(answers) / subfolder)
+    with exclusive(answers / part):
+        known = read_answers(answers)
         first = {digest: index for index, digest in reversed(list(enumerate(digests)))}  # of several with the same pixels
         missing = sorted(index for digest, index in first.items() if digest not in known)
         print(f"{len(first)} images, {len(first) - len(missing)} of them already captioned", flush=True)
@@ -69,7 +69,7 @@ def describe_images(
                 batch = missing[start : start + settings.batch_size]
                 answered = model.answer([read_rgb(images[index]) for index in batch], settings.prompt, settings.max_new_tokens)
                 new = {digests[index]: answer for index, answer in zip(batch, answered, strict=True) if answer}
-                keep_answers(Path(answers) / subfolder / part / "answers.jsonl", new)
+                keep_answers(answers / part / "answers.jsonl", new)
                 if empty := [names[index] for index, answer in zip(batch, answered, strict=True) if not answer]:
                     raise DataError(
                         f"{folder} gives an empty answer about tile {', '.join(empty)}; set another captions.model.prompt or model"

@@ -63,13 +63,11 @@ class FUSU(SceneSource):
     def locate(self) -> Path | None:
         """The folder in which a layout begins: the source's own, or one below it. DataError when it is of another revision."""
         if (place := self._layout(self.folder)) == self.folder:
-            record = read_record(place)
-            held = (record.get("repo"), record.get("revision"), record.get("asked"))
-            wanted = self.settings
-            if held[1] and (wanted.repo != held[0] or wanted.revision not in held[1:]):
+            held, wanted = read_record(place), self.settings
+            if held.get("revision") and not Repository(wanted.repo, wanted.revision, place).matches(held):
                 raise DataError(
-                    f"source.revision: {place} holds {held[0]} at {held[1]}, not {wanted.repo} at {wanted.revision}; set source.repo and "
-                    "source.revision to what it holds, or source.root to another folder to have the other fetched"
+                    f"source.revision: {place} holds {held.get('repo')} at {held['revision']}, not {wanted.repo} at {wanted.revision}; set "
+                    "source.repo and source.revision to what it holds, or source.root to another folder to have the other fetched"
                 )
         return place
 
@@ -121,22 +119,18 @@ class FUSU(SceneSource):
                 if not (self.folder / text.name).exists():
                     shutil.copyfile(text, self.folder / text.name)
             place.rename(whole)
-        if whole.is_dir():
-            self._move(hub, whole)
-        remove(hub)
-        remove(whole)
-
-    def _move(self, hub: Path, whole: Path) -> None:
-        """Move the data from ``whole`` into the source's folder; a stopped run goes on here."""
+        # a run that was stopped while it moved the data goes on here
         for held in (hub, whole):  # the record lies in one of them, with what was not renamed
-            if record := read_record(held):
+            if whole.is_dir() and (record := read_record(held)):
                 write_json(self.folder / FETCH_RECORD, record)
-        for path in sorted(whole.iterdir()):
+        for path in sorted(whole.iterdir()) if whole.is_dir() else []:
             if _is_data(path):
                 target = self.folder / path.name
                 if target.exists():
                     raise DataError(f"source.root: {target} is there already; move it away to have the dataset's put there")
                 path.rename(target)
+        remove(hub)
+        remove(whole)
 
     def _unpacked(self, hub: Path, command: str) -> Path:
         """The downloaded and unpacked repository, or the folder in it that has a layout."""
@@ -149,10 +143,10 @@ class FUSU(SceneSource):
                     f"({', '.join(ARCHIVE_SUFFIXES)}); {instead}"
                 )
 
-        held = read_record(hub)
-        if held and (held["repo"] != settings.repo or settings.revision not in (held["revision"], held["asked"])):
+        repository = Repository(settings.repo, settings.revision, hub, _is_needed, "dataset", check, "source", "root", instead, command)
+        if (held := read_record(hub)) and not repository.matches(held):
             shutil.rmtree(hub)  # with what was unpacked of the other revision
-        Repository(settings.repo, settings.revision, hub, _is_needed, "dataset", check, "source", "root", instead, command).fetch()
+        repository.fetch()
         names = sorted(read_json(hub / FETCH_RECORD)["files"])
         targets = {name: (hub / name).with_name(stem_of(hub / name)) for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)}
         for name, target in targets.items():

@@ -130,7 +130,6 @@ class _Raster:
 class _Polygons:
     """The polygons of a vector file with their training ids."""
 
-    path: Path
     crs: str
     shapes: np.ndarray
     ids: np.ndarray
@@ -175,7 +174,7 @@ class _Polygons:
                 "Add them to label_map (255 = ignore) or correct the labels"
             )
         there = np.array([shape is not None and not shape.is_empty for shape in shapes], bool)
-        return cls(path, info["crs"], shapes[there], np.array([known[value] for value in values], np.uint8)[there])
+        return cls(info["crs"], shapes[there], np.array([known[value] for value in values], np.uint8)[there])
 
     def meets(self, picture: rasterio.DatasetReader) -> bool:
         return len(self._near(picture, _bounds(picture.transform, picture.width, picture.height))) > 0
