@@ -144,19 +144,16 @@ def require_token(hub: HubBase) -> None:
 def name_fault(name: str) -> str:
     """Why a file of a listing or an archive must not be written below a folder under its own name; "" if it may."""
     parts = PurePosixPath(name).parts
-    if "\\" in name:
-        return "holds a backslash"
-    if re.match(r"[A-Za-z]:", name):
-        return "begins with a drive letter"
-    if name.startswith("/"):
-        return "is absolute"
-    if ".." in parts:
-        return "leads upwards"
-    if not parts:
-        return "is empty"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "holds control characters"
-    return "is too long" if any(len(part.encode(errors="surrogatepass")) > 255 for part in parts) else ""
+    faults = {
+        "holds a backslash": "\\" in name,
+        "begins with a drive letter": re.match(r"[A-Za-z]:", name),
+        "is absolute": name.startswith("/"),
+        "leads upwards": ".." in parts,
+        "is empty": not parts,
+        "holds control characters": any(ord(character) < 32 or ord(character) == 127 for character in name),
+        "is too long": any(len(part.encode(errors="surrogatepass")) > 255 for part in parts),
+    }
+    return next((fault for fault, found in faults.items() if found), "")
 
 
 @dataclass(frozen=True)
