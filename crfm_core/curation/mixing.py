@@ -56,7 +56,9 @@ def mix(
                 f"{synthetic_manifest}: {len(synthetic)} synthetic tiles, and {synthetic_per_real} for each of {len(real)} real ones "
                 f"are {wanted}; make more copies or lower synthetic_per_real"
             )
-        chosen = synthetic.loc[_order(synthetic, seed, exactly)[:wanted]]
+        copy = synthetic.get("copy", 0) if exactly else 0
+        drawn = synthetic.assign(_copy=copy, _draw=[hash_of(seed, tile_id) for tile_id in synthetic.tile_id])
+        chosen = synthetic.loc[drawn.sort_values(["_copy", "_draw"]).index[:wanted]]
         _print_mix(real, synthetic, chosen, wanted, classes)
         # whole numbers stay whole beside rows without them: as floats, seeds would lose their last digits
         whole = {name: "Int64" for name in chosen.select_dtypes("integer") if name not in real}
@@ -75,13 +77,6 @@ def _read_synthetic(manifest: Path | str, out: Path | str) -> pd.DataFrame:
     if not any(pixels.any() for pixels in table.pixels):
         raise DataError(f"{out}: none of the {len(table)} synthetic tiles of {manifest} has a labelled pixel left; {remedy}")
     return table
-
-
-def _order(synthetic: pd.DataFrame, seed: int, copies_in_turn: bool) -> pd.Index:
-    """The rows in the order in which they are taken."""
-    copy = synthetic.get("copy", 0) if copies_in_turn else 0
-    drawn = synthetic.assign(_copy=copy, _draw=[hash_of(seed, tile_id) for tile_id in synthetic.tile_id])
-    return drawn.sort_values(["_copy", "_draw"]).index
 
 
 def _print_mix(real: pd.DataFrame, synthetic: pd.DataFrame, chosen: pd.DataFrame, wanted: int, classes: Sequence[str] | None) -> None:

@@ -75,34 +75,41 @@ def measure_generation(
     are empty where nothing is missing, or nothing was configured.
     """
     synthetic, real, training = (Path(manifest) for manifest in (synthetic, real, training))
-    embedding = load_clip(clip, str(device)) if clip and (settings.cmmd or settings.features == "clip") else None
-    name, extractor, missing = _extractor(settings, judge, judged_by, weights, embedding, device)
-    if extractor and settings.features == "judge" and (missing := _judge_fault(extractor, real, root)):
+    kind = settings.features
+    embedding = load_clip(clip, str(device)) if clip and (settings.cmmd or kind == "clip") else None
+    name, extractor, missing = _extractor(kind, judge, judged_by, weights, embedding, device)
+    if extractor and kind == "judge" and (missing := _judge_fault(extractor, real, root)):
         extractor = None
-    with_cmmd = embedding is not None and settings.cmmd
-    clip_key = "compared" if settings.features == "clip" else "clip"  # no image goes through CLIP twice
-    extractors = {"compared": extractor} if extractor else {}
-    if embedding and with_cmmd:
-        extractors[clip_key] = embedding.image_features
+    extractors: dict[str, Extractor] = {kind: extractor} if extractor else {}
+    if embedding and settings.cmmd:
+        extractors["clip"] = embedding.image_features
     features = {
         manifest: extract_features(manifest, root, extractors if manifest in (synthetic, real) else {}, settings.batch_size)
         for manifest in dict.fromkeys((synthetic, real, training))
     }
     samples, tiles = features[synthetic], features[real]
-    if extractor and not all(both.features["compared"].isfinite().all() for both in (tiles, samples)):
+    if extractor and not all(both.features[kind].isfinite().all() for both in (tiles, samples)):
         missing = "the features of some tiles are no numbers"
+    diversities = {
+        "copies": None if missing else diversity(samples.features[kind], samples.table.mask_of.tolist()),
+        "real": None if missing else diversity(tiles.features[kind]),
+    }
+    if not missing and min(len(tiles.table), len(samples.table)) < 2:
+        missing = f"{len(tiles.table)} real and {len(samples.table)} synthetic tiles; a distance takes two of each"
+    distances: dict[str, float | None] = dict.fromkeys(("fid", "kid", "kid_sd", "subset"))
+    if not missing:
+        compared = tiles.features[kind], samples.features[kind]
+        distances = dict(zip(distances, (frechet_distance(*compared), *kernel_distance(*compared, settings.subset)), strict=True))
     return {
         "features": name,
-        "kind": settings.features,
+        "kind": kind,
         "real": {"split": str(tiles.table["split"].iloc[0]), "tiles": len(tiles.table)},
         "samples": len(samples.table),
-        **_distances(tiles, samples, missing, settings.subset),
-        "cmmd": cmmd(tiles.features[clip_key], samples.features[clip_key]) if with_cmmd else None,
-        "cmmd_missing": NO_CLIP if settings.cmmd and not with_cmmd else "",
-        "diversity": {
-            "copies": None if missing else diversity(samples.features["compared"], samples.table.mask_of.tolist()),
-            "real": None if missing else diversity(tiles.features["compared"]),
-        },
+        **distances,
+        "missing": missing,
+        "cmmd": cmmd(tiles.features["clip"], samples.features["clip"]) if embedding and settings.cmmd else None,
+        "cmmd_missing": NO_CLIP if settings.cmmd and not embedding else "",
+        "diversity": diversities,
         **memorised_tiles(samples, features[training], device),
     }
 
@@ -118,35 +125,21 @@ def extract_features(manifest: Path | str, root: Path | str, extractors: Mapping
     return TileFeatures(read_manifest(manifest), {name: joined[name] for name in extractors}, joined["residuals"])
 
 
-def _distances(tiles: TileFeatures, samples: TileFeatures, missing: str, subset: int) -> dict:
-    counts = len(tiles.table), len(samples.table)
-    if not missing and min(counts) < 2:
-        missing = f"{counts[0]} real and {counts[1]} synthetic tiles; a distance takes two of each"
-    if missing:
-        return {"fid": None, "kid": None, "kid_sd": None, "subset": None, "missing": missing}
-    features = tiles.features["compared"], samples.features["compared"]
-    mean, deviation, drawn = kernel_distance(*features, subset)
-    return {"fid": frechet_distance(*features), "kid": mean, "kid_sd": deviation, "subset": drawn, "missing": ""}
-
-
-# ------------------------------------------------------------------------------------------------------------ features
-
-
 def _extractor(
-    settings: Generation,
-    judge: Critic | None,
-    judged_by: Judge | None,
-    weights: Path | str | None,
-    embedding: Clip | None,
-    device: torch.device | str,
+    kind: str, judge: Critic | None, judged_by: Judge | None, weights: Path | str | None, embedding: Clip | None, device: torch.device | str
 ) -> tuple[str, Extractor | None, str]:
     """The features that distances are measured in: their name, their extractor, and why there is none."""
-    if settings.features == "clip":
+    if kind == "clip":
         return (f"embeddings of {embedding.name}", embedding.image_features, "") if embedding else ("CLIP", None, NO_CLIP)
-    if settings.features == "judge":
+    if kind == "judge":
+        name = "deepest features of the judge"
         if judge is None:
-            return "deepest features of the judge", None, "there is no judge"
-        return f"deepest features of the judge{_judge_name(judged_by)}", judge_features(judge), ""
+            return name, None, "there is no judge"
+        if judged_by and judged_by.path:
+            name += f", {Path(judged_by.path).name}"
+        elif judged_by:
+            name += f", {judged_by.segmentor} on {judged_by.recipe}, seed {judged_by.seed}"
+        return name, judge_features(judge), ""
     if weights and Path(weights).suffix == ".json":
         note = read_json(weights)
         if "missing" in note:
@@ -155,12 +148,6 @@ def _extractor(
     if (missing := why_no_inception(weights)) or weights is None:
         return "InceptionV3", None, missing
     return f"last pooling of InceptionV3, {Path(weights).name}", Inception(weights, device).image_features, ""
-
-
-def _judge_name(judge: Judge | None) -> str:
-    if judge is None:
-        return ""
-    return f", {Path(judge.path).name}" if judge.path else f", {judge.segmentor} on {judge.recipe}, seed {judge.seed}"
 
 
 def judge_features(judge: Critic) -> Extractor:
@@ -212,9 +199,6 @@ def _judge_fault(extractor: Extractor, manifest: Path | str, root: Path | str) -
     except (TypeError, ValueError) as error:
         return f"the judge gives no features: {error}"
     return ""
-
-
-# -------------------------------------------------------------------------------------------------------------- copies
 
 
 def class_residuals(images: np.ndarray, labels: np.ndarray) -> Tensor:

@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -21,14 +21,12 @@ from crfm_core.files import seed_of, write_json
 from crfm_core.layout import Layout
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.metrics.confusion import OVERALL_SCORES, ConfusionMatrix
+from crfm_core.sampling.correction import MEASUREMENTS
 from crfm_core.sampling.sampler import OpenedSampler, as_uint8
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import as_input
 from crfm_core.settings import PLAIN, PRESETS, Comparison, Sampler
 from crfm_core.text.encoders import PromptCache
-
-#: What is averaged over the samples at each corrected step.
-MEANS_BY_STEP = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
 
 
 def compare_corrections(
@@ -62,50 +60,39 @@ def compare_corrections(
         seconds, seeds, records = 0.0, [], []
         notes: Counter[str] = Counter()
         for seed in comparison.seeds:
-            scores = _Scores(sampler.critic, judge)
+            batches = []
             for start in tqdm(range(0, len(table), comparison.batch_size), desc=f"{preset}-{steps}, seed {seed}", disable=None):
                 rows = slice(start, start + comparison.batch_size)
                 noise = [torch.Generator().manual_seed(seed_of("comparison", tile, seed)) for tile in table.tile_id[rows]]
                 begun = time.monotonic()
                 drawn = draw(masks[rows], embeds[rows], pooled[rows], noise)
                 seconds += time.monotonic() - begun
-                scores.add(as_uint8(drawn.images), masks[rows])
+                batches.append((as_uint8(drawn.images), masks[rows]))
                 records += drawn.records
                 notes.update(note for note in drawn.notes if note)
-            seeds.append({"seed": seed, **scores.summary()})
+            seeds.append({"seed": seed, **_scores(sampler.critic, judge, batches)})
         per_image = seconds / len(table) / len(comparison.seeds)
         forms.append({"steps": steps, "seeds": seeds, "seconds_per_image": per_image, "notes": dict(notes), **_summary_of(records)})
     write_json(out, {"preset": preset, "masks": len(table), "num_steps": comparison.num_steps, "forms": forms})
 
 
-class _Scores:
-    """How critic and judge segment images, against the masks of these."""
-
-    def __init__(self, critic: Critic, judge: Critic) -> None:
-        self.models = {"critic": critic, "judge": judge}
-        self.matrices = {who: ConfusionMatrix(len(model.classes)) for who, model in self.models.items()}
-        self.losses: list[float] = []
-
-    @torch.no_grad()
-    def add(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Add images uint8 [B, H, W, 3] and the masks [B, H, W] they were made for."""
-        targets = torch.from_numpy(labels).long()
-        for who, model in self.models.items():
+@torch.no_grad()
+def _scores(critic: Critic, judge: Critic, batches: list[tuple[np.ndarray, np.ndarray]]) -> dict:
+    """How critic and judge segment images, uint8 [B, H, W, 3], against the masks [B, H, W] they were made for."""
+    scores: dict[str, Any] = {}
+    losses: list[float] = []
+    for who, model in {"critic": critic, "judge": judge}.items():
+        matrix = ConfusionMatrix(len(model.classes))
+        for images, masks in batches:
             logits = model.logits(as_input(images, next(model.parameters()).device)).cpu()
-            self.matrices[who].update(logits.argmax(1).numpy(), labels)
+            matrix.update(logits.argmax(1).numpy(), masks)
             if who == "critic":
-                self.losses += _losses(logits.float(), targets)
-
-    def summary(self) -> dict:
-        scores = {who: {name: matrix.scores()[name] for name in OVERALL_SCORES} for who, matrix in self.matrices.items()}
-        return scores | {"critic_loss": mean(self.losses) if self.losses else None}
-
-
-def _losses(logits: Tensor, labels: Tensor) -> list[float]:
-    """Mean cross-entropy of each image that has a labelled pixel."""
-    counted = (labels != IGNORE).sum((1, 2))
-    sums = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").sum((1, 2))
-    return (sums / counted)[counted > 0].tolist()
+                labels = torch.from_numpy(masks).long()
+                counted = (labels != IGNORE).sum((1, 2))
+                sums = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none").sum((1, 2))
+                losses += (sums / counted)[counted > 0].tolist()
+        scores[who] = {name: matrix.scores()[name] for name in OVERALL_SCORES}
+    return scores | {"critic_loss": mean(losses) if losses else None}
 
 
 def _summary_of(records: list[list[dict]]) -> dict:
@@ -113,7 +100,7 @@ def _summary_of(records: list[list[dict]]) -> dict:
     flat = pd.DataFrame([entry for record in records for entry in record])
     if flat.empty:
         return {"corrections": 0.0, "raised": None, "gradient_ratio": None, "clamp_ratio": None, "by_step": []}
-    means = {name: (name, "mean") for name in MEANS_BY_STEP}
+    means = {name: (name, "mean") for name in MEASUREMENTS}
     by_step = flat.groupby("step").agg(sigma=("sigma", "first"), samples=("sigma", "size"), **means)
     return {
         "corrections": len(flat) / len(records),

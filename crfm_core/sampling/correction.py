@@ -16,6 +16,9 @@ from crfm_core.sampling.rectify import Correction, RectifySettings, correct_velo
 
 UNLABELLED = "no labelled pixel: not corrected"
 
+#: What is recorded of each correction, by the fields of :class:`crfm_core.sampling.rectify.Correction`.
+MEASUREMENTS = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
+
 #: A search starts from this multiple of the step size that it found last.
 GROWTH = 2.0
 
@@ -56,30 +59,40 @@ class VelocityCorrector:
 
     def __call__(self, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Tensor:
         """The velocity [B, C, h, w] to follow at ``step`` and noise level ``sigma``, given the network's and the latents there."""
-        rows = self.active.nonzero().flatten()
-        settings = self.settings
+        settings, rows = self.settings, self.active.nonzero().flatten()
         if settings is None or step >= settings.steps or not len(rows):
             return velocity
-        velocity = velocity.clone()
-        for part, done in zip(*self._correct_in_chunks(settings, rows, step, sigma, velocity, latents), strict=True):
+
+        def correct(part: Tensor) -> Correction:
+            longest = self.step_sizes[step]
+            size = self.first_trial[part].clamp(max=longest) if settings.search != "none" else longest
+            return correct_velocity(
+                velocity[part], latents[part], sigma, self.labels[part].long(), self.decode, self.critic, settings, size,
+                measure=settings.measure, batch=len(self.labels),
+            )  # fmt: skip
+
+        corrected = velocity.clone()
+        for part, done in self._in_parts(rows, correct):
             finite = (done.loss_before if done.loss_after is None else done.loss_before + done.loss_after).isfinite().cpu()
-            velocity[part[finite]] = done.velocity[finite]
+            corrected[part[finite]] = done.velocity[finite]
             for row in part[~finite].tolist():
                 self.notes[row] = f"the critic's loss is not finite at step {step}: not corrected from there on"
             self.active[part[~finite]] = False
-            self._record(part, done, finite, step, sigma)
+            columns = [getattr(done, name) for name in MEASUREMENTS]
+            values = [[None] * len(part) if column is None else column.tolist() for column in columns]
+            for row, known, *numbers in zip(part.tolist(), finite.tolist(), *values, strict=True):
+                if known:
+                    self.records[row].append({"step": step, "sigma": sigma, **dict(zip(MEASUREMENTS, numbers, strict=True))})
             if settings.search != "none":
                 self._plan_search(settings, part, done)
-        return velocity
+        return corrected
 
-    def _correct_in_chunks(
-        self, settings: RectifySettings, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor
-    ) -> tuple[tuple[Tensor, ...], list[Correction]]:
+    def _in_parts(self, rows: Tensor, correct: Callable[[Tensor], Correction]) -> list[tuple[Tensor, Correction]]:
         """The rows' corrections, with as many samples at once as memory allows."""
         while True:
             parts = rows.split(self.chunk)
             try:
-                return parts, [self._correct(settings, part, step, sigma, velocity, latents) for part in parts]
+                return [(part, correct(part)) for part in parts]
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -96,15 +109,6 @@ class VelocityCorrector:
                 )
             print(f"not enough memory to correct {len(parts[0])} samples at once; going on with {self.chunk}", flush=True)
 
-    def _correct(self, settings: RectifySettings, rows: Tensor, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Correction:
-        longest = self.step_sizes[step]
-        size = self.first_trial[rows].clamp(max=longest) if settings.search != "none" else longest
-        labels = self.labels[rows].long()
-        return correct_velocity(
-            velocity[rows], latents[rows], sigma, labels, self.decode, self.critic, settings, size,
-            measure=settings.measure, batch=len(self.labels),
-        )  # fmt: skip
-
     def _plan_search(self, settings: RectifySettings, rows: Tensor, done: Correction) -> None:
         """Where the next search starts, and which samples are done."""
         taken, tried = done.step_size.cpu().float(), done.tried.cpu().float()
@@ -112,10 +116,3 @@ class VelocityCorrector:
         self.failures[rows] = torch.where(taken > 0, 0, self.failures[rows] + 1)
         finished = (done.agreement.cpu() >= settings.agreement) | (self.failures[rows] >= settings.patience)
         self.active[rows[finished]] = False
-
-    def _record(self, rows: Tensor, done: Correction, finite: Tensor, step: int, sigma: float) -> None:
-        columns = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
-        values = [[None] * len(rows) if (column := getattr(done, name)) is None else column.tolist() for name in columns]
-        for row, known, *numbers in zip(rows.tolist(), finite.tolist(), *values, strict=True):
-            if known:
-                self.records[row].append({"step": step, "sigma": sigma, **dict(zip(columns, numbers, strict=True))})

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from crfm_core import DataError, ResourceError
@@ -115,7 +114,10 @@ def synthesise_shard(
     require_disk(folder, len(samples) * int(table.width.max() * table.height.max()) * 4)
 
     with exclusive(Path(out).parent / f".shard-{shard}-of-{shards}") as held:
-        paths = {sample: _image_path(folder, table.iloc[sample.row], sample.copy) for sample in samples}
+        paths = {}
+        for sample in samples:
+            row = table.iloc[sample.row]
+            paths[sample] = inside(folder, in_subfolder(f"{row.tile_id}-{sample.copy}{Path(row.image).suffix}"))
         if (held / "begun").exists():  # by an earlier try; looking through the images of all shards takes a while
             _remove_fragments(folder, {path.name for path in paths.values()})
         (held / "begun").touch()
@@ -130,7 +132,13 @@ def synthesise_shard(
                 return seed_of(row.dataset, row.tile_id, sampler.name, sample.copy, seed)
 
             def read(batch: list[Sample]) -> dict[str, Any]:
-                return _inputs_of(batch, table, labels, cache, [seed_of_sample(sample) for sample in batch])
+                embeds, pooled = cache.take([table.prompt.iloc[sample.row] for sample in batch])
+                return {
+                    "masks": np.stack([read_label(labels[sample.row]) for sample in batch]),
+                    "embeds": embeds,
+                    "pooled": pooled,
+                    "generator": [torch.Generator().manual_seed(seed_of_sample(sample)) for sample in batch],
+                }
 
             def write(sample: Sample, image: np.ndarray, record: list[dict], note: str) -> None:
                 row = table.iloc[sample.row]
@@ -155,20 +163,12 @@ def synthesise_shard(
         rows = [_row(table.iloc[sample.row], sample, paths[sample], labels[sample.row], sampler.name, out) for sample in samples]
         for note, count in Counter(row["note"] for row in rows if row["note"]).most_common():
             print(f"{count} of {len(rows)} samples: {note}", flush=True)
-        return write_manifest(out, rows) if rows else _write_empty_manifest(out, table)
-
-
-def _inputs_of(
-    batch: list[Sample], table: pd.DataFrame, labels: Mapping[int, Path], cache: PromptCache, seeds: list[int]
-) -> dict[str, np.ndarray | Tensor | list[torch.Generator]]:
-    """Masks, embeddings and noise generators of a batch, as the sampler takes them."""
-    embeds, pooled = cache.take([table.prompt.iloc[sample.row] for sample in batch])
-    return {
-        "masks": np.stack([read_label(labels[sample.row]) for sample in batch]),
-        "embeds": embeds,
-        "pooled": pooled,
-        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-    }
+        if rows:
+            return write_manifest(out, rows)
+        empty = table.iloc[:0].assign(**dict.fromkeys(SYNTHETIC_COLUMNS))  # which write_manifest refuses
+        with atomic_path(out) as unfinished:
+            empty.to_parquet(unfinished, index=False)
+        return empty
 
 
 def _sample_all(
@@ -221,10 +221,6 @@ def _remove_fragments(folder: Path, names: set[str]) -> None:
             shutil.rmtree(fragment, ignore_errors=True)
 
 
-def _image_path(folder: Path, row: pd.Series, copy: int) -> Path:
-    return inside(folder, in_subfolder(f"{row.tile_id}-{copy}{Path(row.image).suffix}"))
-
-
 def _finished(path: Path, made_by: str) -> bool:
     """Whether an earlier try finished this image: made by the same models and settings, and readable to its last pixel."""
     try:
@@ -239,8 +235,10 @@ def _row(row: pd.Series, sample: Sample, image: Path, label: Path, sampler_name:
     corrections = json.loads(tags["corrections"])
     losses = (corrections[0]["loss_before"], corrections[-1]["loss_after"]) if corrections else (None, None)
     before, after = (float("nan") if loss is None else loss for loss in losses)  # None: not measured
-    own = ("synthetic", row.tile_id, sample.copy, int(tags["seed"]), sampler_name, tags["generator"])
-    added = (*own, before, after, tags["corrections"], tags.get("note", ""))
+    added = (
+        "synthetic", row.tile_id, sample.copy, int(tags["seed"]), sampler_name, tags["generator"], before, after, tags["corrections"],
+        tags.get("note", ""),
+    )  # fmt: skip
     return {
         **row.drop("image_digest", errors="ignore").to_dict(),
         "tile_id": f"{row.tile_id}-{sampler_name}-{sample.copy}",
@@ -249,11 +247,3 @@ def _row(row: pd.Series, sample: Sample, image: Path, label: Path, sampler_name:
         "digest": sha256_of(image, label),
         **dict(zip(SYNTHETIC_COLUMNS, added, strict=True)),
     }
-
-
-def _write_empty_manifest(out: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The manifest of a shard without images, which :func:`crfm_core.manifest.write_manifest` refuses."""
-    empty = table.iloc[:0].assign(**dict.fromkeys(SYNTHETIC_COLUMNS))
-    with atomic_path(out) as unfinished:
-        empty.to_parquet(unfinished, index=False)
-    return empty
