@@ -69,13 +69,9 @@ def class_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[st
 
 def print_counts(before: pd.DataFrame, after: pd.DataFrame, classes: Sequence[str]) -> None:
     """Print how many tiles are left, and for each class the pixels and tiles before and after."""
-    width = max(map(len, [*classes, "class"]))
     print(f"{len(after)} of {len(before)} tiles kept")
-    print(f"{'class':{width}}  {'pixels':>12} {'kept':>12} {'dropped':>9}  {'tiles':>7} {'kept':>7}")
-    for row in class_counts(before, after, classes).itertuples():
-        dropped = "–" if np.isnan(row.dropped) else f"{100 * row.dropped:.1f} %"
-        print(f"{row.name:{width}}  {row.pixels_before:12} {row.pixels_after:12} {dropped:>9}  {row.tiles_before:7} {row.tiles_after:7}")
-    print(end="", flush=True)
+    counts = class_counts(before, after, classes).set_axis(["class", "pixels", "kept", "dropped", "tiles", "kept"], axis="columns")
+    print(counts.to_string(index=False, na_rep="–", formatters={"dropped": lambda share: f"{100 * share:.1f} %"}), flush=True)
 
 
 def _pixels(table: pd.DataFrame, num_classes: int) -> np.ndarray:

@@ -166,7 +166,8 @@ class MaskToImagePipeline(DiffusionPipeline):
         self._check_prompts(len(labels), prompts, prompt_embeds, pooled_prompt_embeds)
         self._check_guidance(len(labels), guidance_scale, prompts, negative_prompt_embeds, negative_pooled_prompt_embeds)
         self._check_correction(labels, critic, rectify, num_inference_steps)
-        self._check_drawing(labels, generator, latents, output_type, callback_on_step_end_tensor_inputs)
+        generators = list(generator) if isinstance(generator, Sequence) else [generator] * len(labels)
+        self._check_drawing(labels, generators, latents, output_type, callback_on_step_end_tensor_inputs)
 
         device, dtype = self._execution_device, self.transformer.dtype
         judged, labels = judged.to(device), labels.to(device)
@@ -177,7 +178,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         prompt = _pair(prompt_embeds, pooled_prompt_embeds) or self._text_encoders().encode(texts)
         mask = mask_latents(labels, self.vae, self.config.num_classes, self.config.mask_code).to(dtype)
         if latents is None:
-            latents = self._noise(mask.shape, generator)
+            latents = torch.stack([torch.randn(mask.shape[1:], generator=own) for own in generators])
         # z, v and σ stay in float32 whatever the networks compute in: a correction is lost in bfloat16.
         latents = latents.to(device, torch.float32)
 
@@ -240,10 +241,6 @@ class MaskToImagePipeline(DiffusionPipeline):
         """What a mask's sides must be divisible by, in pixels."""
         return downscaling(self.vae) * self.transformer.config.patch_size
 
-    def _noise(self, shape: torch.Size, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-        each = generator if isinstance(generator, Sequence) else [generator] * shape[0]
-        return torch.stack([torch.randn(shape[1:], generator=own) for own in each])
-
     def _text_encoders(self) -> TextEncoders:
         return TextEncoders(**{name: getattr(self, name) for name in ENCODER_PARTS})
 
@@ -287,16 +284,15 @@ class MaskToImagePipeline(DiffusionPipeline):
     def _check_drawing(
         self,
         labels: Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator | None],
         latents: Tensor | None,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        callback_tensors: Sequence[str],
     ) -> None:
         batch, *size = labels.shape
-        each = generator if isinstance(generator, Sequence) else [generator]
-        if isinstance(generator, Sequence) and len(each) != batch:
-            raise ValueError(f"generator has {len(each)} entries: needs one for all or one for each of the {batch} masks")
-        strange = {str(own.device) for own in each if own is not None and own.device.type != "cpu"}
+        if len(generators) != batch:
+            raise ValueError(f"generator has {len(generators)} entries: needs one for all or one for each of the {batch} masks")
+        strange = {str(own.device) for own in generators if own is not None and own.device.type != "cpu"}
         if strange:
             raise ValueError(f"generator lies on {', '.join(strange)}: noise is drawn on the CPU, so that no device changes it")
         shrink = downscaling(self.vae)
@@ -305,8 +301,7 @@ class MaskToImagePipeline(DiffusionPipeline):
             raise ValueError(f"latents has shape {tuple(latents.shape)}: needs {expected}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: must be one of {', '.join(OUTPUT_TYPES)}")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
+        if unknown := [name for name in callback_tensors if name not in self._callback_tensor_inputs]:
             raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: known are {self._callback_tensor_inputs}")
 
     def _check_ids(self, labels: Tensor, count: int, whose: str) -> None:
@@ -327,14 +322,12 @@ class MaskToImagePipeline(DiffusionPipeline):
                 raise ValueError(f"prompts={prompts!r}: the pipeline has no {', '.join(absent)}; give prompt_embeds instead")
             if not isinstance(prompts, str) and len(prompts) != batch:
                 raise ValueError(f"prompts has {len(prompts)} entries: needs one for all or one for each of the {batch} masks")
-            return
-        if prompt_embeds is None or pooled_prompt_embeds is None:
-            return
-        shapes, config = (tuple(prompt_embeds.shape), tuple(pooled_prompt_embeds.shape)), self.transformer.config
-        if len(shapes[0]) != 3 or (shapes[0][0], shapes[0][2]) != (batch, config.joint_attention_dim):
-            raise ValueError(f"prompt_embeds has shape {shapes[0]}: needs [{batch}, T, {config.joint_attention_dim}]")
-        if shapes[1] != (batch, config.pooled_projection_dim):
-            raise ValueError(f"pooled_prompt_embeds has shape {shapes[1]}: needs {(batch, config.pooled_projection_dim)}")
+        config = self.transformer.config
+        if prompt_embeds is not None and (prompt_embeds.ndim != 3 or prompt_embeds.shape[::2] != (batch, config.joint_attention_dim)):
+            raise ValueError(f"prompt_embeds has shape {tuple(prompt_embeds.shape)}: needs [{batch}, T, {config.joint_attention_dim}]")
+        expected = (batch, config.pooled_projection_dim)
+        if pooled_prompt_embeds is not None and pooled_prompt_embeds.shape != expected:
+            raise ValueError(f"pooled_prompt_embeds has shape {tuple(pooled_prompt_embeds.shape)}: needs {expected}")
 
 
 def _pair(embeds: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,28 +39,19 @@ from crfm_core.text.encoders import TextEncoders
 OVERLAP = 0.5
 
 
-class Window(NamedTuple):
-    """A rectangle in latents."""
+class WindowBatch(NamedTuple):
+    """Windows that are computed together."""
 
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, whole: Tensor, scale: int = 1) -> Tensor:
-        """The window's part of the last two dimensions, whose cells are ``scale`` times smaller than latents."""
-        rows, columns = (slice(scale * start, scale * (start + size)) for start, size in (self[::2], self[1::2]))
-        return whole[..., rows, columns]
-
-
-@dataclass
-class WindowBatch:
-    """Windows that are computed together: their masks' latents on the CPU, prompts (embeddings and pooled ones), and corrections."""
-
-    windows: list[Window]
-    mask: Tensor
-    prompts: tuple[Tensor, Tensor]
+    corners: list[tuple[int, int]]  # top and left in latents
+    mask: Tensor  # latents of their masks, on the CPU
+    prompts: tuple[Tensor, Tensor]  # embeddings and pooled ones
     corrector: VelocityCorrector
+
+
+def cut(whole: Tensor, corner: tuple[int, int], extent: tuple[int, int], scale: int = 1) -> Tensor:
+    """A window of the last two dimensions, whose cells are ``scale`` times smaller than the latents that it is given in."""
+    (top, left), (height, width) = corner, extent
+    return whole[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
 
 
 def taper(size: int, scale: int = 1) -> Tensor:
@@ -112,60 +102,67 @@ def sample_scene(
         [patch * start for start in window_offsets(length // patch, min(side, length) // patch, stride, "spread")]
         for length in (height, width)
     )
-    windows = [Window(top, left, min(side, height), min(side, width)) for top in tops for left in lefts]
+    corners = [(top, left) for top in tops for left in lefts]
+    extent = min(side, height), min(side, width)
 
     device, dtype = pipeline._execution_device, pipeline.transformer.dtype
     sigmas = pipeline.noise_levels(settings.num_steps)
     decoder, correction = sampler.critic_decoder or pipeline.vae, settings.rectify
 
-    def prepare(windows: list[Window]) -> WindowBatch:
-        own_labels, own_judged = (torch.stack([window.of(whole, shrink) for window in windows]) for whole in (labels, judged))
+    def prepare(corners: list[tuple[int, int]]) -> WindowBatch:
+        own_labels, own_judged = (torch.stack([cut(whole, corner, extent, shrink) for corner in corners]) for whole in (labels, judged))
         own_mask = mask_latents(own_labels.to(device), pipeline.vae, pipeline.config.num_classes, pipeline.config.mask_code)
         decode = lambda clean: decode_latents(clean, decoder)  # noqa: E731
         corrector = VelocityCorrector(own_judged.to(device), decode, sampler.critic, correction, settings.num_steps)
-        return WindowBatch(windows, own_mask.to("cpu", dtype), encode([part.numpy() for part in own_labels]), corrector)
+        return WindowBatch(corners, own_mask.to("cpu", dtype), encode([part.numpy() for part in own_labels]), corrector)
 
-    batches = [prepare(windows[start : start + settings.batch_size]) for start in range(0, len(windows), settings.batch_size)]
+    batches = [prepare(corners[start : start + settings.batch_size]) for start in range(0, len(corners), settings.batch_size)]
     channels = pipeline.transformer.config.in_channels
-    weights = Window(0, 0, *windows[0][2:]).of(taper(side)).to(device)
+    weights = cut(taper(side), (0, 0), extent).to(device)
 
     def velocity(latents: Tensor, step: int) -> Tensor:
         blend = Canvas((channels,), height, width, device)
         for batch in batches:
-            parts = torch.stack([window.of(latents) for window in batch.windows])
+            parts = torch.stack([cut(latents, corner, extent) for corner in batch.corners])
             # Prepared anew at each step: what all steps of all windows need would not fit into memory.
             levels, prompt = sigmas[step : step + 2], batch.prompts
             guided = GuidedVelocity(
                 pipeline.transformer, levels, batch.mask.to(device), prompt, sampler.unconditional, settings.guidance_scale
             )
             own = batch.corrector(step, sigmas[step], guided(parts, 0), parts)
-            for window, part in zip(batch.windows, own, strict=True):
-                blend.add(window.top, window.left, part, weights)
+            for (top, left), part in zip(batch.corners, own, strict=True):
+                blend.add(top, left, part, weights)
         return blend.mean()
 
     noise = torch.randn(channels, height, width, generator=generator).to(device)
     latents = euler_sample(velocity, noise, sigmas, tqdm(range(settings.num_steps), desc="steps", disable=None))
-    image = _decode(pipeline, latents, windows, tops, shrink, settings.batch_size, side)
+    image = _decode(pipeline, latents, tops, lefts, extent, taper(side, shrink), settings.batch_size)
     return image[: mask.shape[0], : mask.shape[1]], [note for batch in batches for note in batch.corrector.notes]
 
 
 def _decode(
-    pipeline: MaskToImagePipeline, latents: Tensor, windows: list[Window], tops: list[int], shrink: int, batch_size: int, side: int
+    pipeline: MaskToImagePipeline,
+    latents: Tensor,
+    tops: list[int],
+    lefts: list[int],
+    extent: tuple[int, int],
+    weights: Tensor,
+    batch_size: int,
 ) -> np.ndarray:
     """The image uint8 [H, W, 3] of the whole's latents, a row of windows after the other so that only two are held as floats."""
+    shrink = downscaling(pipeline.vae)
     height, width = (shrink * length for length in latents.shape[1:])
     image = np.empty((height, width, 3), np.uint8)
-    weights = Window(0, 0, *windows[0][2:]).of(taper(side, shrink), shrink).to(latents.device)
-    strip = Canvas((3,), shrink * windows[0].height, width, latents.device)
+    weights = cut(weights, (0, 0), extent, shrink).to(latents.device)
+    strip = Canvas((3,), shrink * extent[0], width, latents.device)
     for top, following in zip(tops, [*tops[1:], latents.shape[1]], strict=True):
-        row = [window for window in windows if window.top == top]
-        for start in range(0, len(row), batch_size):
-            batch = row[start : start + batch_size]
-            decoded = decode_latents(torch.stack([window.of(latents) for window in batch]), pipeline.vae)
+        for start in range(0, len(lefts), batch_size):
+            batch = lefts[start : start + batch_size]
+            decoded = decode_latents(torch.stack([cut(latents, (top, left), extent) for left in batch]), pipeline.vae)
             if not decoded.isfinite().all():
                 raise WeightsError("the image holds numbers that are not finite; damaged weights, or bfloat16 is too narrow: use float32")
-            for window, part in zip(batch, decoded, strict=True):
-                strip.add(0, shrink * window.left, part, weights)
+            for left, part in zip(batch, decoded, strict=True):
+                strip.add(0, shrink * left, part, weights)
         done = shrink * (following - top)
         pixels = (strip.take(done) / 2 + 0.5).clamp(0, 1)
         image[shrink * top : shrink * top + done] = (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()

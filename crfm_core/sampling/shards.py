@@ -7,9 +7,10 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,6 @@ class Sample:
 
     row: int
     copy: int
-
-
-@dataclass
-class ShardTimes:
-    """Where the seconds of a shard went, by the clock of the thread that samples; reading and writing go on beside it."""
-
-    loading: float = 0.0  # of the networks, with the hashes of their weights and the search for finished images
-    sampling: float = 0.0
-    waiting_for_input: float = 0.0
-    waiting_for_output: float = 0.0
-    images: int = 0
-
-    def __str__(self) -> str:
-        working = self.sampling + self.waiting_for_input + self.waiting_for_output
-        return (
-            f"{self.images} images sampled: loading {self.loading:.2f} s, sampling {self.sampling:.2f} s, "
-            f"waiting for input {self.waiting_for_input:.2f} s, waiting for output {self.waiting_for_output:.2f} s; "
-            f"{self.images / working:.2f} images per second"
-        )
 
 
 def batches_of(sizes: Sequence[tuple[int, int]], copies: int, batch_size: int, shard: int = 1, shards: int = 1) -> list[list[Sample]]:
@@ -101,7 +83,7 @@ def synthesise_shard(
         ``note`` what is to be known of the sample, "" for nothing. It has no rows when there are fewer batches than shards.
     Raises: DataError, WeightsError or ResourceError naming the file that could not be read, used or written.
     """
-    times, started = ShardTimes(), time.perf_counter()
+    started = time.perf_counter()
     table = read_manifest(captions)
     root = Layout.shard.root(out)
     batches = batches_of(list(zip(table.height, table.width, strict=True)), copies, sampler.settings.batch_size, shard, shards)
@@ -157,9 +139,11 @@ def synthesise_shard(
                 except OSError as error:
                     raise ResourceError(f"{paths[sample]}: could not be written ({error}); see that the disk has room") from None
 
-            times.loading = time.perf_counter() - started
-            _sample_all([batch for batch in batches if missing.intersection(batch)], missing, read, draw, write, times)
-            print(times, flush=True)
+            lacking = [batch for batch in batches if missing.intersection(batch)]
+            loading, images = time.perf_counter() - started, sum(map(len, lacking))
+            working = _sample_all(lacking, missing, read, draw, write)
+            seconds = ", ".join(f"{name} {value:.2f} s" for name, value in {"loading": loading, **working}.items())
+            print(f"{images} images sampled: {seconds}; {images / sum(working.values()):.2f} images per second", flush=True)
         rows = [_row(table.iloc[sample.row], sample, paths[sample], labels[sample.row], sampler.name, out) for sample in samples]
         for note, count in Counter(row["note"] for row in rows if row["note"]).most_common():
             print(f"{count} of {len(rows)} samples: {note}", flush=True)
@@ -177,16 +161,20 @@ def _sample_all(
     read: Callable[[list[Sample]], dict[str, Any]],
     draw: Callable[..., Any],
     write: Callable[[Sample, np.ndarray, list[dict], str], None],
-    times: ShardTimes,
-) -> None:
+) -> dict[str, float]:
     """Sample the batches while the next one is read and the one before is written; no more than these three are held in memory.
 
     An error in a thread is raised here: in reading when the batch's turn comes, in writing after the current sampling step.
+
+    Returns: the seconds of this thread, which samples, by what it did.
     """
     writes: deque[list[Future]] = deque()
+    seconds = {"sampling": 0.0, "waiting for input": 0.0, "waiting for output": 0.0}
 
     def check(*_: object) -> None:
-        _settle(future for futures in writes for future in futures if future.done())
+        for future in chain.from_iterable(writes):
+            if future.done():
+                future.result()
 
     with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(WRITERS, "writing") as writers:
         ahead = reader.submit(read, batches[0])
@@ -201,17 +189,13 @@ def _sample_all(
             drawn = zip(batch, output.images, output.records, output.notes, strict=True)
             writes.append([writers.submit(write, *one) for one in drawn if one[0] in missing])
             while len(writes) > (1 if following else 0):
-                _settle(writes[0])
+                for future in writes[0]:
+                    future.result()
                 writes.popleft()
-            times.images += len(batch)
-            times.waiting_for_input += begun - started
-            times.sampling += ended - begun
-            times.waiting_for_output += time.perf_counter() - ended
-
-
-def _settle(futures: Iterable[Future]) -> None:
-    for future in futures:
-        future.result()
+            seconds["waiting for input"] += begun - started
+            seconds["sampling"] += ended - begun
+            seconds["waiting for output"] += time.perf_counter() - ended
+    return seconds
 
 
 def _remove_fragments(folder: Path, names: set[str]) -> None:

@@ -23,7 +23,17 @@ def choose(
     settings: HardnessResampling, table: pd.DataFrame, manifest: Path, tiles: Path, class_losses: Sequence[float | None], classes: object
 ) -> np.ndarray:
     """Which rows are kept, bool [N]. The new column ``hardness`` is that of the tile's mask, before any filter (NaN where it has none)."""
-    table["hardness"] = _hardness_of_masks(table, manifest, tiles, class_losses)
+    if "mask_of" not in table:
+        raise DataError(f"{manifest}: no column mask_of, which names the tile whose mask was used; give synthetic tiles")
+    masks = read_manifest(tiles)
+    known = {tile_id: hardness_of(pixels, class_losses) for tile_id, pixels in zip(masks.tile_id, masks.pixels, strict=True)}
+    if foreign := sorted(set(table.mask_of) - known.keys()):
+        raise DataError(f"{manifest}: mask_of names {foreign[0]}, which is no tile of {tiles}; give the tiles whose masks were used")
+    table["hardness"] = hardness = table.mask_of.map(known)
+    if unknown := sorted(set(table.mask_of[hardness.isna()])):
+        print(f"{len(unknown)} masks have no class with a mean loss and rank as the easiest, first {unknown[0]}", flush=True)
+    if hardness.isna().all():
+        raise DataError(f"{tiles}: no mask has a class with a mean loss on real tiles; measure the losses on a split that has the classes")
     chosen = by_hardness(table, settings.seed)
     counts = Counter(table.mask_of[chosen].value_counts())
     for versions, count in sorted(counts.items()):
@@ -59,19 +69,3 @@ def by_hardness(table: pd.DataFrame, seed: int) -> np.ndarray:
     for rank, mask in enumerate(ranked):
         chosen[versions[mask][: versions_kept(rank, len(ranked), most)]] = True
     return chosen
-
-
-def _hardness_of_masks(table: pd.DataFrame, manifest: Path, tiles: Path, class_losses: Sequence[float | None]) -> list[float]:
-    """The hardness of each row's mask."""
-    if "mask_of" not in table:
-        raise DataError(f"{manifest}: no column mask_of, which names the tile whose mask was used; give synthetic tiles")
-    masks = read_manifest(tiles)
-    known = {tile_id: hardness_of(pixels, class_losses) for tile_id, pixels in zip(masks.tile_id, masks.pixels, strict=True)}
-    if foreign := sorted(set(table.mask_of) - known.keys()):
-        raise DataError(f"{manifest}: mask_of names {foreign[0]}, which is no tile of {tiles}; give the tiles whose masks were used")
-    hardness = [known[mask] for mask in table.mask_of]
-    if unknown := sorted({mask for mask, value in zip(table.mask_of, hardness, strict=True) if math.isnan(value)}):
-        print(f"{len(unknown)} masks have no class with a mean loss and rank as the easiest, first {unknown[0]}", flush=True)
-    if all(map(math.isnan, hardness)):
-        raise DataError(f"{tiles}: no mask has a class with a mean loss on real tiles; measure the losses on a split that has the classes")
-    return hardness

@@ -17,8 +17,14 @@ REMEDY = "lower the re-sampling's min_pixels or survival, or raise the margin of
 def choose(
     settings: RareResampling, table: pd.DataFrame, manifest: Path, tiles: Path, class_losses: Sequence[float | None], classes: Sequence[str]
 ) -> np.ndarray:
-    """Which rows are kept, bool [N]. Raises DataError unless a pixel filter went before."""
-    rare = _rare_classes(class_losses, settings, classes)
+    """Which rows are kept, bool [N], by the named or worst classes. Raises DataError unless a pixel filter went before."""
+    if settings.classes:
+        rare = [list(classes).index(name) for name in settings.classes]
+    else:
+        known = {c: loss for c, loss in enumerate(class_losses) if loss is not None}
+        if not known:
+            raise DataError("no class has a mean loss on real tiles, so none is the worst; name some: classes of the re-sampling")
+        rare = sorted(known, key=lambda c: (-known[c], c))[: settings.worst]
     print(f"poorly segmented: {', '.join(classes[c] for c in rare)}", flush=True)
     if "kept" not in table:
         raise DataError(
@@ -37,13 +43,3 @@ def by_rare_class(table: pd.DataFrame, rare: Sequence[int], min_pixels: int, sur
     only = int((survived & ~shows).sum())
     print(f"{int(shows.sum())} tiles show a poorly segmented class, {only} others came through the filter", flush=True)
     return shows | survived
-
-
-def _rare_classes(class_losses: Sequence[float | None], settings: RareResampling, classes: Sequence[str]) -> list[int]:
-    """Ids of the classes that count as poorly segmented: the named ones, or the worst by their loss."""
-    if settings.classes:
-        return [list(classes).index(name) for name in settings.classes]
-    known = {c: loss for c, loss in enumerate(class_losses) if loss is not None}
-    if not known:
-        raise DataError("no class has a mean loss on real tiles, so none is the worst; name some: classes of the re-sampling")
-    return sorted(known, key=lambda c: (-known[c], c))[: settings.worst]
