@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,22 +27,18 @@ from crfm_core.settings import Evaluation
 T = TypeVar("T")
 
 
-# --------------------------------------------------------------------------------------------------------------- reading
-
-
 def tile_batches(manifest: Path | str, root: Path | str, batch_size: int) -> Iterator[tuple[pd.DataFrame, np.ndarray, np.ndarray]]:
     """A manifest's rows in order, in batches of one size of tile: (rows, images uint8 [B,H,W,3], labels uint8 [B,H,W])."""
     table = read_manifest(manifest)
-    files = zip(paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root), strict=True)
+    image_paths, label_paths = (paths_of(manifest, table, column, root) for column in ("image", "label"))
 
-    def read() -> Iterator[tuple[tuple[int, np.ndarray], np.ndarray]]:
-        for row, (image_path, label_path) in enumerate(files):
-            image, label = read_rgb(image_path), read_label(label_path)
-            if image.shape[:2] != label.shape:
-                raise DataError(f"{label_path}: size {label.shape} differs from that of its image {image.shape[:2]}")
-            yield (row, label), image
+    def read(row: int) -> tuple[tuple[int, np.ndarray], np.ndarray]:
+        image, label = read_rgb(image_paths[row]), read_label(label_paths[row])
+        if image.shape[:2] != label.shape:
+            raise DataError(f"{label_paths[row]}: size {label.shape} differs from that of its image {image.shape[:2]}")
+        return (row, label), image
 
-    for members, images in batches_of_one_size(read(), batch_size):
+    for members, images in batches_of_one_size(map(read, range(len(table))), batch_size):
         rows, labels = zip(*members, strict=True)
         yield table.iloc[list(rows)], images, np.stack(labels)
 
@@ -74,34 +70,23 @@ def as_input(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-# ------------------------------------------------------------------------------------------------------------ predicting
-
-
 @torch.no_grad()
 def class_maps(critic: Critic, images: Tensor, evaluation: Evaluation) -> Tensor:
     """The critic's maps [B,K,H,W] of images [B,3,H,W] in [0,1]: logits, or mean probabilities with test-time augmentation.
 
     The most likely class of a pixel is the highest of its K numbers. Where the evaluation gives no window, mode ``slide`` takes the side of
-    the images. Raises ConfigError for windows that leave gaps.
+    the images. Views are merged as mmsegmentation's ``SegTTAModel`` does: each is resized bilinearly and perhaps mirrored, and its logits
+    are brought back before they become probabilities. Raises ConfigError for windows that leave gaps.
     """
     answer: Callable[[Tensor], Tensor] = critic
+    height, width = images.shape[-2:]
     if evaluation.mode == "slide":
-        window, stride = window_and_stride(evaluation, max(images.shape[-2:]))
+        window, stride = window_and_stride(evaluation, max(height, width))
         answer = partial(slide, critic, window=window, stride=stride)
     if evaluation.scales == [1.0] and not evaluation.flip:
         return answer(images)
-    return _mean_over_views(answer, images, evaluation.scales, evaluation.flip)
-
-
-def _mean_over_views(answer: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
-    """Mean class probabilities [B,K,H,W] over views of images [B,3,H,W], as mmsegmentation's ``SegTTAModel`` merges them.
-
-    A view is resized bilinearly, and with ``flip`` also mirrored left to right; its logits, from ``answer``, are brought back to the
-    image's orientation and, bilinearly, to its size before they become probabilities.
-    """
-    height, width = images.shape[-2:]
-    views = list(product(scales, (False, True) if flip else (False,)))
-    total: Any = 0
+    views = list(product(evaluation.scales, (False, True) if evaluation.flip else (False,)))
+    total = images.new_zeros(())
     for scale, mirrored in views:
         # sides are rounded as mmcv's rescaling does
         view = _resized(images, (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))))
@@ -119,9 +104,6 @@ def predict(critic: Critic, images: np.ndarray, batch_size: int = 16, evaluation
     evaluation, device = evaluation or Evaluation(), critic.mean.device
     batches = (as_input(images[start : start + batch_size], device) for start in range(0, len(images), batch_size))
     return np.concatenate([class_maps(critic, batch, evaluation).argmax(dim=1).to(torch.uint8).cpu().numpy() for batch in batches])
-
-
-# --------------------------------------------------------------------------------------------------------------- scoring
 
 
 def agreement(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16) -> dict:

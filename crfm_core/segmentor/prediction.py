@@ -45,8 +45,6 @@ from crfm_core.settings import Dataset, Evaluation, Tiling
 #: Values per band that become 0 and 255.
 Limits = tuple[Sequence[float], Sequence[float]]
 
-# ----------------------------------------------------------------------------------------------------------------- tiles
-
 
 def predict_tiles(
     checkpoint: Path | str,
@@ -76,7 +74,10 @@ def predict_tiles(
     require_disk(folder, int((table.width * table.height).sum()))
     with exclusive(folder):
         paths = [inside(folder, f"{tile_id}{image.suffix}") for tile_id, image in zip(table.tile_id, images, strict=True)]
-        _remove_others(folder, paths)
+        wanted = {path.name for path in paths} | {".lock"}
+        for path in folder.iterdir():  # predictions of tiles that are gone, and fragments that a killed run left
+            if path.name not in wanted:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         missing = [row for row, path in enumerate(paths) if not is_whole(path, made_by[row])]
         print(f"{len(table)} tiles, {len(table) - len(missing)} of them predicted already", flush=True)
         if missing:
@@ -89,14 +90,6 @@ def predict_tiles(
                     progress.update(len(rows))
         entries = [_row(table.iloc[row], images[row], paths[row], manifest, out) for row in range(len(table))]
         return write_manifest(out, [entry | {"predicted_by": weights[:12]} for entry in entries])
-
-
-def _remove_others(folder: Path, paths: list[Path]) -> None:
-    """Remove files that are not this manifest's: predictions of tiles that are gone, and fragments that a killed run left."""
-    wanted = {path.name for path in paths} | {".lock"}
-    for path in folder.iterdir():
-        if path.name not in wanted:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_whole(path: Path, made_by: str | None = None) -> bool:
@@ -127,9 +120,6 @@ def _row(row: pd.Series, image: Path, label: Path, manifest: Path | str, out: Pa
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- scenes
-
-
 def predict_scene(
     checkpoint: Path | str,
     scenes: Path | str,
@@ -148,16 +138,11 @@ def predict_scene(
         raise DataError(f"{scenes}: no scene {scene!r}; it has {', '.join(table.index[:8])}, ...")
     row = table.loc[scene]
     tags = {"checkpoint": sha256_of(checkpoint)[:12], "prediction_of": scene, "classes": ", ".join(dataset.classes)}
-    predict_raster(
-        load_critic(checkpoint, device, dataset.classes),
-        row.image,
-        out,
-        dataset.tile,
-        evaluation,
-        (row.low, row.high) if dataset.tile.scale else None,
-        dataset.palette,
-        tags | ({"licence": dataset.licence} if dataset.licence else {}),
-    )
+    if dataset.licence:
+        tags["licence"] = dataset.licence
+    critic = load_critic(checkpoint, device, dataset.classes)
+    limits = (row.low, row.high) if dataset.tile.scale else None
+    predict_raster(critic, row.image, out, dataset.tile, evaluation, limits, dataset.palette, tags)
 
 
 def predict_raster(
@@ -243,9 +228,6 @@ def in_strips(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
         yield waiting
 
 
-# ------------------------------------------------------------------------------------------------------------ submissions
-
-
 def zip_predictions(
     checkpoint: Path | str,
     source: SceneSource,
@@ -254,10 +236,9 @@ def zip_predictions(
     evaluation: Evaluation | None = None,
     device: str = "cpu",
 ) -> None:
-    """Predict the images that a dataset's server scores, and write ``out``: one zip file of PNGs for it, the same bytes for the same
-    predictions.
+    """Predict the images that a dataset's server scores, each as a whole scene is, and write ``out``: one zip file of PNGs for it.
 
-    Each image is predicted as a whole scene is, see :func:`label_rows`.
+    The same predictions give the same bytes.
 
     Args:
         source: says which images, and which of the server's classes each class is.
@@ -282,7 +263,9 @@ def zip_predictions(
                 write_bytes(folder / path.name, encode_raster(".png", ids[_labels(critic, path, dataset, evaluation)]))
         with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink
             for path in images:
-                archive.writestr(_entry(path.name), (folder / path.name).read_bytes())
+                entry = zipfile.ZipInfo(path.name)  # says nothing of when it was written
+                entry.create_system, entry.external_attr = 3, 0o644 << 16
+                archive.writestr(entry, (folder / path.name).read_bytes())
 
 
 def _labels(critic: Critic, image: Path, dataset: Dataset, evaluation: Evaluation) -> np.ndarray:
@@ -290,10 +273,3 @@ def _labels(critic: Critic, image: Path, dataset: Dataset, evaluation: Evaluatio
     limits = scene_limits([image], [True], tiling.scale, tiling.bands)[0] if tiling.scale else None
     with open_scene(image, image, tiling.ground_distance) as (picture, _):
         return np.concatenate(list(label_rows(critic, picture, tiling, evaluation, limits)))
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """A member that says nothing of when and where it was written."""
-    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-    entry.create_system, entry.external_attr = 3, 0o644 << 16
-    return entry

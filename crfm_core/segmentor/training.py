@@ -21,8 +21,8 @@ from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import read_manifest
 from crfm_core.segmentor.dataset import Tiles, WeightedDraws, class_weights
 from crfm_core.segmentor.mmseg.descriptions import config_of, describe_file, preparation_of, text_of, weigh_classes
-from crfm_core.segmentor.mmseg.networks import build_described, describe_architecture, try_out
-from crfm_core.segmentor.mmseg.running import TrainingRunner, collate, training_runner, versions
+from crfm_core.segmentor.mmseg.networks import build_described, collate, describe_architecture, try_out
+from crfm_core.segmentor.mmseg.running import TrainingRunner, versions
 from crfm_core.segmentor.validation import Validator, best_of, newest_checkpoint
 from crfm_core.settings import Download, Segmentor
 
@@ -82,7 +82,12 @@ def train_segmentor(job: SegmentorTraining) -> None:
         if "weight" not in table:
             table["weight"] = 1.0
         weights = class_weights(table, segmentor.class_weights, num_classes)
-        description = _describe(segmentor, num_classes, weights)
+        if segmentor.config:
+            description = describe_file(segmentor.config, num_classes)
+        else:
+            description = describe_architecture(str(segmentor.architecture), num_classes)
+        if weights:
+            weigh_classes(description, weights)
         content = table[["tile_id", "digest", "weight"]].to_dict("list"), [] if val_table is None else val_table.digest.tolist()
         inputs = text_of(description), backbone and sha256_of(backbone), content
         fingerprint = hash_of(segmentor.result_keys(), job.classes, job.iterations, job.seed, job.device, inputs)
@@ -107,7 +112,7 @@ def train_segmentor(job: SegmentorTraining) -> None:
             network = build_described(description, str(segmentor.config or segmentor.architecture), ConfigError)
             if segmentor.config:
                 try_out(network, (int(table.height.max()), int(table.width.max())), segmentor.config)
-            runner = training_runner(network, loader, segmentor, job.iterations, job.seed, folder, group, validation, checkpoint, backbone)
+            runner = TrainingRunner(network, loader, segmentor, job.iterations, job.seed, folder, group, validation, checkpoint, backbone)
             runner.train()
 
             if group.is_main:
@@ -134,17 +139,6 @@ def _check(job: SegmentorTraining) -> None:
         raise ConfigError(f"segmentor batch_size: {batch_size} is too few for batch normalisation; allowed: {least} or more")
     if job.segmentor.warmup >= job.iterations:
         raise ConfigError(f"segmentor warmup: {job.segmentor.warmup} leaves nothing of {job.iterations} iterations; it must be shorter")
-
-
-def _describe(segmentor: Segmentor, num_classes: int, weights: list[float] | None) -> dict[str, Any]:
-    """mmsegmentation's description of the network, with class weights in its losses."""
-    if segmentor.config:
-        description = describe_file(segmentor.config, num_classes)
-    else:
-        description = describe_architecture(str(segmentor.architecture), num_classes)
-    if weights:
-        weigh_classes(description, weights)
-    return description
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from crfm_core.metrics.confusion import ConfusionMatrix
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.dataset import Tiles
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size
-from crfm_core.segmentor.mmseg.running import History, history_of
 from crfm_core.segmentor.mmseg.weights import read_mmseg_checkpoint
 from crfm_core.segmentor.preparation import Preparation
+
+#: Iteration and mIoU in percent of each validation, in order.
+History = list[list[float]]
 
 
 def best_of(history: History) -> int:
@@ -34,7 +36,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """
     for iteration, path in sorted(_checkpoints(folder).items(), reverse=True):
         try:
-            if history := history_of(read_mmseg_checkpoint(path)):
+            if history := read_mmseg_checkpoint(path).get("message_hub", {}).get("runtime_info", {}).get("validation"):
                 read_mmseg_checkpoint(_best_path(folder, best_of(history)))
         except WeightsError as error:
             print(f"{error}; continuing from an older one", flush=True)
@@ -44,28 +46,21 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return None
 
 
+@dataclass
 class Validator:
     """Measures the mIoU on validation tiles every so often and at the end, and keeps the best weights in the work folder.
 
     Each process measures its part of the tiles. What was measured is part of the training checkpoints, so a training that continues
     knows what the one that it continues knew.
-
-    Args:
-        tiles: of the validation split.
-        folder: the training's work folder.
-        every: iterations between two validations.
-        iterations: of the whole training.
-        batch_size: tiles that this process predicts together.
-        preparation: how the network sees images when it is not trained.
     """
 
-    def __init__(
-        self, tiles: Tiles, folder: Path, every: int, iterations: int, batch_size: int, preparation: Preparation, group: ProcessGroup
-    ):
-        self.tiles, self.folder = tiles, folder
-        self.every, self.iterations = every, iterations
-        self.batch_size = batch_size
-        self.preparation, self.group = preparation, group
+    tiles: Tiles
+    folder: Path  #: the training's work folder
+    every: int  #: iterations between two validations
+    iterations: int  #: of the whole training
+    batch_size: int  #: tiles that this process predicts together
+    preparation: Preparation  #: how the network sees images when it is not trained
+    group: ProcessGroup
 
     def __call__(self, number: int, network: torch.nn.Module, history: History) -> History:
         """Measure the network after iteration ``number`` if it is time; returns the history with what was measured."""
@@ -90,19 +85,14 @@ class Validator:
         classes = [str(index) for index in range(self.tiles.num_classes)]
         critic = Critic(copy.deepcopy(network), classes, self.preparation).to(self.group.device)  # a copy, for a critic freezes its network
         confusion = ConfusionMatrix(self.tiles.num_classes)
-        for images, labels in self._batches():
-            confusion.update(critic(as_input(images, self.group.device)).argmax(dim=1), labels)
+        own = (self.tiles.pixels(row) for row in range(self.group.rank, len(self.tiles), self.group.size))
+        for labels, images in batches_of_one_size(((label, image) for image, label in own), self.batch_size):
+            confusion.update(critic(as_input(images, self.group.device)).argmax(dim=1), np.stack(labels))
         confusion.matrix = self.group.sum(confusion.matrix)
         score = confusion.scores()["mIoU"]
         if score is None:
             raise DataError("val: the tiles of this split have no labelled pixel, so nothing can be chosen by them; name another split")
         return score
-
-    def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images [B,H,W,3] and labels [B,H,W] of this process's tiles, in batches of one size of tile."""
-        own = (self.tiles.pixels(row) for row in range(self.group.rank, len(self.tiles), self.group.size))
-        for labels, images in batches_of_one_size(((label, image) for image, label in own), self.batch_size):
-            yield images, np.stack(labels)
 
     def _remove_unneeded(self, history: History) -> None:
         """Remove weights that are best neither now nor for any training checkpoint that a stopped run may continue from."""

@@ -14,8 +14,7 @@ import torch
 
 from crfm_core import WeightsError
 from crfm_core.segmentor.critic import mmseg_checkpoint, own_checkpoint, transformers_folder
-from crfm_core.segmentor.critic.base import Critic
-from crfm_core.segmentor.critic.torch_module import as_critic
+from crfm_core.segmentor.critic.base import Critic, as_critic
 from crfm_core.segmentor.mmseg.weights import read_mmseg_checkpoint
 
 __all__ = ["ORIGINS", "Critic", "as_critic", "check_classes", "load_critic"]
@@ -40,16 +39,14 @@ def load_critic(path: Path | str, device: torch.device | str = "cpu", classes: S
     weights, meta = content.get("state_dict"), content.get("meta")
     if not isinstance(weights, dict) or not isinstance(meta, dict):
         weights, meta = {}, {}
-    origin = next((module for module in ORIGINS if module.recognises(path, meta)), None)
-    if origin is None:
-        known = "; ".join(module.READS for module in ORIGINS)
-        raise WeightsError(
-            f"{path}: no critic can be read from it (it lacks weights, or meta that says what they are); give one of: {known}"
-        )
-    critic = origin.critic_of(path, weights, meta)
-    if classes is not None:
-        check_classes(critic.classes, classes, path)
-    return critic.to(device)
+    for origin in ORIGINS:
+        if origin.recognises(path, meta):
+            critic = origin.critic_of(path, weights, meta)
+            if classes is not None:
+                check_classes(critic.classes, classes, path)
+            return critic.to(device)
+    known = "; ".join(module.READS for module in ORIGINS)
+    raise WeightsError(f"{path}: no critic can be read from it (it lacks weights, or meta that says what they are); give one of: {known}")
 
 
 def check_classes(critic_classes: Sequence[str], dataset_classes: Sequence[str], path: Path | str) -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from crfm_core import WeightsError
-from crfm_core.segmentor.critic.base import Critic
-from crfm_core.segmentor.critic.torch_module import as_critic
+from crfm_core.segmentor.critic.base import Critic, as_critic
 from crfm_core.segmentor.preparation import DIVISOR
 
 if TYPE_CHECKING:
@@ -75,15 +75,11 @@ def _preparation(processor: BaseImageProcessor, config: PreTrainedConfig) -> dic
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     patch = getattr(getattr(config, "backbone_config", None) or config, "patch_size", None)
     return {
-        "mean": [value / scale for value in _as_list(mean)],
-        "std": [value / scale for value in _as_list(std)],
+        "mean": np.atleast_1d(mean) / scale,
+        "std": np.atleast_1d(std) / scale,
         "bgr": bool(getattr(processor, "do_flip_channel_order", False)),
         "divisor": patch if isinstance(patch, int) and DIVISOR % patch else DIVISOR,
     }
-
-
-def _as_list(value: float | list[float]) -> list[float]:
-    return [value] if isinstance(value, int | float) else list(value)
 
 
 def _read_json(path: Path) -> dict:

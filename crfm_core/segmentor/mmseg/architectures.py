@@ -1,39 +1,20 @@
-"""The architectures that are known by name, as mmsegmentation's configurations of a network."""
+"""The architectures that are known by name, as mmsegmentation's configurations of a network. What they leave out is its default."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def _batch_norm() -> dict:
-    # A fresh one for each use, as builders modify it. Plain BN, because SyncBN needs several processes.
-    return {"type": "BN", "requires_grad": True}
-
-
 def _head(kind: str, num_classes: int, weight: float = 1.0, **settings: Any) -> dict:
     """A decode head with cross-entropy over all pixels; ignored pixels add nothing, so a tile counts by its other pixels."""
     loss = {"type": "CrossEntropyLoss", "loss_weight": weight}
-    return {"type": kind, "num_classes": num_classes, "norm_cfg": _batch_norm(), "align_corners": False, "loss_decode": loss, **settings}
+    # plain BN, because SyncBN needs several processes
+    return {"type": kind, "num_classes": num_classes, "norm_cfg": {"type": "BN"}, "loss_decode": loss, **settings}
 
 
 def _segformer(num_classes: int, width: int, layers: list[int], heads: list[int], head_width: int, drop: float) -> dict:
     """SegFormer (Xie et al., NeurIPS 2021): a Mix Vision Transformer and an all-MLP head."""
-    backbone = {
-        "type": "MixVisionTransformer",
-        "in_channels": 3,
-        "embed_dims": width,
-        "num_stages": 4,
-        "num_layers": layers,
-        "num_heads": heads,
-        "patch_sizes": [7, 3, 3, 3],
-        "sr_ratios": [8, 4, 2, 1],
-        "out_indices": (0, 1, 2, 3),
-        "mlp_ratio": 4,
-        "qkv_bias": True,
-        "drop_rate": 0.0,
-        "attn_drop_rate": 0.0,
-        "drop_path_rate": drop,
-    }
+    backbone = {"type": "MixVisionTransformer", "embed_dims": width, "num_layers": layers, "num_heads": heads, "drop_path_rate": drop}
     widths = [width * n for n in heads]
     head = _head("SegformerHead", num_classes, in_channels=widths, in_index=[0, 1, 2, 3], channels=head_width, dropout_ratio=drop)
     return {"backbone": backbone, "decode_head": head}
@@ -49,56 +30,37 @@ def _segformer_b2(num_classes: int) -> dict:
 
 def _unet_tiny(num_classes: int) -> dict:
     """A small U-Net (Ronneberger et al., 2015) at half resolution: convolutions only, so it errs differently from a transformer."""
-    width, stages = 16, 5
     backbone = {
         "type": "UNet",
-        "base_channels": width,
-        "num_stages": stages,
-        "strides": (2, *(1,) * (stages - 1)),
-        "enc_num_convs": (1, *(2,) * (stages - 1)),
-        "dec_num_convs": (1,) * (stages - 1),
-        "downsamples": (True,) * (stages - 1),
-        "enc_dilations": (1,) * stages,
-        "dec_dilations": (1,) * (stages - 1),
-        "norm_cfg": _batch_norm(),
+        "base_channels": 16,
+        "strides": (2, 1, 1, 1, 1),
+        "enc_num_convs": (1, 2, 2, 2, 2),
+        "dec_num_convs": (1, 1, 1, 1),
     }
-    head = _head(
-        "FCNHead", num_classes, in_channels=width, in_index=stages - 1, channels=width, num_convs=0, concat_input=False, dropout_ratio=0.0
-    )
-    return {"backbone": backbone, "decode_head": head}
+    layers = {"in_channels": 16, "in_index": 4, "channels": 16, "num_convs": 0, "concat_input": False, "dropout_ratio": 0.0}
+    return {"backbone": backbone, "decode_head": _head("FCNHead", num_classes, **layers)}
 
 
 def _resnet50() -> dict:
     """ResNet-50-v1c at stride 8."""
-    return {
-        "type": "ResNetV1c",
-        "depth": 50,
-        "num_stages": 4,
-        "out_indices": (0, 1, 2, 3),
-        "dilations": (1, 1, 2, 4),
-        "strides": (1, 2, 1, 1),
-        "norm_cfg": _batch_norm(),
-        "norm_eval": False,
-        "style": "pytorch",
-        "contract_dilation": True,
-    }
+    return {"type": "ResNetV1c", "depth": 50, "dilations": (1, 1, 2, 4), "strides": (1, 2, 1, 1), "contract_dilation": True}
 
 
 def _auxiliary(num_classes: int, in_channels: int) -> dict:
     """The head on the third stage, for training only."""
-    layers = {"in_channels": in_channels, "in_index": 2, "channels": 256, "num_convs": 1, "concat_input": False, "dropout_ratio": 0.1}
+    layers = {"in_channels": in_channels, "in_index": 2, "channels": 256, "num_convs": 1, "concat_input": False}
     return _head("FCNHead", num_classes, 0.4, **layers)
 
 
 def _pspnet_r50(num_classes: int) -> dict:
     """PSPNet (Zhao et al., CVPR 2017) on ResNet-50-v1c at stride 8 with an auxiliary head, as in TISynth's recipe."""
-    head = _head("PSPHead", num_classes, in_channels=2048, in_index=3, channels=512, pool_scales=(1, 2, 3, 6), dropout_ratio=0.1)
+    head = _head("PSPHead", num_classes, in_channels=2048, in_index=3, channels=512)
     return {"backbone": _resnet50(), "decode_head": head, "auxiliary_head": _auxiliary(num_classes, 1024)}
 
 
 def _deeplabv3plus_r50(num_classes: int) -> dict:
     """DeepLabv3+ (Chen et al., ECCV 2018) on ResNet-50-v1c at stride 8 with an auxiliary head."""
-    layers: dict[str, Any] = {"in_channels": 2048, "in_index": 3, "channels": 512, "dilations": (1, 12, 24, 36), "dropout_ratio": 0.1}
+    layers: dict[str, Any] = {"in_channels": 2048, "in_index": 3, "channels": 512, "dilations": (1, 12, 24, 36)}
     head = _head("DepthwiseSeparableASPPHead", num_classes, c1_in_channels=256, c1_channels=48, **layers)
     return {"backbone": _resnet50(), "decode_head": head, "auxiliary_head": _auxiliary(num_classes, 1024)}
 
@@ -106,20 +68,9 @@ def _deeplabv3plus_r50(num_classes: int) -> dict:
 def _upernet_convnext_t(num_classes: int) -> dict:
     """UPerNet (Xiao et al., ECCV 2018) on ConvNeXt-T with an auxiliary head, as mmsegmentation trains it."""
     widths = [96, 192, 384, 768]
-    backbone = {
-        "type": "ConvNeXt",
-        "arch": "tiny",
-        "out_indices": [0, 1, 2, 3],
-        "drop_path_rate": 0.4,
-        "layer_scale_init_value": 1.0,
-        "gap_before_final_norm": False,
-    }
-    pooling: dict[str, Any] = {"in_index": [0, 1, 2, 3], "pool_scales": (1, 2, 3, 6)}
-    return {
-        "backbone": backbone,
-        "decode_head": _head("UPerHead", num_classes, in_channels=widths, channels=512, dropout_ratio=0.1, **pooling),
-        "auxiliary_head": _auxiliary(num_classes, widths[2]),
-    }
+    backbone = {"type": "ConvNeXt", "arch": "tiny", "drop_path_rate": 0.4, "layer_scale_init_value": 1.0}
+    head = _head("UPerHead", num_classes, in_channels=widths, in_index=[0, 1, 2, 3], channels=512)
+    return {"backbone": backbone, "decode_head": head, "auxiliary_head": _auxiliary(num_classes, widths[2])}
 
 
 #: Name of an architecture to its configuration for K classes. A new one is one function and one entry here.

@@ -41,7 +41,7 @@ def parse_config(text: str) -> dict[str, Any]:
     """The values that the source of a configuration binds to names, without running it.
 
     It may hold assignments of literals, lists, tuples, ``dict(...)`` and names bound before, which is all that mmengine writes, and
-    numbers computed from numbers.
+    numbers computed from numbers. It inherits nothing.
     Raises ValueError, saying where, for anything else.
     """
     return {name: _readable(value) for name, value in _parse(text).items()}
@@ -105,25 +105,27 @@ def _base_path(name: str, path: Path) -> Path:
 def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Names and values, with _Unreadable for what is computed; ValueError for statements that could change a value otherwise.
 
-    ``inherit`` reads what ``_base_`` names; without it the name is like any other.
+    ``inherit`` reads what ``_base_`` names; without it the text may neither inherit nor import.
     """
     try:
         statements = ast.parse(text).body
-        bases = [one.value for one in statements if inherit and isinstance(one, ast.Assign) and _target(one) == "_base_"]
-        base = inherit(_value(bases[0], {})) if inherit and bases else {}
-        names: dict[str, Any] = {"inf": math.inf, "nan": math.nan} | ({"_base_": base} if inherit else {})
+        bases = [one for one in statements if isinstance(one, ast.Assign) and _target(one) == "_base_"]
+        if bases and not inherit:
+            raise _no_value(bases[0])
+        base = inherit(_value(bases[0].value, {})) if inherit and bases else {}
+        names: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "_base_": base}
         own: dict[str, Any] = {}
         for statement in statements:
             match statement:
-                case ast.Assign() if (name := _target(statement)) and not (inherit and name == "_base_"):
-                    own[name] = names[name] = _attempt(statement.value, names)
-                case ast.Assign() if _target(statement):
-                    pass
+                case ast.Assign() if name := _target(statement):
+                    if name != "_base_":
+                        own[name] = names[name] = _attempt(statement.value, names)
                 case ast.Expr(value=ast.Constant()):
                     pass  # a docstring
-                case ast.Import(names=imported) | ast.ImportFrom(names=imported) if all(one.name != "*" for one in imported) and inherit:
-                    unknown = {one.asname or one.name.split(".")[0]: _Unreadable(_no_value(statement)) for one in imported}
-                    own, names = own | unknown, names | unknown
+                case ast.Import(names=imported) | ast.ImportFrom(names=imported) if inherit and all(one.name != "*" for one in imported):
+                    for one in imported:
+                        name = one.asname or one.name.split(".")[0]
+                        own[name] = names[name] = _Unreadable(_no_value(statement))
                 case _:
                     raise _no_value(statement)
         return _merge(own, base)
@@ -160,10 +162,9 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
                 return sum(items)
         case ast.Name(id=name) if name in names:
             return _readable(names[name])
-        case ast.Attribute(value=owner, attr=key) if (
-            _is_inherited(owner) and isinstance(found := _value(owner, names), dict) and key in found
-        ):
-            return _readable(found[key])
+        case ast.Attribute(value=owner, attr=key) if _is_inherited(owner):
+            if isinstance(found := _value(owner, names), dict) and key in found:
+                return _readable(found[key])
         case ast.Set(elts=[ast.Set(elts=[inner])]) if _is_inherited(inner):
             return _value(inner, names)
         case ast.List(elts=items):

@@ -125,9 +125,6 @@ def preparation_of(config: dict[str, Any], default: Preparation | None = None) -
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ training
-
-
 def describe_file(path: Path | str, num_classes: int) -> dict[str, Any]:
     """The network that a configuration file of mmsegmentation describes, for training on RGB images in 0...255.
 

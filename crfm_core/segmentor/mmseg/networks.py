@@ -76,19 +76,24 @@ def build_described(description: dict[str, Any], path: Path | str, fault: type[C
         raise fault(f"{path}: its network cannot be built with this mmsegmentation ({_reason(error)})") from None
 
 
+def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, list]:
+    """A batch as mmsegmentation's preprocessor takes it, which pads and stacks: lists of images [3,H,W] and of labels [H,W]."""
+    from mmengine.structures import BaseDataElement, PixelData
+
+    labels = [BaseDataElement(gt_sem_seg=PixelData(data=sample["label"][None])) for sample in samples]
+    return {"inputs": [sample["image"] for sample in samples], "data_samples": labels}
+
+
 def try_out(network: BaseSegmentor, size: tuple[int, int], path: Path | str) -> None:
     """Compute a loss for two blank tiles of ``size`` (height, width); the network stays as it is.
 
     Raises ConfigError, naming ``path``, when its parts do not fit each other or the tiles, or need what is not installed.
     """
-    from mmengine.structures import BaseDataElement, PixelData
-
-    labels = [BaseDataElement(gt_sem_seg=PixelData(data=torch.zeros(1, *size, dtype=torch.long))) for _ in range(2)]
+    blank = {"image": torch.zeros(3, *size), "label": torch.zeros(size, dtype=torch.long)}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             trial = copy.deepcopy(network)
-            data = trial.data_preprocessor({"inputs": [torch.zeros(3, *size)] * 2, "data_samples": labels}, training=True)
-            trial(**data, mode="loss")
+            trial(**trial.data_preprocessor(collate([blank, blank]), training=True), mode="loss")
     except CrfmError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # and so do networks whose parts do not fit

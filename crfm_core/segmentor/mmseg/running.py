@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from crfm_core.distributed import ProcessGroup
 from crfm_core.files import atomic_path, seed_of
 from crfm_core.segmentor.mmseg.libraries import lean_imports
 from crfm_core.segmentor.mmseg.weights import load_backbone, read_mmseg_checkpoint
+from crfm_core.segmentor.validation import History, Validator
 from crfm_core.settings import Segmentor
 
 with lean_imports():
@@ -25,59 +26,6 @@ with lean_imports():
     from mmengine.model import MMDistributedDataParallel
     from mmengine.optim import OptimWrapper
     from mmengine.runner import IterBasedTrainLoop, Runner
-    from mmengine.structures import BaseDataElement, PixelData
-
-#: Iteration and mIoU in percent of each validation, in order.
-History = list[list[float]]
-
-
-#: Called after each iteration with its number and the network: the history of before -> that with what it measured, if anything.
-Validate = Callable[[int, torch.nn.Module, History], History]
-
-
-def training_runner(
-    network: torch.nn.Module,
-    loader: DataLoader,
-    segmentor: Segmentor,
-    iterations: int,
-    seed: int,
-    folder: Path,
-    group: ProcessGroup,
-    validation: Validate | None,
-    checkpoint: Path | None,
-    backbone: Path | None,
-) -> TrainingRunner:
-    """The Runner that trains ``network`` with the optimiser and schedule of ``segmentor``, and keeps its checkpoints in ``folder``.
-
-    Args:
-        loader: batches of :func:`collate`, endless.
-        validation: called after each iteration.
-        checkpoint: a training checkpoint to continue from.
-        backbone: without one, pretrained weights that the backbone starts from.
-    """
-    runner = TrainingRunner(
-        model=network,
-        work_dir=str(folder),
-        train_dataloader=loader,
-        train_cfg={"type": TrainLoop, "max_iters": iterations},
-        optim_wrapper=_optimiser(segmentor, group.device.split(":")[0], backbone is not None),
-        param_scheduler=_schedule(segmentor, iterations),
-        default_hooks=_default_hooks(segmentor.checkpoint_every),
-        custom_hooks=[TrainingHook(seed, iterations, group, validation)],
-        randomness={"seed": seed},
-        log_level="ERROR",  # below it are warnings about what the library does itself
-        default_scope="mmseg",
-        experiment_name=uuid.uuid4().hex,  # mmengine keeps process-wide state by this name
-    )
-    # a network from a file may have parts that an iteration does not use
-    runner.start_from(group, checkpoint, backbone, find_unused=segmentor.config is not None)
-    return runner
-
-
-def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, list]:
-    """A batch as mmsegmentation's preprocessor takes it, which pads and stacks: lists of images [3,H,W] and of labels [H,W]."""
-    labels = [BaseDataElement(gt_sem_seg=PixelData(data=sample["label"][None])) for sample in samples]
-    return {"inputs": [sample["image"] for sample in samples], "data_samples": labels}
 
 
 def _optimiser(segmentor: Segmentor, device: str, pretrained: bool) -> dict[str, Any]:
@@ -99,13 +47,6 @@ def _schedule(segmentor: Segmentor, iterations: int) -> list[dict[str, Any]]:
     poly = {"type": "PolyLR", "power": segmentor.poly_power, "eta_min": 0.0, "begin": warmup, "end": iterations, "by_epoch": False}
     linear = {"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warmup, "by_epoch": False}
     return [linear, poly] if warmup else [poly]
-
-
-def _default_hooks(checkpoint_every: int) -> dict[str, Any]:
-    """mmengine's hooks: only the one that writes checkpoints to resume from."""
-    checkpoint = {"type": "CheckpointHook", "interval": checkpoint_every, "by_epoch": False, "max_keep_ckpts": 2, "save_last": False}
-    # None switches a default hook off: their log histories cost time and would be pickled into the checkpoints.
-    return {"checkpoint": checkpoint, "runtime_info": None, "timer": None, "sampler_seed": None, "logger": None}
 
 
 class Autocast(OptimWrapper):
@@ -138,7 +79,7 @@ class TrainLoop(IterBasedTrainLoop):
 class TrainingHook(Hook):
     """Seeds what is random in an iteration; after it stops a run whose loss is not finite, logs progress, and validates."""
 
-    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validate | None = None, log_every: int = 50):
+    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validator | None = None, log_every: int = 50):
         self.seed, self.iterations, self.log_every = seed, iterations, log_every
         self.group, self.validation = group, validation
 
@@ -162,18 +103,56 @@ class TrainingRunner(Runner):
 
     model: Any
 
-    def start_from(self, group: ProcessGroup, checkpoint: Path | None, backbone: Path | None, find_unused: bool) -> None:
-        """Choose the device and what :meth:`train` starts from: a training checkpoint, or else pretrained backbone weights.
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        loader: DataLoader,
+        segmentor: Segmentor,
+        iterations: int,
+        seed: int,
+        folder: Path,
+        group: ProcessGroup,
+        validation: Validator | None,
+        checkpoint: Path | None,
+        backbone: Path | None,
+    ):
+        """Train ``network`` with the optimiser and schedule of ``segmentor``, and keep training checkpoints in ``folder``.
 
-        ``find_unused``: with several processes, allow weights that an iteration does not use.
+        Args:
+            loader: batches of :func:`crfm_core.segmentor.mmseg.networks.collate`, endless.
+            checkpoint: a training checkpoint to continue from.
+            backbone: without one, pretrained weights that the backbone starts from.
         """
+        hook = {
+            "type": "CheckpointHook",
+            "interval": segmentor.checkpoint_every,
+            "by_epoch": False,
+            "max_keep_ckpts": 2,
+            "save_last": False,
+        }
+        super().__init__(
+            model=network,
+            work_dir=str(folder),
+            train_dataloader=loader,
+            train_cfg={"type": TrainLoop, "max_iters": iterations},
+            optim_wrapper=_optimiser(segmentor, group.device.split(":")[0], backbone is not None),
+            param_scheduler=_schedule(segmentor, iterations),
+            # None switches a default hook off: their log histories cost time and would be pickled into the checkpoints.
+            default_hooks={"checkpoint": hook, "runtime_info": None, "timer": None, "sampler_seed": None, "logger": None},
+            custom_hooks=[TrainingHook(seed, iterations, group, validation)],
+            randomness={"seed": seed},
+            log_level="ERROR",  # below it are warnings about what the library does itself
+            default_scope="mmseg",
+            experiment_name=uuid.uuid4().hex,  # mmengine keeps process-wide state by this name
+        )
         self._start = (checkpoint, backbone)
         self.model.to(group.device, memory_format=torch.channels_last)  # convolutions are a seventh faster so
         if group.size > 1:
             own = None
             if group.device != "cpu":
                 self.model, own = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model), [torch.device(group.device)]
-            self.model = MMDistributedDataParallel(self.model, device_ids=own, find_unused_parameters=find_unused)
+            # a network from a file may have parts that an iteration does not use
+            self.model = MMDistributedDataParallel(self.model, device_ids=own, find_unused_parameters=segmentor.config is not None)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -214,18 +193,9 @@ class TrainingRunner(Runner):
         """Nothing: it would start compilers only to log their versions."""
 
 
-def history_of(checkpoint: dict[str, Any]) -> History:
-    """What validation had measured when a training checkpoint was written."""
-    return checkpoint.get("message_hub", {}).get("runtime_info", {}).get("validation", [])
-
-
 def versions() -> dict[str, str]:
     """Versions of the software that trains a segmentor."""
     import mmseg
 
-    return {
-        "crfm_core": __version__,
-        "torch": str(torch.__version__),
-        "mmengine": mmengine.__version__,
-        "mmsegmentation": mmseg.__version__,
-    }
+    own = {"crfm_core": __version__, "torch": str(torch.__version__)}
+    return own | {"mmengine": mmengine.__version__, "mmsegmentation": mmseg.__version__}
