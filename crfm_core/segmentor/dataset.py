@@ -41,8 +41,7 @@ class WeightedDraws(torch.utils.data.Sampler):
             raise DataError("weights in the manifest must be finite, not negative, and not all zero; build the mix again")
         self.edges = np.cumsum(weights / weights.sum())
         self.round = math.ceil(round(weights.sum() / weights[weights > 0].min(), 6))
-        self.seed = seed
-        self.start = start
+        self.seed, self.start = seed, start
         self.batch_size, self.positions = batch_size, positions
 
     def __len__(self) -> int:
@@ -83,9 +82,7 @@ class Tiles(torch.utils.data.Dataset):
         self, manifest: Path | str, table: pd.DataFrame, root: Path | str, num_classes: int, seed: int, copies: Path | None = None
     ):
         self.images, self.labels = (paths_of(manifest, table, column, root) for column in ("image", "label"))
-        self.copies = copies
-        self.num_classes = num_classes
-        self.seed = seed
+        self.num_classes, self.seed, self.copies = num_classes, seed, copies
         self.cached = 4 * int((table.width * table.height).sum()) <= CACHE_BYTES
         self.cache = [self._read(row) for row in range(len(table))] if self.cached else []
 
@@ -93,8 +90,7 @@ class Tiles(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, draw: Draw) -> dict:
-        image, label = self.pixels(draw.row)
-        image, label = augment(image, label, np.random.default_rng(seed_of("augment", self.seed, draw.number)))
+        image, label = augment(*self.pixels(draw.row), np.random.default_rng(seed_of("augment", self.seed, draw.number)))
         return {"image": torch.from_numpy(image).permute(2, 0, 1), "label": torch.from_numpy(label).long()}
 
     def pixels(self, row: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from crfm_core.data.rasters import (
 from crfm_core.data.scenes import read_scenes
 from crfm_core.data.sources import SceneSource
 from crfm_core.data.windows import window_offsets
-from crfm_core.files import atomic_path, exclusive, hash_of, inside, require_disk, sha256_of, work_folder, write_bytes
+from crfm_core.files import atomic_path, exclusive, hash_of, inside, remove, require_disk, sha256_of, work_folder, write_bytes
 from crfm_core.manifest import paths_of, read_manifest, relocate, write_manifest
 from crfm_core.segmentor.critic import Critic, load_critic
 from crfm_core.segmentor.evaluation import as_input, batches_of_one_size, class_maps, predict, read_ahead
@@ -67,17 +66,16 @@ def predict_tiles(
         ResourceError when the disk is full.
     """
     evaluation, out = evaluation or Evaluation(), Path(out)
-    table, folder = read_manifest(manifest), Path(out).with_suffix("")
+    table, folder = read_manifest(manifest), out.with_suffix("")
     images, weights = paths_of(manifest, table, "image", root), sha256_of(checkpoint)
-    how = evaluation.result_keys()
-    made_by = [hash_of(weights, how, digest) for digest in table.digest]
+    made_by = [hash_of(weights, evaluation.result_keys(), digest) for digest in table.digest]
     require_disk(folder, int((table.width * table.height).sum()))
     with exclusive(folder):
         paths = [inside(folder, f"{tile_id}{image.suffix}") for tile_id, image in zip(table.tile_id, images, strict=True)]
         wanted = {path.name for path in paths} | {".lock"}
         for path in folder.iterdir():  # predictions of tiles that are gone, and fragments that a killed run left
             if path.name not in wanted:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
         missing = [row for row, path in enumerate(paths) if not is_whole(path, made_by[row])]
         print(f"{len(table)} tiles, {len(table) - len(missing)} of them predicted already", flush=True)
         if missing:
@@ -247,8 +245,7 @@ def zip_predictions(
     Raises DataError when images are missing or two have one name, ConfigError for classes that are not the server's, WeightsError
     for a checkpoint of other classes.
     """
-    dataset = source.dataset
-    evaluation = evaluation or Evaluation()
+    dataset, evaluation = source.dataset, evaluation or Evaluation()
     images, ids = source.submission_images(), source.submission_ids()
     if dataset.tile.scale and dataset.tile.scale.over == "dataset":
         raise ConfigError(f"tile.scale.over: {dataset.name} scales by its training scenes; set it to scene for images that are not listed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from crfm_core import ConfigError
 from crfm_core.data.windows import window_offsets
+from crfm_core.segmentor.critic import Critic
 from crfm_core.settings import Evaluation
 
 
@@ -49,18 +49,14 @@ class Canvas:
         return done
 
 
-def slide(answer: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int) -> Tensor:
+def slide(critic: Critic, images: Tensor, window: int, stride: int) -> Tensor:
     """Logits [B,K,H,W] of images [B,3,H,W] from overlapping windows, averaged by count as mmsegmentation's ``slide_inference`` does.
 
-    ``answer`` gives the logits [B,K,h,w] of a window of all images [B,3,h,w]. A window is an image of its own: a critic that pads to a
-    multiple of 32 pads each. An image smaller than a window is one window.
+    A window is an image of its own: a critic that pads to a multiple of 32 pads each. An image smaller than a window is one window.
     """
     height, width = images.shape[-2:]
     tops, lefts = window_offsets(height, min(window, height), stride), window_offsets(width, min(window, width), stride)
-    canvas: Canvas | None = None
+    canvas = Canvas((len(images), len(critic.classes)), height, width, images.device)
     for top, left in product(tops, lefts):
-        logits = answer(images[..., top : top + window, left : left + window])
-        canvas = canvas or Canvas(tuple(logits.shape[:2]), height, width, logits.device)
-        canvas.add(top, left, logits)
-    assert canvas is not None, "an image has at least one window"
+        canvas.add(top, left, critic(images[..., top : top + window, left : left + window]))
     return canvas.mean()

@@ -162,11 +162,10 @@ def _write(out: Path, runner: TrainingRunner, meta: dict[str, Any], validation: 
     weights = {name: tensor.detach().cpu().clone() for name, tensor in runner.network.state_dict().items()}
     last = out.with_name("last.pth")
     if validation:
-        history = runner.history
-        meta |= {"validation": history, "chosen": best_of(history)}
+        meta |= {"validation": runner.history, "chosen": best_of(runner.history)}
         if meta["chosen"] != meta["iterations"]:
             _save(last, weights, meta)
-            _save(out, validation.best_weights(history), meta)
+            _save(out, validation.best_weights(runner.history), meta)
             return
     _save(out, weights, meta)
     last.unlink(missing_ok=True)  # of an earlier training

@@ -30,13 +30,6 @@ MAX_DEPTH = 20
 WRITE_VALUES = "write the values themselves, configurations are read and never run"
 
 
-class _Unreadable:
-    """The value of a name that is more than data. It is an error only if something that is taken needs it."""
-
-    def __init__(self, reason: ValueError):
-        self.reason = reason
-
-
 def parse_config(text: str) -> dict[str, Any]:
     """The values that the source of a configuration binds to names, without running it.
 
@@ -103,8 +96,9 @@ def _base_path(name: str, path: Path) -> Path:
 
 
 def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Names and values, with _Unreadable for what is computed; ValueError for statements that could change a value otherwise.
+    """Names and values, or for what is computed the ValueError that it is to need it.
 
+    Raises ValueError for statements that could change a value otherwise.
     ``inherit`` reads what ``_base_`` names; without it the text may neither inherit nor import.
     """
     try:
@@ -125,7 +119,7 @@ def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) ->
                 case ast.Import(names=imported) | ast.ImportFrom(names=imported) if inherit and all(one.name != "*" for one in imported):
                     for one in imported:
                         name = one.asname or one.name.split(".")[0]
-                        own[name] = names[name] = _Unreadable(_no_value(statement))
+                        own[name] = names[name] = _no_value(statement)
                 case _:
                     raise _no_value(statement)
         return _merge(own, base)
@@ -139,10 +133,11 @@ def _target(statement: ast.Assign) -> str:
 
 
 def _attempt(node: ast.expr, names: dict[str, Any]) -> Any:
+    """The value of an expression, or the error for it."""
     try:
         return _value(node, names)
     except ValueError as error:
-        return _Unreadable(error)
+        return error
 
 
 def _value(node: ast.expr, names: dict[str, Any]) -> Any:
@@ -189,8 +184,8 @@ def _is_inherited(node: ast.expr) -> bool:
 
 
 def _readable(value: Any) -> Any:
-    if isinstance(value, _Unreadable):
-        raise value.reason
+    if isinstance(value, ValueError):
+        raise value
     return value
 
 

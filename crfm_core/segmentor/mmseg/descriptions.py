@@ -140,8 +140,7 @@ def describe_file(path: Path | str, num_classes: int) -> dict[str, Any]:
         for key in ("out_channels", "threshold"):  # one map for two classes
             head.pop(key, None)
     for where, loss in _losses(model):
-        weights = loss.get("class_weight")
-        if weights is None:
+        if (weights := loss.get("class_weight")) is None:
             continue
         if not isinstance(weights, list | tuple) or len(weights) != num_classes:
             raise ConfigError(

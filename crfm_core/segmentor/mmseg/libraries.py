@@ -1,9 +1,8 @@
 """mmengine and mmsegmentation imported as this package needs them: lean, and with or without mmcv's compiled operators.
 
-mmsegmentation is built on mmcv. The full mmcv holds operators that must be compiled for each version of torch and CUDA; mmcv-lite is the
-same package without them, installs everywhere, and is all that the architectures known by name need. This module is the one place that
-makes it do: while mmsegmentation is imported, a stand-in takes the place of the compiled module ``mmcv._ext``. A network from a
-configuration file or checkpoint that calls an operator is refused with its name. With the full mmcv installed in its place
+The full mmcv holds operators that must be compiled for each version of torch and CUDA. mmcv-lite is the same package without them, installs
+everywhere, and is all that the architectures known by name need: while mmsegmentation is imported, a stand-in takes the place of the
+compiled module. A network that calls an operator is refused with its name. With the full mmcv installed in its place
 (``pip uninstall mmcv-lite; pip install mmcv==2.1.0``, built for the torch that is there) nothing stands in. No test runs that combination.
 """
 
@@ -51,11 +50,7 @@ def replaced_modules(**modules: types.ModuleType | None) -> Iterator[None]:
 
 
 def lean_imports() -> contextlib.AbstractContextManager[None]:
-    """For a block of imports from mmengine: what it imports only because it is installed is not found there.
-
-    >>> with lean_imports():
-    ...     from mmengine.runner import Runner
-    """
+    """For a block of imports from mmengine: what it imports only because it is installed is not found there."""
     return replaced_modules(**dict.fromkeys(NOT_NEEDED))
 
 

@@ -79,8 +79,8 @@ class TrainLoop(IterBasedTrainLoop):
 class TrainingHook(Hook):
     """Seeds what is random in an iteration; after it stops a run whose loss is not finite, logs progress, and validates."""
 
-    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validator | None = None, log_every: int = 50):
-        self.seed, self.iterations, self.log_every = seed, iterations, log_every
+    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validator | None):
+        self.seed, self.iterations = seed, iterations
         self.group, self.validation = group, validation
 
     def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: dict | None = None) -> None:
@@ -91,11 +91,11 @@ class TrainingHook(Hook):
         loss, number = self.group.mean(outputs["loss"]), batch_idx + 1
         if not math.isfinite(loss):
             raise ConfigError(f"training diverged: loss is {loss} at iteration {number}; lower learning_rate or lengthen warmup")
-        if self.group.is_main and (number % self.log_every == 0 or number == self.iterations):
+        if self.group.is_main and (number % 50 == 0 or number == self.iterations):
             rate = runner.optim_wrapper.get_lr()["lr"][0]
             print(f"iteration {number}/{self.iterations}  loss {loss:.4f}  learning rate {rate:.2e}", flush=True)
         if self.validation:
-            runner.history = self.validation(number, runner.network, runner.history)
+            runner.message_hub.update_info("validation", self.validation(number, runner.network, runner.history))
 
 
 class TrainingRunner(Runner):
@@ -163,10 +163,6 @@ class TrainingRunner(Runner):
     def history(self) -> History:
         """What validation measured so far. It is part of the training checkpoints."""
         return self.message_hub.runtime_info.get("validation", [])
-
-    @history.setter
-    def history(self, value: History) -> None:
-        self.message_hub.update_info("validation", value)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         return model  # mmengine would move it to any GPU it sees
