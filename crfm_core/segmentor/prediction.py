@@ -60,10 +60,9 @@ def predict_tiles(
     shows beyond its scene is 255. A stopped run continues: a file is kept if it reads without error and was made by the same weights, in
     the same way and of the same tile (its tags say so); anything else in the folder is removed.
 
-    Returns: the manifest: the tiles' rows with the predictions as ``label``, their ``classes``, ``pixels`` and ``digest``, the unchanged
-        paths of images, and ``predicted_by``, the first digits of the checkpoint's hash.
-    Raises: DataError for a tile that cannot be read, WeightsError for a checkpoint that cannot, or is for other classes than ``classes``,
-        ResourceError when the disk is full.
+    Returns the manifest: the tiles' rows with the predictions as ``label``, and ``predicted_by``, the start of the checkpoint's hash.
+    Raises DataError for a tile that cannot be read, WeightsError for a checkpoint that cannot, or is for other classes than ``classes``,
+    ResourceError when the disk is full.
     """
     evaluation, out = evaluation or Evaluation(), Path(out)
     table, folder = read_manifest(manifest), out.with_suffix("")
@@ -236,37 +235,30 @@ def zip_predictions(
 ) -> None:
     """Predict the images that a dataset's server scores, each as a whole scene is, and write ``out``: one zip file of PNGs for it.
 
-    The same predictions give the same bytes.
-
-    Args:
-        source: says which images, and which of the server's classes each class is.
-        work: folder that holds predictions while the zip is not there; a stopped run continues from it.
+    The same predictions give the same bytes. ``source`` says which images, and which of the server's classes each class is; a stopped
+    run continues from the folder ``work``.
 
     Raises DataError when images are missing or two have one name, ConfigError for classes that are not the server's, WeightsError
     for a checkpoint of other classes.
     """
-    dataset, evaluation = source.dataset, evaluation or Evaluation()
+    dataset, tiling, evaluation = source.dataset, source.dataset.tile, evaluation or Evaluation()
     images, ids = source.submission_images(), source.submission_ids()
-    if dataset.tile.scale and dataset.tile.scale.over == "dataset":
+    if tiling.scale and tiling.scale.over == "dataset":
         raise ConfigError(f"tile.scale.over: {dataset.name} scales by its training scenes; set it to scene for images that are not listed")
     require_disk(Path(work).parent, 2 * sum(path.stat().st_size for path in images))
-    how = evaluation.result_keys()
     content = [[path.name, path.stat().st_size] for path in images]
-    with work_folder(work, hash_of(sha256_of(checkpoint), how, dataset.tile.model_dump(mode="json"), ids.tolist(), content)) as folder:
+    how = evaluation.result_keys(), tiling.model_dump(mode="json"), ids.tolist(), content
+    with work_folder(work, hash_of(sha256_of(checkpoint), *how)) as folder:
         missing = [path for path in images if not is_whole(folder / path.name)]
         if missing:
             critic = load_critic(checkpoint, device, dataset.classes)
             for path in tqdm(missing, desc="images", unit="image", disable=None):
-                write_bytes(folder / path.name, encode_raster(".png", ids[_labels(critic, path, dataset, evaluation)]))
+                limits = scene_limits([path], [True], tiling.scale, tiling.bands)[0] if tiling.scale else None
+                with open_scene(path, path, tiling.ground_distance) as (picture, _):
+                    labels = np.concatenate(list(label_rows(critic, picture, tiling, evaluation, limits)))
+                write_bytes(folder / path.name, encode_raster(".png", ids[labels]))
         with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink
             for path in images:
                 entry = zipfile.ZipInfo(path.name)  # says nothing of when it was written
                 entry.create_system, entry.external_attr = 3, 0o644 << 16
                 archive.writestr(entry, (folder / path.name).read_bytes())
-
-
-def _labels(critic: Critic, image: Path, dataset: Dataset, evaluation: Evaluation) -> np.ndarray:
-    tiling = dataset.tile
-    limits = scene_limits([image], [True], tiling.scale, tiling.bands)[0] if tiling.scale else None
-    with open_scene(image, image, tiling.ground_distance) as (picture, _):
-        return np.concatenate(list(label_rows(critic, picture, tiling, evaluation, limits)))

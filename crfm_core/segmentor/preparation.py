@@ -15,22 +15,14 @@ DIVISOR = 32
 
 @dataclass(frozen=True)
 class Preparation:
-    """What happens to RGB images in [0, 1] before a network sees them.
+    """What happens to RGB images in [0, 1] before a network sees them."""
 
-    Attributes:
-        mean, std: in the scale of the images and the order of the network's channels; one value per channel, or one for all.
-        bgr: whether channels are reversed first.
-        size: least height and width that images are padded to, below and on the right.
-        divisor: number whose multiples the padded sides are.
-        pad_value: value of the padding, after normalisation.
-    """
-
-    mean: Sequence[float] = IMAGENET_MEAN
+    mean: Sequence[float] = IMAGENET_MEAN  #: in the scale of the images and the order of the network's channels; one value may do for all
     std: Sequence[float] = IMAGENET_STD
-    bgr: bool = False
-    size: tuple[int, int] = (0, 0)
-    divisor: int = 1
-    pad_value: float = 0.0
+    bgr: bool = False  #: whether channels are reversed first
+    size: tuple[int, int] = (0, 0)  #: least height and width that images are padded to, below and on the right
+    divisor: int = 1  #: number whose multiples the padded sides are
+    pad_value: float = 0.0  #: value of the padding, after normalisation
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of an image after padding."""

@@ -28,31 +28,21 @@ from crfm_core.settings import Download, Segmentor
 
 
 class SegmentorTraining(ParallelJob):
-    """One training: what it reads, what it writes, and how.
+    """One training: what it reads, what it writes, and how."""
 
-    Attributes:
-        manifest: the tiles; paths in it stay below ``root``. Its column ``weight``, if there is one, says how often a row is drawn
-            relative to the others.
-        root: folder that all images lie in.
-        out: the checkpoint: the last weights, or with ``val`` the best, and then ``last.pth`` beside it the last, if they are others.
-        segmentor: the architecture, or the configuration file of one, and how it is trained.
-        device: "cpu" or "cuda".
-        val: manifest of the tiles whose mIoU chooses the best weights, measured every ``validate_every`` iterations and at the end.
-        pretrained: file of backbone weights; None: what ``segmentor.pretrained`` names, if it is a file.
-        scratch: folder on this machine's own disk for copies of tiles that memory does not hold; they are removed at the end.
-    """
-
-    manifest: Path
-    root: Path
-    out: Path
+    manifest: Path  #: the tiles; its column ``weight``, if there is one, says how often a row is drawn relative to the others
+    root: Path  #: folder that all images lie in
+    out: Path  #: the checkpoint; with ``val`` the best weights, and then ``last.pth`` beside it the last, if they are others
     segmentor: Segmentor
     classes: list[str]
     palette: list[tuple[int, int, int]]
     iterations: int
     seed: int
     device: str = "cpu"
+    #: Manifest of the tiles whose mIoU chooses the best weights, measured every ``validate_every`` iterations and at the end.
     val: Path | None = None
-    pretrained: Path | None = None
+    pretrained: Path | None = None  #: backbone weights; None: what ``segmentor.pretrained`` names, if it is a file
+    #: Folder on this machine's own disk for copies of tiles that memory does not hold; they are removed at the end.
     scratch: Path | None = None
 
     @property

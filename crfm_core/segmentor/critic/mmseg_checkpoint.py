@@ -28,10 +28,8 @@ def recognises(path: Path, meta: dict) -> bool:
 def critic_of(path: Path, weights: dict[str, Tensor], meta: dict) -> Critic:
     """The critic of a checkpoint of mmsegmentation 1.x or 0.x.
 
-    Args:
-        weights: its state dict, whole but for auxiliary heads, which are not built.
-        meta: its meta; ``cfg`` or ``config`` is the configuration, ``dataset_meta`` or ``CLASSES`` name the classes, without them they
-            are numbered.
+    Of its meta, ``cfg`` or ``config`` is the configuration, ``dataset_meta`` or ``CLASSES`` name the classes; without them they are
+    numbered. Auxiliary heads are not built.
 
     Images are prepared as mmsegmentation does for prediction: ``data_preprocessor`` with its ``test_cfg``, or ``img_norm_cfg``. The
     whole image is predicted at once, also where the configuration has sliding windows.

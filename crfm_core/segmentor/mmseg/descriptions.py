@@ -35,7 +35,7 @@ def read_description(
     """The network of a configuration, checked, and how images are prepared for it.
 
     Args:
-        config: its values by name, of which ``model``, ``data_preprocessor``, ``img_norm_cfg`` and ``test_pipeline`` are read.
+        config: its values by name.
         path: where it is from, for messages.
         dropped: further keys that are left out, wherever they occur.
         default: how images are prepared where the configuration does not say it; None: it must.

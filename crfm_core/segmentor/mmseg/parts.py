@@ -63,7 +63,6 @@ class ConvNeXt(BaseModule):
 
     Args:
         arch: a name in :data:`CONVNEXT_SIZES`, or {"depths": [...], "channels": [...]}.
-        in_channels: of the images.
         drop_path_rate: share of samples that skip the last block; it grows to it from 0.
         layer_scale_init_value: of each block's scale per channel; 0: none.
         out_indices: stages whose maps are returned.
