@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -20,14 +22,6 @@ def _segformer(num_classes: int, width: int, layers: list[int], heads: list[int]
     return {"backbone": backbone, "decode_head": head}
 
 
-def _segformer_tiny(num_classes: int) -> dict:
-    return _segformer(num_classes, width=16, layers=[1, 1, 1, 1], heads=[1, 2, 4, 8], head_width=64, drop=0.0)
-
-
-def _segformer_b2(num_classes: int) -> dict:
-    return _segformer(num_classes, width=64, layers=[3, 4, 6, 3], heads=[1, 2, 5, 8], head_width=256, drop=0.1)
-
-
 def _unet_tiny(num_classes: int) -> dict:
     """A small U-Net (Ronneberger et al., 2015) at half resolution: convolutions only, so it errs differently from a transformer."""
     backbone = {
@@ -41,28 +35,27 @@ def _unet_tiny(num_classes: int) -> dict:
     return {"backbone": backbone, "decode_head": _head("FCNHead", num_classes, **layers)}
 
 
-def _resnet50() -> dict:
-    """ResNet-50-v1c at stride 8."""
-    return {"type": "ResNetV1c", "depth": 50, "dilations": (1, 1, 2, 4), "strides": (1, 2, 1, 1), "contract_dilation": True}
-
-
 def _auxiliary(num_classes: int, in_channels: int) -> dict:
     """The head on the third stage, for training only."""
     layers = {"in_channels": in_channels, "in_index": 2, "channels": 256, "num_convs": 1, "concat_input": False}
     return _head("FCNHead", num_classes, 0.4, **layers)
 
 
+def _on_resnet50(num_classes: int, kind: str, **settings: Any) -> dict:
+    """A head on the last stage of ResNet-50-v1c at stride 8, and an auxiliary head."""
+    backbone = {"type": "ResNetV1c", "depth": 50, "dilations": (1, 1, 2, 4), "strides": (1, 2, 1, 1), "contract_dilation": True}
+    head = _head(kind, num_classes, in_channels=2048, in_index=3, channels=512, **settings)
+    return {"backbone": backbone, "decode_head": head, "auxiliary_head": _auxiliary(num_classes, 1024)}
+
+
 def _pspnet_r50(num_classes: int) -> dict:
-    """PSPNet (Zhao et al., CVPR 2017) on ResNet-50-v1c at stride 8 with an auxiliary head, as in TISynth's recipe."""
-    head = _head("PSPHead", num_classes, in_channels=2048, in_index=3, channels=512)
-    return {"backbone": _resnet50(), "decode_head": head, "auxiliary_head": _auxiliary(num_classes, 1024)}
+    """PSPNet (Zhao et al., CVPR 2017), as in TISynth's recipe."""
+    return _on_resnet50(num_classes, "PSPHead")
 
 
 def _deeplabv3plus_r50(num_classes: int) -> dict:
-    """DeepLabv3+ (Chen et al., ECCV 2018) on ResNet-50-v1c at stride 8 with an auxiliary head."""
-    layers: dict[str, Any] = {"in_channels": 2048, "in_index": 3, "channels": 512, "dilations": (1, 12, 24, 36)}
-    head = _head("DepthwiseSeparableASPPHead", num_classes, c1_in_channels=256, c1_channels=48, **layers)
-    return {"backbone": _resnet50(), "decode_head": head, "auxiliary_head": _auxiliary(num_classes, 1024)}
+    """DeepLabv3+ (Chen et al., ECCV 2018)."""
+    return _on_resnet50(num_classes, "DepthwiseSeparableASPPHead", c1_in_channels=256, c1_channels=48, dilations=(1, 12, 24, 36))
 
 
 def _upernet_convnext_t(num_classes: int) -> dict:
@@ -74,11 +67,11 @@ def _upernet_convnext_t(num_classes: int) -> dict:
 
 
 #: Name of an architecture to its configuration for K classes. A new one is one function and one entry here.
-ARCHITECTURES = {
-    "segformer_tiny": _segformer_tiny,
+ARCHITECTURES: dict[str, Callable[[int], dict]] = {
+    "segformer_tiny": partial(_segformer, width=16, layers=[1, 1, 1, 1], heads=[1, 2, 4, 8], head_width=64, drop=0.0),
     "unet_tiny": _unet_tiny,
     "pspnet_r50": _pspnet_r50,
-    "segformer_b2": _segformer_b2,
+    "segformer_b2": partial(_segformer, width=64, layers=[3, 4, 6, 3], heads=[1, 2, 5, 8], head_width=256, drop=0.1),
     "upernet_convnext_t": _upernet_convnext_t,
     "deeplabv3plus_r50": _deeplabv3plus_r50,
 }

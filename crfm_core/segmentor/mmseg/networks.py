@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +70,8 @@ def build_model(architecture: str, num_classes: int) -> BaseSegmentor:
 
 def build_described(description: dict[str, Any], path: Path | str, fault: type[CrfmError]) -> BaseSegmentor:
     """The network of a checked description from the file ``path``. Raises ``fault``, naming ``path``, when it cannot be built."""
-    try:
+    with _explained(path, fault, "cannot be built with this mmsegmentation"):
         return build_segmentor(description)
-    except CrfmError as error:
-        raise fault(f"{path}: {error}") from None
-    except Exception as error:  # constructors raise all kinds for arguments that do not fit
-        raise fault(f"{path}: its network cannot be built with this mmsegmentation ({_reason(error)})") from None
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, list]:
@@ -90,17 +88,19 @@ def try_out(network: BaseSegmentor, size: tuple[int, int], path: Path | str) -> 
     Raises ConfigError, naming ``path``, when its parts do not fit each other or the tiles, or need what is not installed.
     """
     blank = {"image": torch.zeros(3, *size), "label": torch.zeros(size, dtype=torch.long)}
+    failure = f"cannot learn from tiles of {size[0]}x{size[1]} pixels"
+    with _explained(path, ConfigError, failure), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        trial = copy.deepcopy(network)
+        trial(**trial.data_preprocessor(collate([blank, blank]), training=True), mode="loss")
+
+
+@contextlib.contextmanager
+def _explained(path: Path | str, fault: type[CrfmError], failure: str) -> Iterator[None]:
+    """Raise any error as ``fault``: the network of the file ``path`` has this failure."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            trial = copy.deepcopy(network)
-            trial(**trial.data_preprocessor(collate([blank, blank]), training=True), mode="loss")
+        yield
     except CrfmError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # and so do networks whose parts do not fit
-        tiles = "x".join(map(str, size))
-        raise ConfigError(f"{path}: its network cannot learn from tiles of {tiles} pixels ({_reason(error)})") from None
-
-
-def _reason(error: Exception) -> str:
-    """The kind of an error and its words, or the line of source where it has none."""
-    return f"{type(error).__name__}: {str(error) or traceback.extract_tb(error.__traceback__)[-1].line}"
+        raise fault(f"{path}: {error}") from None
+    except Exception as error:  # constructors, and parts that do not fit, raise all kinds
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise fault(f"{path}: its network {failure} ({type(error).__name__}: {reason})") from None

@@ -89,15 +89,15 @@ def test_the_submission_holds_a_label_of_the_servers_ids_for_each_test_image(tmp
 
 def test_a_stopped_submission_goes_on_and_another_checkpoint_begins_anew(tmp_path, official, seven, monkeypatch):
     own, out, work, done = source(official), tmp_path / "seed0.zip", tmp_path / "work", []
-    checkpoint, labels_of = seven(own.dataset.classes), prediction._labels
+    checkpoint, labels_of = seven(own.dataset.classes), prediction.label_rows
 
-    def stopping(critic, image, *arguments):
+    def stopping(critic, picture, *arguments):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(image.name)
-        return labels_of(critic, image, *arguments)
+        done.append(Path(picture.name).name)
+        return labels_of(critic, picture, *arguments)
 
-    monkeypatch.setattr(prediction, "_labels", stopping)
+    monkeypatch.setattr(prediction, "label_rows", stopping)
     with pytest.raises(KeyboardInterrupt):
         zip_predictions(checkpoint, own, out, work)
     assert not out.exists()
