@@ -107,7 +107,7 @@ def _parse(text: str, inherit: Callable[[Any], dict[str, Any]] | None = None) ->
         if bases and not inherit:
             raise _no_value(bases[0])
         base = inherit(_value(bases[0].value, {})) if inherit and bases else {}
-        names: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "_base_": base}
+        names: dict[str, Any] = {"inf": math.inf, "nan": math.nan} | ({"_base_": base} if inherit else {})
         own: dict[str, Any] = {}
         for statement in statements:
             match statement:
