@@ -109,8 +109,8 @@ def predict(critic: Critic, images: np.ndarray, batch_size: int = 16, evaluation
 def agreement(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16) -> dict:
     """Scores of the critic's predictions against the labels of a manifest's tiles, which for synthetic ones are their masks.
 
-    Returns :meth:`ConfusionMatrix.scores` of one matrix over all
-    tiles, with ``classes``, the number of ``tiles``, and ``per_tile``: the mIoU of each in the manifest's order (None if all ignored).
+    Returns :meth:`ConfusionMatrix.scores` of one matrix over all tiles, with ``classes``, the number of ``tiles``, and ``per_tile``: the
+    mIoU of each in the manifest's order (None if all ignored).
     """
     total, per_tile = _confusion(critic, manifest, root, Evaluation(batch_size=batch_size))
     return {"classes": critic.classes, "tiles": len(per_tile), **total.scores(), "per_tile": per_tile}
@@ -123,6 +123,7 @@ def evaluate(
 
     Returns :meth:`ConfusionMatrix.scores` with ``classes``, the number of ``tiles``, ``confusion`` (the matrix as lists, rows are
     labels) and ``evaluation`` (the settings). Classes that no pixel is labelled as are logged: scores that this leaves undefined are None.
+
     Raises DataError naming the row whose label holds an id outside the classes, and WeightsError for a checkpoint that cannot be read.
     """
     evaluation, critic = evaluation or Evaluation(), load_critic(checkpoint, device)

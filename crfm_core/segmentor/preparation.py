@@ -17,7 +17,7 @@ DIVISOR = 32
 class Preparation:
     """What happens to RGB images in [0, 1] before a network sees them."""
 
-    mean: Sequence[float] = IMAGENET_MEAN  #: in the scale of the images and the order of the network's channels; one value may do for all
+    mean: Sequence[float] = IMAGENET_MEAN  #: in the scale of the images and the order of the network's channels; or one for all
     std: Sequence[float] = IMAGENET_STD
     bgr: bool = False  #: whether channels are reversed first
     size: tuple[int, int] = (0, 0)  #: least height and width that images are padded to, below and on the right
