@@ -522,7 +522,7 @@ def test_damaged_published_figures_are_named(report, tmp_path, content, words):
 
 def test_the_forms_of_the_correction_stand_with_what_they_scored_and_did(report):
     _, section = shown(report[1], "forms")
-    assert "the same 8 masks of the split test" in section and "noise seeds 0, 1, 2" in section
+    assert "the same 8 masks of the split held_out" in section and "noise seeds 0, 1, 2" in section
     # Judge: differences 3, 2, 4 to plain, so 3 -+ 4.3027 · 1 / sqrt(3); sd of 33, 34, 38: sqrt(14 / 2).
     assert "plain 0 42.0 ± 2.0 32.0 ± 2.0 – – baseline 52.0 ± 2.0 42.0 ± 2.0" in section
     assert "default 4 45.0 ± 2.6 35.0 ± 2.6 +3.00 +0.52 to +5.48 higher 63.0 ± 3.0 53.0 ± 3.0" in section
