@@ -47,7 +47,8 @@ def read_costs(folder: Path, gpu_stages: Collection[str], settings: Settings) ->
             continue
         except (pd.errors.ParserError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: no table of time and memory ({error}); delete it") from None
-        seconds, cpu, memory = (_mean(table, name) for name in ("s", "cpu_time", "max_rss"))
+        columns = table.reindex(columns=["s", "cpu_time", "max_rss"])
+        seconds, cpu, memory = columns.apply(pd.to_numeric, errors="coerce").mean().fillna(0)  # over repeats; 0: too short to be measured
         stage = stages.setdefault(rule, StageCost(rule.replace("_", " "), rule in gpu_stages))
         stage.jobs += 1
         stage.seconds += seconds
@@ -55,12 +56,6 @@ def read_costs(folder: Path, gpu_stages: Collection[str], settings: Settings) ->
         stage.gpu += seconds * _gpus(rule, rest, settings) if stage.on_gpu else 0.0
         stage.memory = max(stage.memory, memory)
     return list(stages.values())
-
-
-def _mean(table: pd.DataFrame, column: str) -> float:
-    """Mean over repeats; 0 where a job was too short to be measured."""
-    values = pd.to_numeric(table.get(column, pd.Series(dtype=float)), errors="coerce")
-    return float(values.mean()) if values.notna().any() else 0.0
 
 
 def _gpus(rule: str, rest: str, settings: Settings) -> int:
@@ -76,20 +71,18 @@ def _gpus(rule: str, rest: str, settings: Settings) -> int:
 def cost_finding(stages: list[StageCost]) -> Finding:
     """What all stages took together, and which took most of it."""
     question = "What did it cost?"
-    gpu, cpu, clock = (sum(getattr(stage, kind) for stage in stages) for kind in ("gpu", "cpu", "seconds"))
-    jobs = sum(stage.jobs for stage in stages)
-    if not jobs:
+    if not stages:
         return Finding(question, "Not known: no stage has left its time", "open")
-    kind = "gpu" if gpu else "cpu" if cpu else "seconds"
-    total = {"gpu": gpu, "cpu": cpu, "seconds": clock}[kind]
-    unit = {"gpu": "GPU-hours", "cpu": "CPU-hours", "seconds": "hours"}[kind]
-    sentences = [f"{jobs} jobs took {duration(clock)} one after another; side by side, the run was shorter."]
-    if gpu:
-        sentences.append(f"Beside that {hours(cpu)} CPU-hours of processor time.")
-    if cpu:  # the engine looks at a long job every half minute, and what follows the last look is not noted
+    totals = {kind: sum(getattr(stage, kind) for stage in stages) for kind in ("gpu", "cpu", "seconds")}
+    kind, unit = ("gpu", "GPU-hours") if totals["gpu"] else ("cpu", "CPU-hours") if totals["cpu"] else ("seconds", "hours")
+    jobs, clock = sum(stage.jobs for stage in stages), duration(totals["seconds"])
+    sentences = [f"{jobs} jobs took {clock} one after another; side by side, the run was shorter."]
+    if kind == "gpu":
+        sentences.append(f"Beside that {hours(totals['cpu'])} CPU-hours of processor time.")
+    if totals["cpu"]:  # the engine looks at a long job every half minute, and what follows the last look is not noted
         sentences.append("CPU-hours are sampled: they leave out up to the last half minute of every job.")
     most = sorted(stages, key=lambda stage: -getattr(stage, kind))[:NAMED_STAGES]
-    shares = [f"{stage.name} ({100 * getattr(stage, kind) / total:.0f} %)" for stage in most if getattr(stage, kind) > 0]
+    shares = [f"{stage.name} ({100 * getattr(stage, kind) / totals[kind]:.0f} %)" for stage in most if getattr(stage, kind) > 0]
     if shares:
         sentences.append(f"Most of it: {listed(shares)}.")
-    return Finding(question, f"{hours(total)} {unit}", "open", sentences)
+    return Finding(question, f"{hours(totals[kind])} {unit}", "open", sentences)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from crfm_core import DataError
 from crfm_core.experiment import Experiment
 from crfm_core.manifest import read_manifest
 from crfm_core.reporting.comparison import FormComparison, read_comparison
@@ -106,11 +105,3 @@ class DatasetResults:
     def other_pairs(self) -> list[Pair]:
         """The rest."""
         return [pair for pair in self.files["synthetic"] if pair not in self.leading_pairs]
-
-    def sample_row(self, pair: Pair, tile_id: str, named_by: Path) -> pd.DataFrame:
-        """The one row of a sample's manifest with this id. Raises DataError, naming the file that named it, when there is none."""
-        table = self.synthetic[pair]
-        found = table[table.tile_id == tile_id]
-        if found.empty:
-            raise DataError(f"{named_by}: names {tile_id!r}, which is not in {self.files['synthetic'][pair]}; delete it and run it again")
-        return found

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pandas as pd
 
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.inputs import DatasetResults
 from crfm_core.reporting.page import Report
-from crfm_core.settings import Sampler
 
 TITLE = "What the correction did"
 
@@ -31,35 +29,6 @@ def show_dataset(report: Report, results: DatasetResults) -> dict | None:
     for key, frame in found.items():
         table = results.synthetic[key]
         row = {"sampler": results.name_of(key), "steps": frame.step.nunique(), "corrections": len(frame) / len(table)}
-        row |= {when: _mean(table[f"critic_loss_{when}"]) for when in ("before", "after")}
+        row |= {when: table[f"critic_loss_{when}"].astype(float).mean() for when in ("before", "after")}
         rows.append(row | {"gradient": frame.gradient_ratio.mean(), "clamp": frame.clamp_ratio.mean()})
-    return {
-        "figure": report.pictures(name, alt),
-        "rows": rows,
-    }
-
-
-def _mean(column: pd.Series) -> float:
-    values = column.astype(float)
-    return float(values.mean()) if values.notna().any() else np.nan
-
-
-def notes_on_samples(results: DatasetResults) -> list[str]:
-    """How many samples of each sampler carry which note."""
-    told = []
-    for key, table in results.synthetic.items():
-        counts = table.note[table.note.astype(bool)].value_counts()
-        told += [f"{results.name_of(key)}: {count} of {len(table)} samples: {note}" for note, count in counts.items()]
-    return told
-
-
-def sampler_line(sampler: Sampler) -> str:
-    """The settings of a sampler that its images depend on, beside its steps."""
-    parts = []
-    if correction := sampler.rectify:
-        parts.append(f"first {correction.steps} steps, {correction.describe()}")
-    if sampler.critic_decoder:
-        parts.append(f"the critic looks through {sampler.critic_decoder}")
-    if sampler.guidance_scale > 1:
-        parts.append(f"guidance {sampler.guidance_scale:g}")
-    return ", ".join(parts) or "–"
+    return {"figure": report.pictures(name, alt), "rows": rows}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -14,74 +10,66 @@ from crfm_core.manifest import paths_of
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.inputs import DatasetResults, Pair
 from crfm_core.reporting.page import Report
-from crfm_core.reporting.sections.corrections import notes_on_samples
 
 TITLE = "Samples"
 ROWS = 6  #: tiles of a sheet
-COLUMNS = 8  #: pictures of a tile side by side, the mask among them
+COLUMNS = 6  #: pictures of a tile side by side, beside the mask and the real tile
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the sheet: its title, the file for each mask's tile, and how it is read."""
-
-    title: str
-    files: dict[str, Path]
-    read: Callable[[Path], np.ndarray]
+Column = tuple[str, list[np.ndarray | None]]  #: its title, and a picture for each tile
 
 
 def show_dataset(report: Report, results: DatasetResults) -> dict:
-    """The sheets, and the notes that samples carry."""
-    return {"sheets": sheets_of(report, results), "notes": notes_on_samples(results)}
-
-
-def sheets_of(report: Report, results: DatasetResults) -> list[dict]:
-    """Real tiles chosen by their classes, each with the first sample of every sampler and its label after a pixel filter.
+    """Real tiles chosen by their classes, each with the first sample of every sampler and its label after a pixel filter; and the notes
+    that samples carry.
 
     The leading recipes' samples come first; sheets are as many as their columns need.
     """
-    tiles, wide = results.tiles, COLUMNS - 2
-    images, labels = (paths_of(results.files["tiles"][results.dataset.train], tiles, column, results.root) for column in ("image", "label"))
+    tiles, manifest = results.tiles, results.files["tiles"][results.dataset.train]
     rows = draw.choose_tiles(tiles, ROWS)
-    leading, others = (_columns(results, pairs) for pairs in (results.leading_pairs, results.other_pairs))
-    parts = [(True, leading[start : start + wide]) for start in range(0, max(1, len(leading)), wide)]
-    parts += [(False, others[start : start + wide]) for start in range(0, len(others), wide)]
-    return [
-        _sheet(report, results, [(row, labels[row], images[row]) for row in rows], columns, index) | {"leading": first}
-        for index, (first, columns) in enumerate(parts)
+    images, labels = (paths_of(manifest, tiles, column, results.root) for column in ("image", "label"))
+    ids = list(tiles.tile_id.iloc[rows])
+    real: list[Column] = [
+        ("mask", [paint(read_label(labels[row]), results.dataset.palette) for row in rows]),
+        ("real tile", [read_rgb(images[row]) for row in rows]),
     ]
+    sheets: list[dict] = []
+    for leading, pairs in ((True, results.leading_pairs), (False, results.other_pairs)):
+        columns = [column for pair in pairs for column in _columns(results, pair, ids)]
+        for start in range(0, max(len(columns), int(leading)), COLUMNS):
+            figure = _sheet(report, results, [*real, *columns[start : start + COLUMNS]], len(sheets))
+            sheets.append({"figure": figure, "tiles": ids, "leading": leading})
+    notes = [
+        f"{results.name_of(pair)}: {count} of {len(table)} samples: {note}"
+        for pair, table in results.synthetic.items()
+        for note, count in table.note[table.note.astype(bool)].value_counts().items()
+    ]
+    return {"sheets": sheets, "notes": notes}
 
 
-def _sheet(report: Report, results: DatasetResults, rows: list[tuple[int, Path, Path]], columns: list[Column], index: int) -> dict:
-    dataset = results.dataset
-    pictures: list[list[np.ndarray | None]] = []
-    for row, label, image in rows:
-        tile_id = results.tiles.tile_id.iloc[row]
-        samples = [column.read(column.files[tile_id]) if tile_id in column.files else None for column in columns]
-        pictures.append([paint(read_label(label), dataset.palette), read_rgb(image), *samples])
-    titles = ["mask", "real tile", *(column.title for column in columns)]
+def _sheet(report: Report, results: DatasetResults, columns: list[Column], index: int) -> dict:
+    dataset, titles = results.dataset, [title for title, _ in columns]
+    pictures = [list(row) for row in zip(*(column for _, column in columns), strict=True)]
     name = f"{dataset.name}-samples" + (f"-{index + 1}" if index else "")
     draw.sample_sheet(titles, pictures, dataset.classes, dataset.palette, report.pictures.folder, name)
-    alt = f"Masks, real tiles and samples, one tile per row; columns: {', '.join(titles)}"
-    return {"figure": report.pictures(name, alt, "png"), "tiles": [results.tiles.tile_id.iloc[row] for row, *_ in rows]}
+    return report.pictures(name, f"Masks, real tiles and samples, one tile per row; columns: {', '.join(titles)}", "png")
 
 
-def _columns(results: DatasetResults, pairs: list[Pair]) -> list[Column]:
-    """Samples of every sampler, each with what its pixel filters leave of the mask."""
-    columns, palette, root = [], results.dataset.palette, results.root
-    for key in pairs:
-        table = results.synthetic[key]
-        first = table["copy"].min()
-        columns.append(Column(results.name_of(key), _files(results.files["synthetic"][key], table, "image", first, root), read_rgb))
-        filters = [name for *of, name in results.filtered if tuple(of) == key and not results.settings.filters[name].DROPS_IMAGES]
-        for name in filters:
-            title = f"{results.name_of(key)}, {'filtered' if len(filters) == 1 else name}"
-            files = _files(results.files["filtered"][(*key, name)], results.filtered[(*key, name)], "label", first, root)
-            columns.append(Column(title, files, lambda path: paint(read_label(path), palette)))
+def _columns(results: DatasetResults, pair: Pair, ids: list[str]) -> list[Column]:
+    """The samples of a sampler, and what each of its pixel filters leaves of their masks."""
+    table, palette = results.synthetic[pair], results.dataset.palette
+    first = table["copy"].min()
+
+    def files_of(kind: str, key: tuple[str, ...], table: pd.DataFrame, column: str) -> list:
+        """The file of the first copy for each mask; None where it was dropped."""
+        rows = table[table["copy"] == first]
+        files = dict(zip(rows.mask_of, paths_of(results.files[kind][key], rows, column, results.root), strict=True))
+        return [files.get(tile_id) for tile_id in ids]
+
+    name, filters = results.name_of(pair), [key for key in results.filtered if key[:2] == pair]
+    filters = [key for key in filters if not results.settings.filters[key[2]].DROPS_IMAGES]
+    columns: list[Column] = [(name, [path and read_rgb(path) for path in files_of("synthetic", pair, table, "image")])]
+    for key in filters:
+        files = files_of("filtered", key, results.filtered[key], "label")
+        title = f"{name}, {'filtered' if len(filters) == 1 else key[2]}"
+        columns.append((title, [path and paint(read_label(path), palette) for path in files]))
     return columns
-
-
-def _files(manifest: Path, table: pd.DataFrame, column: str, copy: int, root: Path) -> dict[str, Path]:
-    """The file of one copy made for each mask."""
-    rows = table[table["copy"] == copy]
-    return dict(zip(rows.mask_of, paths_of(manifest, rows, column, root), strict=True))
