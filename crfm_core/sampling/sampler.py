@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from crfm_core import WeightsError
+from crfm_core import ConfigError, WeightsError
 from crfm_core.devices import compute_dtype
 from crfm_core.files import read_json, sha256_of
 from crfm_core.models.controls import check_weights, load_network
@@ -47,11 +47,14 @@ class SamplerSpec:
     def open(self, unconditional: tuple[Tensor, Tensor] | None = None) -> OpenedSampler:
         """Load the networks. ``unconditional``: embeddings of the empty prompt, [1, T, D] and [1, P], for settings with guidance.
 
-        Raises WeightsError naming what is damaged, of another kind, or for other classes.
+        Raises ConfigError without a critic that the settings need, WeightsError naming what is damaged, of another kind, or for other
+        classes.
         """
-        settings, dtype = self.settings, compute_dtype(self.device)
-        # The critic first: it may be for other classes, and the generator takes longer to load.
-        critic = load_critic(self.critic or "", self.device, self.classes) if settings.rectify else None
+        settings, dtype, critic = self.settings, compute_dtype(self.device), None
+        if settings.rectify:  # the critic first: it may be for other classes, and the generator takes longer to load
+            if self.critic is None:
+                raise ConfigError(f"sampler {self.name}: corrects its samples and has no critic; give one, or leave out its preset")
+            critic = load_critic(self.critic, self.device, self.classes)
         decoder = open_decoder(settings.critic_decoder).to(self.device, dtype) if settings.critic_decoder else None
         pipeline = open_generator(self.generator).to(self.device, dtype)
         if settings.compile:

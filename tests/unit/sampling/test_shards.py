@@ -26,7 +26,7 @@ from segmentor_tiles import CLASSES
 from segmentors import train_on
 from tiny_world import World, training_job
 
-from crfm_core import DataError, ResourceError, WeightsError
+from crfm_core import ConfigError, DataError, ResourceError, WeightsError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import read_json, sha256_of, write_json
 from crfm_core.generator.training import train_generator
@@ -559,3 +559,8 @@ def test_weights_of_another_architecture_are_refused_with_the_shapes(studio, tmp
     write_json(other / "transformer" / "config.json", config | {"num_attention_heads": 4, "caption_projection_dim": 32})
     with pytest.raises(WeightsError, match=r"blocks\.0\.\S+ \(\d+.*\)"):
         studio.shard("refused", 1, 1, generator=other)
+
+
+def test_a_sampler_that_corrects_without_a_critic_is_refused_before_anything_is_opened(tmp_path):
+    with pytest.raises(ConfigError, match="sampler crfm: corrects its samples and has no critic"):
+        SamplerSpec("crfm", Sampler(**CORRECTED), tmp_path / "not there", CLASSES).open()
