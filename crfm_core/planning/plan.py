@@ -15,7 +15,7 @@ import pandas as pd
 from crfm_core.files import existing_parent
 from crfm_core.planning.durations import duration
 from crfm_core.planning.jobs import Job
-from crfm_core.planning.rates import Rates, Unknown
+from crfm_core.planning.rates import Rates
 from crfm_core.planning.workload import Workload
 from crfm_core.settings import Dataset, Settings
 
@@ -62,7 +62,8 @@ class Estimator:
     def estimate(self, job: Job) -> Estimate:
         """The estimate of one job."""
         gpus = job.processes(self.settings) if job.rule in self.gpu_rules else 0
-        seconds, basis, disk = self._by_rates(job)
+        seconds, basis = self._by_rates(job)
+        disk = self.workload.bytes_of(job)
         of_rule = [(other, took) for other, took in self.finished if other.rule == job.rule]
         of_variant = [(other, took) for other, took in of_rule if _variant(other) == _variant(job)]
         for finished, known_by in ((of_variant, "measured"), (of_rule, "scaled")):
@@ -73,21 +74,8 @@ class Estimator:
                 return Estimate(took / len(finished) if seconds is None or not total else seconds * took / total, known_by, gpus, disk)
         return Estimate(seconds, basis, gpus, disk)
 
-    def _by_rates(self, job: Job) -> tuple[float | None, str, float | None]:
-        """Seconds by the rates alone, their basis, and bytes on the disk; None where they are not known."""
-        disk = None
-        try:
-            size, rate = self.workload.size_of(job), self.rates.jobs[job.rule]
-            seconds, basis, disk = self.rates.start if rate.start is None else rate.start, "scaled", size.disk
-            for name, count in size.work.items():
-                if count:
-                    gpu = self.gpu if job.rule in self.gpu_rules else None
-                    each, based_on = self.rates.seconds(rate.work[name], size.network, self.settings, size.tile, gpu)
-                    seconds += each * count / job.processes(self.settings)
-                    basis = max(basis, based_on, key=BASES.index)
-        except Unknown:
-            return None, "not known", disk
-        return seconds, basis, disk
+    def _by_rates(self, job: Job) -> tuple[float | None, str]:
+        return self.workload.seconds_of(job, self.gpu if job.rule in self.gpu_rules else None)
 
 
 def _variant(job: Job) -> tuple:

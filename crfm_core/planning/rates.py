@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,28 +12,31 @@ from pydantic import Field, ValidationError
 from crfm_core import ConfigError
 from crfm_core.settings import EmbeddedBase, Section, Settings
 
-#: A number for all, or one per control scheme or architecture.
+#: A number for all, or by name: of a control scheme, an architecture, a device, ``embedded`` or ``full``.
 ByName = float | dict[str, float]
+
+#: What jobs are counted in (:meth:`crfm_core.planning.workload.Workload.count`).
+Unit = Literal[
+    "jobs", "tiles", "tiles_to_cut", "captions", "prompts", "autoencoder_images", "generator_images", "crops", "segmentor_files",
+    "scored_tiles", "synthetic_tiles", "shard_images", "passes",
+]  # fmt: skip
 
 
 class Unknown(Exception):
     """Why something cannot be estimated; no fault of anyone's, so no error of the package."""
 
 
-class UnitRate(Section):
-    """What one unit of work takes."""
+class JobRate(Section):
+    """What a unit of the work of one rule takes, and what it leaves on the disk."""
 
+    unit: Unit = "jobs"
+    start: float | None = Field(None, description="seconds before and after its work; null: of a job that loads networks")
     seconds: ByName | None = Field(None, description="on one core, of the embedded networks")
     tflop: ByName | None = Field(None, description="of networks of full size")
-    grows: Literal["area", "autoencoder", "transformer"] | None = None
-
-
-class JobRate(Section):
-    """What a job of one rule does and leaves on the disk, for each unit of what it counts."""
-
-    start: float | None = Field(None, description="seconds before and after its work; null: of a job that loads networks")
-    work: dict[str, UnitRate] = {}
-    files: dict[str, str] = Field({}, description="what is counted -> kind of file")
+    grows: Literal["area", "transformer"] | None = Field(None, description="with the area of a tile, and the transformer's sizes too")
+    files: Unit = Field("jobs", description="what it leaves files of")
+    bytes: ByName = Field(0.0, description="of each, beside pixels")
+    pixel_bytes: ByName = Field(0.0, description="of each, per pixel of a tile")
 
 
 class NetworkSize(Section):
@@ -42,7 +46,15 @@ class NetworkSize(Section):
     layers: int
     width: int
     tokens: int
-    channels: int
+
+
+class Weights(Section):
+    """Of SD3.5-medium, in billions."""
+
+    base_model: float
+    transformer: float = Field(description="with the table of positions")
+    table: float = Field(description="of positions")
+    trained: dict[str, float] = Field(description="by control scheme")
 
 
 class Speed(Section):
@@ -60,53 +72,49 @@ class Rates(Section):
     counted: str = Field(description="where the TFLOP were counted")
     start: float
     jobs: dict[str, JobRate]
+    correction_passes: ByName = Field(description="passes of the network that take as long as a correction")
     size: NetworkSize
     tile: int = Field(description="side of the tiles that TFLOP and memory are of")
-    bytes: dict[str, float]
-    weights: dict[str, ByName] = Field(description="billions")
-    training: dict[str, ByName] = Field(description="what a process of a training holds")
+    weights: Weights
+    training: dict[str, dict[str, float]] = Field(description="what a process of a training holds, by control scheme")
     speed: Speed
 
     @property
     def base_model_bytes(self) -> float:
         """Of a download of SD3.5-medium, two bytes a weight."""
-        return 2e9 * sum(map(self.billions, ("transformer", "text_encoders", "autoencoder")))
+        return 2e9 * self.weights.base_model
 
-    def billions(self, part: str) -> float:
-        """Weights of a part of the base model."""
-        return number_of(self.weights[part]) or 0.0
-
-    def seconds(self, unit: UnitRate, name: str | None, settings: Settings, tile: int, gpu: str | None) -> tuple[float, str]:
+    def seconds(self, rate: JobRate, keys: Sequence[str], settings: Settings, tile: int, gpu: str | None) -> tuple[float, str]:
         """Seconds of one unit on a core, or on a GPU of a known name, and whether they are "scaled" or a "guess".
 
-        ``name`` is the control scheme or architecture. Raises Unknown where there is no number for it.
+        Raises Unknown where there is no number for any of ``keys``.
         """
-        seconds, tflop = number_of(unit.seconds, name), number_of(unit.tflop, name)
-        if seconds is not None and (settings.base_model.kind == "embedded" or unit.tflop is None or isinstance(unit.seconds, dict)):
+        seconds, tflop = number_of(rate.seconds, keys), number_of(rate.tflop, keys)
+        if seconds is not None and (settings.base_model.kind == "embedded" or rate.tflop is None or isinstance(rate.seconds, dict)):
             if gpu:
                 raise Unknown("the embedded networks were not measured on a GPU")
-            return seconds * self._growth(unit, settings, tile), "scaled"
+            return seconds * self._growth(rate, settings, tile), "scaled"
         if tflop is None:
-            raise Unknown(f"configs/rates.yaml has no number for {name}")
+            raise Unknown(f"configs/rates.yaml has no number for {', '.join(keys)}")
         speed = self.speed.share * self.speed.gpus[gpu] if gpu else self.speed.core
-        return tflop * ((tile / self.tile) ** 2 if unit.grows else 1.0) / speed, "guess"
+        return tflop * ((tile / self.tile) ** 2 if rate.grows else 1.0) / speed, "guess"
 
-    def _growth(self, unit: UnitRate, settings: Settings, tile: int) -> float:
+    def _growth(self, rate: JobRate, settings: Settings, tile: int) -> float:
         """The size of a unit relative to the one that was measured."""
-        area, base, size = (tile / self.size.tile) ** 2, settings.base_model, self.size
-        if not isinstance(base, EmbeddedBase) or unit.grows in (None, "area"):
-            return area if unit.grows else 1.0
-        if unit.grows == "autoencoder":
-            return area * (base.vae.channels[-1] / size.channels) ** 2
+        base, size = settings.base_model, self.size
+        if rate.grows is None:
+            return 1.0
+        if rate.grows == "area" or not isinstance(base, EmbeddedBase):
+            return (tile / size.tile) ** 2
         tokens = (tile / 2 ** (len(base.vae.channels) - 1) / base.transformer.patch_size) ** 2
         width = base.transformer.heads * base.transformer.head_dim
         return base.transformer.layers / size.layers * (width / size.width) ** 2 * tokens / size.tokens
 
 
-def number_of(numbers: ByName | None, name: str | None = None) -> float | None:
-    """The number of a name, or the one for all names; None where there is none."""
+def number_of(numbers: ByName | None, keys: Sequence[str]) -> float | None:
+    """The number of the first key that has one, or the one for all; None where there is none."""
     if isinstance(numbers, dict):
-        return numbers.get(name) if name else None
+        return next((numbers[key] for key in keys if key in numbers), None)
     return numbers
 
 

@@ -13,8 +13,8 @@ from crfm_core.data.windows import window_offsets
 from crfm_core.experiment import copies
 from crfm_core.layout import Layout
 from crfm_core.planning.jobs import Job
-from crfm_core.planning.rates import Rates, Unknown, number_of
-from crfm_core.settings import PLAIN, PRESETS, Control, Dataset, EmbeddedBase, RectifySettings, Segmentor, Selection, Settings
+from crfm_core.planning.rates import Rates, Unit, Unknown, number_of
+from crfm_core.settings import PLAIN, PRESETS, Control, Dataset, EmbeddedBase, RectifySettings, Selection, Settings
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,8 @@ class TileCount:
     basis: str
 
 
-@dataclass(frozen=True)
-class JobSize:
-    """The work of one job in units of configs/rates.yaml, on tiles of one side with networks of one name (None: of no name there), and
-    the bytes it leaves in the results, images as if they were not compressed."""
-
-    tile: int
-    work: dict[str, float]
-    network: str | None
-    disk: float
-
-
 class Workload:
-    """The sizes of a configuration's jobs.
+    """The work and the files of a configuration's jobs.
 
     Args:
         settings, datasets: the configuration; datasets by name.
@@ -56,6 +45,43 @@ class Workload:
         self.settings, self.datasets, self.rates, self.uncut, self.scale = settings, datasets, rates, uncut, scale
         self.results = Path(settings.results)
 
+    def seconds_of(self, job: Job, gpu: str | None = None) -> tuple[float | None, str]:
+        """Seconds of a job by the rates alone, on a core or on GPUs of a known name, and their basis; None where they are not known."""
+        rate = self.rates.jobs.get(job.rule)
+        if rate is None:
+            return None, "not known"
+        seconds, basis = self.rates.start if rate.start is None else rate.start, "scaled"
+        try:
+            count = self.count(rate.unit, job)
+            if count and (rate.seconds is not None or rate.tflop is not None):
+                each, basis = self.rates.seconds(rate, self._keys(job), self.settings, self._tile(job), gpu)
+                seconds += each * count / job.processes(self.settings)
+        except Unknown:
+            return None, "not known"
+        return seconds, basis
+
+    def bytes_of(self, job: Job) -> float | None:
+        """Bytes that a job leaves in the results, images as if they were not compressed; None where they are not known."""
+        rate = self.rates.jobs.get(job.rule)
+        if rate is None:
+            return None
+        of_unit, of_pixel = number_of(rate.bytes, self._keys(job)), number_of(rate.pixel_bytes, self._keys(job))
+        if of_unit is None or of_pixel is None:
+            return None
+        scale = self.scale if job.rule == "train_generator" and not isinstance(self.settings.base_model, EmbeddedBase) else 1.0
+        try:
+            return scale * self.count(rate.files, job) * (of_unit + of_pixel * self._tile(job) ** 2)
+        except Unknown:
+            return None
+
+    def checkpoint_bytes(self, control: str) -> float:
+        """Bytes of the checkpoints that a training keeps until it ends: weights, two moments, averages. 0 where that is not known."""
+        one = self.settings.controls[control]
+        trained = self.rates.weights.trained.get(one.scheme, 0.0)
+        if isinstance(self.settings.base_model, EmbeddedBase):
+            return 0.0
+        return (one.keep_checkpoints + 1) * 4e9 * self.scale * trained * (4 if one.ema else 3)
+
     def tile_count(self, name: str, split: str) -> TileCount:
         """The tiles of a split: those of its manifest, else what the configuration says."""
         manifest = Path(Layout(self.results).tiles(name, split))
@@ -73,156 +99,89 @@ class Workload:
         per_scene = len(window_offsets(expected.side, tile.size, tile.stride or tile.size, tile.edge)) ** 2
         return TileCount(round(expected.count * per_scene), expected.basis)
 
-    def size_of(self, job: Job) -> JobSize:
-        """The size of a job. Raises Unknown, saying why, where it is not known."""
-        rate = self.rates.jobs.get(job.rule)
-        if rate is None:
-            raise Unknown(f"configs/rates.yaml has no jobs.{job.rule}")
-        units = Units(self, job.names)
-        disk = sum(units.count(name) * units.bytes_of(file) for name, file in rate.files.items())
-        return JobSize(units.tile, {name: units.count(name) for name in rate.work}, units.network, disk)
+    def count(self, unit: Unit, job: Job) -> float:
+        """How many units of work, or of files, a job is. Raises Unknown."""
+        settings, base, names = self.settings, self.settings.base_model, job.names
+        if unit == "jobs":
+            return 1
+        if unit == "autoencoder_images":
+            return base.vae.steps * base.vae.batch_size if isinstance(base, EmbeddedBase) else 0
+        if unit == "passes":
+            return self._passes(job)
+        if unit == "generator_images":  # a pass backward takes two forward ones; checkpointing adds one
+            one = self._control(job)
+            return one.steps * one.accumulate * one.batch_size * one.processes * (4 / 3 if one.gradient_checkpointing else 1)
+        if unit == "crops":
+            return settings.iterations(names["recipe"], names["segmentor"]) * settings.segmentors[names["segmentor"]].batch_size
+        dataset = self.datasets[names["dataset"]]
+        if unit == "segmentor_files":  # the last weights, and the best where a split chooses them
+            return 2 if dataset.val else 1
+        if unit == "scored_tiles":
+            return self._known_tiles(dataset, dataset.test) * self._scored_area(dataset.tile.size)
+        tiles = self._known_tiles(dataset, names.get("split", dataset.train))
+        if unit == "tiles_to_cut":  # all of them: a selection goes by what tiles show
+            return self.before_selection(dataset, names["split"]).tiles or tiles
+        if unit == "captions" and settings.captions.kind == "vlm":
+            raise Unknown("nothing was measured for captioning models")
+        if unit == "prompts":  # distinct ones, as many as there can be, with the empty one
+            by_classes = settings.captions.kind == "template" and "{classes}" in settings.captions.template
+            return 1 + (min(tiles, 2 ** len(dataset.classes) - 1) if by_classes else tiles)
+        if unit in ("synthetic_tiles", "shard_images"):
+            drawn = copies(settings, names["control"], names["sampler"]) * tiles
+            return drawn if unit == "synthetic_tiles" else drawn / settings.shards
+        return tiles
 
-    def checkpoint_bytes(self, control: str) -> float:
-        """Bytes of the checkpoints that a training keeps until it ends: weights, two moments, averages. 0 where that is not known."""
-        one = self.settings.controls[control]
-        trained = number_of(self.rates.weights["trained"], one.scheme)
-        if self.settings.base_model.kind == "embedded" or trained is None:
-            return 0.0
-        return (one.keep_checkpoints + 1) * 4e9 * self.scale * trained * (4 if one.ema else 3)
+    def _tile(self, job: Job) -> int:
+        return self.datasets[job.names["dataset"]].tile.size if "dataset" in job.names else 0
 
-
-class Units:
-    """What one job counts: a method for each unit that ``jobs`` in configs/rates.yaml has under ``work`` and ``files``."""
-
-    def __init__(self, workload: Workload, names: Mapping[str, str]) -> None:
-        self.workload, self.settings, self.names = workload, workload.settings, names
-        self.tile = self.dataset.tile.size if "dataset" in names else 0
-
-    def count(self, unit: str) -> float:
-        """How many of this unit. Raises Unknown."""
-        return getattr(self, unit)()
-
-    @property
-    def dataset(self) -> Dataset:
-        return self.workload.datasets[self.names["dataset"]]
-
-    @property
-    def control(self) -> Control:
+    def _control(self, job: Job) -> Control:
         compared = self.settings.comparison
-        return self.settings.controls[compared.control if compared and "preset" in self.names else self.names["control"]]
+        return self.settings.controls[compared.control if compared and "preset" in job.names else job.names["control"]]
 
-    @property
-    def segmentor(self) -> Segmentor:
-        return self.settings.segmentors[self.names["segmentor"]]
+    def _keys(self, job: Job) -> list[str]:
+        """The names under which the rates may have a job's numbers, the first one before others."""
+        if "segmentor" in job.names:
+            return [self.settings.segmentors[job.names["segmentor"]].architecture or ""]
+        if isinstance(self.settings.base_model, EmbeddedBase):
+            return ["embedded"]
+        has_control = "control" in job.names or "preset" in job.names
+        return [*([self._control(job).scheme] if has_control else []), self.settings.device, "full"]
 
-    @property
-    def network(self) -> str | None:
-        """The control scheme or the architecture that works."""
-        if "segmentor" in self.names:
-            return self.segmentor.architecture
-        return self.control.scheme if "control" in self.names or "preset" in self.names else None
-
-    def jobs(self) -> int:
-        return 1
-
-    def tiles(self) -> int:
-        """Of the job's split, or of the training split."""
-        return self._tiles(self.names.get("split", self.dataset.train))
-
-    def _tiles(self, split: str) -> int:
-        count = self.workload.tile_count(self.dataset.name, split)
+    def _known_tiles(self, dataset: Dataset, split: str) -> int:
+        count = self.tile_count(dataset.name, split)
         if count.tiles is None:
-            raise Unknown(f"tiles of {self.dataset.name}, {split}: {count.basis}")
+            raise Unknown(f"tiles of {dataset.name}, {split}: {count.basis}")
         return count.tiles
 
-    def tiles_to_cut(self) -> int:
-        """All tiles: a selection goes by what tiles show."""
-        return self.workload.before_selection(self.dataset, self.names["split"]).tiles or self.tiles()
-
-    def captions(self) -> int:
-        if self.settings.captions.kind == "vlm":
-            raise Unknown("nothing was measured for captioning models")
-        return self.tiles()
-
-    def prompts(self) -> int:
-        """Distinct prompts, as many as there can be, with the empty one."""
-        captions, tiles = self.settings.captions, self.tiles()
-        by_classes = captions.kind == "template" and "{classes}" in captions.template
-        return 1 + (min(tiles, 2 ** len(self.dataset.classes) - 1) if by_classes else tiles)
-
-    def autoencoder_images(self) -> int:
-        base = self.settings.base_model
-        return base.vae.steps * base.vae.batch_size if isinstance(base, EmbeddedBase) else 0
-
-    def generator_images(self) -> float:
-        """Images that a generator trains on, as often as they are drawn. A pass backward takes two forward ones; checkpointing adds one."""
-        one = self.control
-        return one.steps * one.accumulate * one.batch_size * one.processes * (4 / 3 if one.gradient_checkpointing else 1)
-
-    def crops(self) -> int:
-        """Tiles that a segmentor trains on, as often as they are drawn."""
-        return self.settings.iterations(self.names["recipe"], self.names["segmentor"]) * self.segmentor.batch_size
-
-    def scored_tiles(self) -> float:
-        """Area that is predicted to score the test split, in tiles: all windows, scales and flips."""
-        how, side = self.settings.evaluation, self.tile
+    def _scored_area(self, side: int) -> float:
+        """Area that is predicted to score a tile, in tiles: all windows, scales and flips."""
+        how = self.settings.evaluation
         window = min(how.window or side, side) if how.mode == "slide" else side
         windows = len(window_offsets(side, window, how.stride or max(1, 2 * window // 3))) ** 2 * (window / side) ** 2
-        views = sum(scale**2 for scale in how.scales) * (2 if how.flip else 1)
-        return self._tiles(self.dataset.test) * windows * views
+        return windows * sum(scale**2 for scale in how.scales) * (2 if how.flip else 1)
 
-    def synthetic_tiles(self) -> int:
-        return copies(self.settings, self.names["control"], self.names["sampler"]) * self._tiles(self.dataset.train)
-
-    def synthetic_tiles_of_shard(self) -> float:
-        return self.synthetic_tiles() / self.settings.shards
-
-    def passes(self) -> float:
-        """Passes of the network over one image."""
-        return sum(images * passes for images, passes, _ in self._sampled())
-
-    def decodings(self) -> float:
-        """Passes of decoder and critic: 1.4 for an image and its mask, 2 for a correction, 1 more where its effect is measured or a step
-        searched for."""
+    def _passes(self, job: Job) -> float:
+        """Passes of the network over one image; a correction takes as long as several, encoding and decoding an image half a correction."""
+        each = number_of(self.rates.correction_passes, self._keys(job))
+        if each is None:
+            raise Unknown("configs/rates.yaml has no correction_passes of these networks")
         count = 0.0
-        for images, _, one in self._sampled():
-            count += 1.4 * images
-            if one:
-                count += images * one.steps * (2 * one.inner_steps + (one.measure or one.search != "none"))
+        for images, passes, rectify in self._sampled(job):
+            corrections = rectify.steps * rectify.inner_steps if rectify else 0
+            count += images * (passes + each * (corrections + 0.5))
         return count
 
-    def _sampled(self) -> Iterator[tuple[float, int, RectifySettings | None]]:
+    def _sampled(self, job: Job) -> Iterator[tuple[float, int, RectifySettings | None]]:
         """What is drawn: images, passes of the network for each, and the correction."""
-        compared = self.settings.comparison
-        if "preset" not in self.names or compared is None:
-            sampler = self.settings.samplers[self.names["sampler"]]
-            passes = sampler.num_steps * (2 if sampler.guidance_scale > 1 else 1)
-            yield self.synthetic_tiles_of_shard(), passes, sampler.rectify
+        compared, preset = self.settings.comparison, job.names.get("preset")
+        if preset is None or compared is None:
+            sampler = self.settings.samplers[job.names["sampler"]]
+            yield self.count("shard_images", job), sampler.num_steps * (2 if sampler.guidance_scale > 1 else 1), sampler.rectify
             return
-        preset = self.names["preset"]
-        images = min(compared.masks, self._tiles(self.dataset.held_out_split or "")) * len(compared.seeds)
+        dataset = self.datasets[job.names["dataset"]]
+        images = min(compared.masks, self._known_tiles(dataset, dataset.held_out_split or "")) * len(compared.seeds)
         for steps in [0] if preset == PLAIN else compared.steps:
             yield images, compared.num_steps, PRESETS[preset](steps=steps) if steps else None
-
-    # ------------------------------------------------------------------------------------------------------------ files
-
-    def bytes_of(self, file: str) -> float:
-        """Bytes of a kind of file. Raises Unknown."""
-        rates, base, tile = self.workload.rates, self.settings.base_model, self.tile
-        if file in (channels := {"tile": 4, "image": 3, "mask": 1}):
-            return channels[file] * tile**2 + rates.bytes["file"]
-        if file == "base_model" or (file == "generator" and isinstance(base, EmbeddedBase)):
-            return rates.bytes[file]
-        if file == "prompt":  # 77 + 256 tokens of 4096, and 2048 pooled
-            return 0.0 if isinstance(base, EmbeddedBase) else (333 * 4096 + 2048) * (2 if self.settings.device == "cuda" else 4)
-        if file == "latents":  # the posterior's mean and logarithm of its variance, and the mask's latent, flipped too, in half precision
-            shape = (base.vae.latent_channels, 2 ** (len(base.vae.channels) - 1)) if isinstance(base, EmbeddedBase) else (16, 8)
-            return 12 * shape[0] * (tile // shape[1]) ** 2
-        if (count := number_of(rates.weights[file], self.network)) is None:
-            raise Unknown(f"configs/rates.yaml has no weights.{file} of {self.network}")
-        if file == "segmentor":  # the last weights, and the best where a split chooses them
-            return 4e9 * count * (2 if self.dataset.val else 1)
-        return 4e9 * self.workload.scale * (count + rates.billions("autoencoder"))
 
 
 def _selected(selection: Selection | None, whole: TileCount, classes: int) -> TileCount:

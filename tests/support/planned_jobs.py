@@ -15,6 +15,15 @@ from crfm_core.settings import Settings, load_datasets, load_settings
 RATES = read_rates(ROOT / "configs" / "rates.yaml")
 
 
+def without_scheme(scheme: str) -> Rates:
+    """The rates without any number of a control scheme."""
+
+    def drop(value: object) -> object:
+        return {key: drop(one) for key, one in value.items() if key != scheme} if isinstance(value, dict) else value
+
+    return Rates.model_validate(drop(RATES.model_dump()))
+
+
 def configuration(name: str, results: Path, changes: dict | None = None) -> tuple[Settings, dict]:
     """The configuration of a file, its results elsewhere, and its datasets."""
     content = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))

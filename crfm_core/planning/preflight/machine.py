@@ -21,7 +21,6 @@ from crfm_core.hub import is_fetched
 from crfm_core.layout import Layout
 from crfm_core.planning.preflight.checks import CheckResults, PendingRun
 from crfm_core.planning.preflight.memory import training_size
-from crfm_core.planning.rates import Unknown
 from crfm_core.planning.workload import Workload
 from crfm_core.settings import EmbeddedBase, HubBase
 
@@ -70,10 +69,7 @@ def _bytes_left(run: PendingRun) -> float:
     total = 0.0
     shards: dict[Path, float] = defaultdict(float)
     for job in run.jobs:
-        try:
-            size = workload.size_of(job).disk
-        except Unknown:
-            continue
+        size = workload.bytes_of(job) or 0.0
         if job.rule == "synthesise_shard":
             names = [job.names[name] for name in Layout.synthetic_images.wildcards]
             shards[Path(run.layout.synthetic_images(*names))] += size
@@ -127,7 +123,7 @@ def _check_memory(run: PendingRun, found: CheckResults, name: str, tile: int, av
     scale, control = base_scale(run), run.settings.controls[name]
     if scale is None or not control.steps:
         return
-    size = training_size(control, tile, run.rates.training, run.rates.tile, scale)
+    size = training_size(control, tile, run.rates, scale)
     if size is None:
         found.facts.append(f"GPU memory of training {name}: not known, configs/rates.yaml has no numbers of scheme {control.scheme}")
     elif size.constant > available or size.constant + size.activations > 1.1 * available:
@@ -145,7 +141,7 @@ def base_scale(run: PendingRun) -> float | None:
     if isinstance(base, HubBase) and not is_fetched(base.repo, base.revision, base.path):
         return 1.0 if base.repo == HubBase(kind="hub").repo else None
     try:
-        return transformer_weights(base.path) / (1e9 * run.rates.billions("transformer"))
+        return transformer_weights(base.path) / (1e9 * run.rates.weights.transformer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # an incomplete folder, already among the problems
         return None
 

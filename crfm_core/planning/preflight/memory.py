@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from crfm_core.planning.rates import Rates
 from crfm_core.settings import Control
 
 
@@ -17,19 +16,15 @@ class TrainingSize:
     activations: float
 
 
-def training_size(control: Control, tile: int, counted: Mapping[str, Any], counted_tile: int, scale: float = 1.0) -> TrainingSize | None:
+def training_size(control: Control, tile: int, rates: Rates, scale: float = 1.0) -> TrainingSize | None:
     """The size of a training: as :func:`crfm_core.generator.memory.training_memory` counts it, activations at most a tenth above that.
 
-    Args:
-        counted: the section ``training`` of the rates, of SD3.5-medium at tiles of ``counted_tile``.
-        scale: how many times as many weights the base model has.
-
-    None where the rates have no numbers of the control scheme.
+    ``scale`` says how many times as many weights as SD3.5-medium the base model has. None where the rates have no numbers of the control
+    scheme.
     """
-    of_scheme = {name: numbers for name, numbers in counted.items() if isinstance(numbers, Mapping)}
-    if not all(control.scheme in numbers for numbers in of_scheme.values()):
+    if not all(control.scheme in numbers for numbers in rates.training.values()):
         return None
-    sizes = {name: 1e9 * numbers[control.scheme] for name, numbers in of_scheme.items()}
+    sizes = {name: 1e9 * numbers[control.scheme] for name, numbers in rates.training.items()}
     low_rank = control.lora.branches if control.lora else []
     updates = len(low_rank) * sizes["low_rank"] * control.lora.rank if control.lora else 0.0
     whole = sum(sizes[branch] for branch in control.trained if branch not in low_rank)
@@ -44,5 +39,5 @@ def training_size(control: Control, tile: int, counted: Mapping[str, Any], count
     if control.parallel == "fsdp" and control.processes > 1:
         held /= control.processes
         kept = 3 * sizes["block"] * (2 if control.precision == "bf16" else 4)
-    activations = kept + each * control.batch_size * (tile / counted_tile) ** 2
-    return TrainingSize(scale * (held + 4e9 * counted["table"]), scale * activations)
+    activations = kept + each * control.batch_size * (tile / rates.tile) ** 2
+    return TrainingSize(scale * (held + 4e9 * rates.weights.table), scale * activations)

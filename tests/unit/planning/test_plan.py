@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 from paths import CONFIGS, ROOT
-from planned_jobs import RATES, planned, shard
+from planned_jobs import RATES, planned, shard, without_scheme
 
 from crfm_core.planning.jobs import Job
-from crfm_core.planning.rates import Rates
 
 COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
 HOUR = 3600
@@ -181,7 +180,7 @@ def test_networks_that_were_measured_on_a_processor_alone_have_no_time_on_a_gpu(
 def test_rates_are_scaled_by_the_configured_sizes(tmp_path, path, value, factor):
     job = Job("train_generator", {"dataset": "embedded", "control": "triattention"})
     once, more = (planned([job], tmp_path, changes=changes).total(False) - RATES.start for changes in (None, {path: value}))
-    each = RATES.jobs["train_generator"].work["generator_images"].seconds
+    each = RATES.jobs["train_generator"].seconds
     assert once == pytest.approx(1400 * 16 * each) and more == pytest.approx(factor * once)
 
 
@@ -210,13 +209,9 @@ def test_a_full_disk_is_foreseen(tmp_path):
 @pytest.mark.parametrize(("name", "basis"), [("config.yaml", "scaled"), ("configs/paper.yaml", "not known")])
 def test_a_control_scheme_without_rates_is_not_known_and_stops_no_plan(tmp_path, name, basis):
     """That of the embedded networks takes the same time for all schemes."""
-    without = RATES.model_dump()
-    for numbers in [*without["weights"].values(), *(one["tflop"] for job in without["jobs"].values() for one in job["work"].values())]:
-        if isinstance(numbers, dict):
-            numbers.pop("triattention", None)
     dataset = "embedded" if name == "config.yaml" else "fusu4k"
     jobs = [Job("train_generator", {"dataset": dataset, "control": "triattention"}), shard(tmp_path, 1)]
     jobs[1] = Job(jobs[1].rule, jobs[1].names | {"dataset": dataset})
-    plan = planned(jobs, tmp_path, name, rates=Rates.model_validate(without))
+    plan = planned(jobs, tmp_path, name, rates=without_scheme("triattention"))
     assert [stage.basis for stage in plan.stages] == [basis, basis]
     assert re.search(rf"^train_generator .* {basis}$", plan.text(), re.MULTILINE)

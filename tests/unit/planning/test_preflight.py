@@ -18,16 +18,15 @@ import pytest
 import yaml
 from paths import CONFIGS, ROOT
 from PIL import Image
+from planned_jobs import RATES, without_scheme
 from safetensors.numpy import save_file
 
 from crfm_core.planning import preflight
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.preflight import CheckResults, PendingRun, check_run
 from crfm_core.planning.preflight.memory import training_size
-from crfm_core.planning.rates import Rates, read_rates
 from crfm_core.settings import Control, load_datasets, load_settings
 
-RATES = read_rates(ROOT / "configs" / "rates.yaml")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 #: What the wildcards of the jobs stand for.
 NAMES = {
@@ -273,12 +272,9 @@ def test_a_training_that_does_not_fit_the_gpu_is_refused_with_what_lowers_its_ne
 def test_a_control_scheme_without_rates_is_not_known_and_stops_no_run(small):
     big(small)
     nvidia_smi(small, 24564)
-    rates = RATES.model_dump()
-    for numbers in (*rates["weights"].values(), *rates["training"].values()):
-        if isinstance(numbers, dict):
-            numbers.pop("triattention", None)
+    rates = without_scheme("triattention")
     changes = CUDA | {"controls.triattention": ROW | {"mask_init": "copy"}}
-    options = {"gpu_rules": ON_GPUS, "rates": Rates.model_validate(rates)}
+    options = {"gpu_rules": ON_GPUS, "rates": rates}
     found = look(small, "train_generator", changes=changes, dataset={"tile": {"size": 512}}, **options)
     assert found.problems == []
     assert "GPU memory of training triattention: not known, configs/rates.yaml has no numbers of scheme triattention" in found.facts
@@ -316,7 +312,7 @@ def test_the_quick_size_of_a_training_is_that_of_the_slow_count(changes):
 
     control = Control(**ROW | {"precision": "bf16"} | changes)
     slow = training_memory(meta_network(SD35_MEDIUM, control), control, (16, 64, 64))
-    quick = training_size(control, 512, RATES.training, RATES.tile)
+    quick = training_size(control, 512, RATES)
     assert quick.constant == pytest.approx(slow.total - slow.activations, rel=0.02)
     assert 0.7 * slow.activations < quick.activations < 1.1 * slow.activations, "more would refuse what fits"
 

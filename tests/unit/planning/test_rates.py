@@ -12,7 +12,8 @@ from planned_jobs import RATES, configuration, planned
 from crfm_core import ConfigError
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import read_rates
-from crfm_core.planning.workload import Units
+
+AUTOENCODER = 84e6  #: weights of that of SD3.5-medium
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,17 @@ def test_rates_that_are_not_whole_are_refused_by_key(tmp_path, change, message):
         read_rates(file)
 
 
-def test_jobs_and_what_they_count_are_known_by_those_names():
+def test_rates_are_of_rules_that_there_are():
     rules = re.findall(r"^\s*rule (\w+):", "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk")), re.MULTILINE)
     assert set(RATES.jobs) <= set(rules)
-    for rate in RATES.jobs.values():
-        for counted in (*rate.work, *rate.files):
-            assert callable(getattr(Units, counted))
+
+
+def test_an_unknown_unit_is_refused(tmp_path):
+    file = tmp_path / "rates.yaml"
+    jobs = RATES.model_dump()["jobs"] | {"mix_tiles": {"unit": "apples"}}
+    file.write_text(yaml.safe_dump(RATES.model_dump() | {"jobs": jobs}))
+    with pytest.raises(ConfigError, match=r"jobs.mix_tiles.unit: Input should be 'jobs'"):
+        read_rates(file)
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("config.yaml", False), ("configs/paper.yaml", True)])
@@ -64,15 +70,15 @@ def test_the_counted_work_is_that_of_the_networks():
     from crfm_core.generator.memory import SD35_MEDIUM, CudaCount, meta_network, training_memory
     from crfm_core.settings import Control
 
-    counted, weights = RATES.jobs["train_generator"].work, RATES.weights
-    trained, forward = counted["generator_images"].tflop, RATES.jobs["synthesise_shard"].work["passes"].tflop
+    training = RATES.jobs["train_generator"]
+    trained, forward = training.tflop, RATES.jobs["synthesise_shard"].tflop
     for scheme, checkpointing in (("triattention", True), ("adapter", False)):
         control = Control(scheme=scheme, steps=1, batch_size=1, learning_rate=1e-5, precision="bf16", gradient_checkpointing=checkpointing)
         network = meta_network(SD35_MEDIUM, control)
         tflop = trained[scheme] + (forward[scheme] if checkpointing else 0)
         assert tflop == pytest.approx(training_memory(network, control, (16, 64, 64)).flops / 1e12, rel=0.005)
         size = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
-        assert weights["generator"][scheme] == pytest.approx(size / 1e9, rel=0.005)
+        assert training.bytes[scheme] == pytest.approx(4 * (size + AUTOENCODER), rel=0.005)
         if checkpointing:
             continue
         with torch.device("meta"), CudaCount([network.requires_grad_(False)], True) as count:
@@ -97,7 +103,7 @@ def test_the_counted_work_of_the_segmentors_is_theirs(architecture):
     network = build_model(architecture, 17).to("meta").train()
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.decode_head.forward(network.extract_feat(torch.empty(2, 3, 512, 512)))
-    counted = RATES.jobs["evaluate_segmentor"].work["scored_tiles"].tflop
+    counted = RATES.jobs["evaluate_segmentor"].tflop
     assert counted[architecture] == pytest.approx(counter.get_total_flops() / 2e12, rel=0.01)
     size = sum(parameter.numel() for parameter in network.parameters())
-    assert RATES.weights["segmentor"][architecture] == pytest.approx(size / 1e9, rel=0.01)
+    assert RATES.jobs["train_segmentor"].bytes[architecture] == pytest.approx(4 * size, rel=0.01)

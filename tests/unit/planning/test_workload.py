@@ -46,26 +46,23 @@ def test_jobs_on_an_unknown_number_of_tiles_are_not_known_and_the_others_are(tmp
 
 
 @pytest.mark.parametrize(
-    ("preset", "rectify", "corrections", "losses"),
+    ("preset", "rectify", "corrections"),
     [
-        (None, {}, 0, 0),
-        ("default", {"steps": 4}, 4, 4),
-        ("default", {"steps": 4, "measure": False}, 4, 0),
-        ("paper", {"steps": 2, "inner_steps": 3}, 6, 2),
-        ("adaptive", {"steps": 23, "measure": False}, 23, 23),
+        (None, {}, 0),
+        ("default", {"steps": 4}, 4),
+        ("paper", {"steps": 2, "inner_steps": 3}, 6),
+        ("adaptive", {"steps": 23, "measure": False}, 23),
     ],
 )
-def test_sampling_counts_passes_of_the_network_and_of_decoder_and_critic(tmp_path, preset, rectify, corrections, losses):
+def test_sampling_counts_passes_of_the_network_and_corrections_as_several(tmp_path, preset, rectify, corrections):
     changes = {"samplers.crfm.preset": preset, "samplers.crfm.rectify": rectify}
     settings, datasets = configuration("config.yaml", tmp_path, changes)
-    size = Workload(settings, datasets, RATES).size_of(shard(tmp_path, 1))
-    images = 3 * 48 / 2
-    expected = {"passes": 23 * images, "decodings": (1.4 + 2 * corrections + losses) * images}
-    assert size.network == "triattention" and size.work == pytest.approx(expected)
+    passes = Workload(settings, datasets, RATES).count("passes", shard(tmp_path, 1))
+    assert passes == pytest.approx(3 * 48 / 2 * (23 + (corrections + 0.5) * RATES.correction_passes["embedded"]))
 
 
 def test_latents_take_the_room_that_is_planned(tmp_path):
     """Of the paper's size: mean and logarithm of the variance, and the mask's, flipped too, in half precision."""
     settings, found = configuration("configs/paper.yaml", tmp_path)
-    size = Workload(settings, found, RATES).size_of(Job("encode_latents", {"dataset": "fusu4k", "mask_code": "grey"}))
-    assert size.disk == 4000 * 2 * 3 * 16 * 64 * 64 * 2 and size.work == {"tiles": 4000}
+    workload, job = Workload(settings, found, RATES), Job("encode_latents", {"dataset": "fusu4k", "mask_code": "grey"})
+    assert workload.bytes_of(job) == 4000 * 2 * 3 * 16 * 64 * 64 * 2 and workload.count("tiles", job) == 4000
