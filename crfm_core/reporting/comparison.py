@@ -11,24 +11,15 @@ from pydantic import BaseModel, Field
 
 from crfm_core import DataError
 from crfm_core.reporting.findings import Finding, number, points, said, span
-from crfm_core.reporting.measurements import Score, Who, read_model
+from crfm_core.reporting.measurements import OfBoth, Score, Who, read_model
 from crfm_core.reporting.tables import Difference, mean_sd, paired_difference
 from crfm_core.settings import PLAIN, Preset
 
 
-class Scores(BaseModel):
-    """Percent."""
-
-    OA: Score
-    mIoU: Score
-
-
-class SeedScores(BaseModel):
+class SeedScores(OfBoth):
     """What critic and judge saw in the samples of one seed."""
 
     seed: int
-    critic: Scores
-    judge: Scores
     critic_loss: Score
 
 

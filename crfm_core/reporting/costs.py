@@ -76,9 +76,9 @@ def cost_finding(stages: list[StageCost]) -> Finding:
     totals = {kind: sum(getattr(stage, kind) for stage in stages) for kind in ("gpu", "cpu", "seconds")}
     kind, unit = ("gpu", "GPU-hours") if totals["gpu"] else ("cpu", "CPU-hours") if totals["cpu"] else ("seconds", "hours")
     jobs, clock = sum(stage.jobs for stage in stages), duration(totals["seconds"])
-    sentences = [f"{jobs} jobs took {clock} one after another; side by side, the run was shorter."]
+    sentences = [f"{jobs} jobs took {clock} one after another; run in parallel, they took less."]
     if kind == "gpu":
-        sentences.append(f"Beside that {hours(totals['cpu'])} CPU-hours of processor time.")
+        sentences.append(f"In addition {hours(totals['cpu'])} CPU-hours of processor time.")
     if totals["cpu"]:  # the engine looks at a long job every half minute, and what follows the last look is not noted
         sentences.append("CPU-hours are sampled: they leave out up to the last half minute of every job.")
     most = sorted(stages, key=lambda stage: -getattr(stage, kind))[:NAMED_STAGES]

@@ -50,7 +50,7 @@ def said(gap: Difference) -> str:
     if math.isnan(gap.mean):
         return "has no defined mIoU"
     if math.isnan(gap.low):
-        return f"differs by {number(gap.mean, True)} points of mIoU, a single run from which no interval follows"
+        return f"differs by {number(gap.mean, True)} points of mIoU in a single run, so there is no interval"
     if gap.verdict == "within noise":
         return f"differs by {number(gap.mean, True)} points of mIoU, which is within noise ({span(gap)})"
     return f"{'gains' if gap.mean > 0 else 'loses'} {points(gap.mean)} of mIoU ({span(gap)})"
@@ -84,7 +84,7 @@ def against_baseline(rows: pd.DataFrame, question: str, recipes: dict[str, Recip
     sentences = [f"The baseline {baseline} reaches {_level(rows[rows.recipe == baseline].iloc[0])}."]
     sentences += [f"{row.recipe} reaches {_level(row)}: against {baseline} it {said(gap_of(row))}." for row in others if row.recipe in gaps]
     sentences += [
-        f"For comparison, {row.recipe}, which has real tiles only as well, {said(gap_of(row))} against {baseline}."
+        f"For comparison, {row.recipe}, also without synthetic tiles, {said(gap_of(row))} against {baseline}."
         for row in others
         if row.recipe not in gaps
     ]
@@ -128,7 +128,7 @@ def without_baseline(rows: pd.DataFrame) -> str:
     if rows.mIoU.isna().all():
         return f"{listed(list(rows.recipe))} have no defined mIoU"
     best = rows.loc[rows.mIoU.idxmax()]
-    return f"{best.recipe} has the highest mean, {_level(best)}; without a baseline nothing says how sure that is"
+    return f"{best.recipe} has the highest mean, {_level(best)}; without a baseline there is no interval to judge it by"
 
 
 def of_classes(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Recipe]) -> Finding | None:
@@ -145,7 +145,7 @@ def of_classes(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Re
     defined = [name for name in classes if not math.isnan(gaps[name].mean)]
     changes = {name: f"{name} ({number(gaps[name].mean, True)})" for name in defined}
     absent = [name for name in classes if name not in defined]
-    notes = [f"No difference is defined for {listed(absent)}: not in every run is there a pixel of it."] if absent else []
+    notes = [f"No difference is defined for {listed(absent)}: some run has no pixel of it."] if absent else []
     if not defined:
         return Finding(question, "Open: no class has a defined IoU", "open")
     if math.isnan(gaps[defined[0]].low):
@@ -168,7 +168,7 @@ def of_classes(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Re
         tone = "good" if not of["lower"] else "bad" if not of["higher"] else "open"
     sentences = [f"{name}: {number(gaps[name].mean, True)} points ({span(gaps[name])})." for name in (*of["higher"], *of["lower"])]
     looked = f"{len(defined)} intervals were looked at, one per class" if len(defined) > 1 else "One interval was looked at"
-    sentences.append(f"{looked}; if nothing differed, about {number(0.05 * len(defined))} of them would still leave out zero.")
+    sentences.append(f"{looked}; even if nothing differed, about {number(0.05 * len(defined))} of them would exclude zero.")
     return Finding(question, headline, tone, sentences + notes)
 
 
@@ -226,20 +226,20 @@ def caveats(settings: Settings, invented: bool, comparisons: int) -> list[str]:
     """
     notes, limits = [], []
     if invented:
-        limits.append("the scenes are drawn by the package, so nothing here is a claim about satellite images")
+        limits.append("the scenes are drawn by the package, so they say nothing about satellite images")
     if settings.base_model.kind == "embedded":
-        limits.append("the base model is tiny, so nothing here is a claim about Stable Diffusion 3.5")
+        limits.append("the base model is tiny, so they say nothing about Stable Diffusion 3.5")
     if limits:
-        notes.append(f"The numbers show that the chain works and what it measures: {'; '.join(limits)}.")
+        notes.append(f"These numbers only show that the workflow runs from end to end: {'; '.join(limits)}.")
     if len(settings.seeds) < 3:
-        notes.append(f"Seeds: {len(settings.seeds)}. That is too few to judge a difference; three are the least.")
+        notes.append(f"Seeds: {len(settings.seeds)}, too few to judge a difference; use at least three.")
     notes.append(
         "Seeds repeat the training of the segmentor only. The generator was trained once and the samples were drawn once, "
-        "so the intervals leave out the luck of those and of which scenes were labelled."
+        "so the intervals do not cover chance in those, nor in which scenes were labelled."
     )
     if comparisons > 1 and len(settings.seeds) > 1:
         notes.append(
-            f"Each interval holds for its own comparison; of the {comparisons} of mIoU in the tables about one in twenty misses by "
-            "chance, and the best of several recipes looks better than it is."
+            f"Each interval holds for its own comparison. Of the {comparisons} intervals of mIoU in the tables about one in twenty misses "
+            "the true difference by chance, and the best of several recipes looks better than it is."
         )
     return notes

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
@@ -21,14 +20,14 @@ TITLE = "What was dropped, and why"
 
 @dataclass(frozen=True)
 class Step:
-    """Synthetic tiles after a step, and before it (of the first step the same); pixels are labelled ones, int64 per class."""
+    """Synthetic tiles after a step, and before it (of the first step the same); pixels are labelled ones by class."""
 
     name: str
     why: str
     images: int
-    pixels: np.ndarray
+    pixels: pd.Series
     images_before: int
-    pixels_before: np.ndarray
+    pixels_before: pd.Series
 
     @property
     def images_kept(self) -> float:
@@ -42,13 +41,14 @@ class Step:
         return float(self.pixels.sum() / before) if before else math.nan
 
     @property
-    def kept(self) -> list[float]:
+    def kept(self) -> pd.Series:
         """Share of each class's pixels, NaN where there were none."""
-        return _shares(self.pixels, self.pixels_before)
+        return self.pixels / self.pixels_before
 
-    def edges(self, classes: list[str]) -> list[tuple[str, float]]:
+    @property
+    def edges(self) -> list[tuple[str, float]]:
         """The classes of which least and most was kept, with their shares; none where nothing was dropped."""
-        kept = pd.Series(self.kept, classes).dropna()
+        kept = self.kept.dropna()
         if len(kept) < 2 or kept.min() >= 1:
             return []
         return [(name, kept[name]) for name in (kept.idxmin(), kept.idxmax())]
@@ -63,9 +63,9 @@ class Curated:
     leading: bool
 
     @property
-    def left(self) -> list[float]:
+    def left(self) -> pd.Series:
         """Share of each class's sampled pixels that is trained on."""
-        return _shares(self.steps[-1].pixels, self.steps[0].pixels)
+        return self.steps[-1].pixels / self.steps[0].pixels
 
 
 def show_dataset(report: Report, results: DatasetResults) -> dict:
@@ -78,7 +78,7 @@ def show_dataset(report: Report, results: DatasetResults) -> dict:
     ]
     if not any(one.leading for one in curated):
         curated = [replace(one, leading=True) for one in curated]
-    shown = {one.name: ([100 * share for share in one.left], None) for one in curated if one.leading}
+    shown = {one.name: ((100 * one.left).tolist(), None) for one in curated if one.leading}
     figure = None
     if shown:
         hues = report.colours.of_recipes(shown)
@@ -130,15 +130,10 @@ def _steps(name: str, pair: Pair, results: DatasetResults, settings: Settings) -
     return steps
 
 
-def _pixels(table: pd.DataFrame, file: Path, dataset: Dataset) -> np.ndarray:
+def _pixels(table: pd.DataFrame, file: Path, dataset: Dataset) -> pd.Series:
     """Labelled pixels per class of all tiles together."""
     classes = len(dataset.classes)
     for tile_id, counts in zip(table.tile_id, table.pixels, strict=True):
         if len(counts) != classes:
             raise DataError(f"{file}: row {tile_id}: counts {len(counts)} classes, the dataset has {classes}; delete it and run again")
-    return np.array(table.pixels.tolist(), np.int64).reshape(-1, classes).sum(axis=0)
-
-
-def _shares(after: np.ndarray, before: np.ndarray) -> list[float]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return [float(share) for share in np.where(before > 0, after / before, np.nan)]
+    return pd.DataFrame(table.pixels.tolist(), columns=dataset.classes, dtype="int64").sum()

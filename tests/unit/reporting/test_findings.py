@@ -81,7 +81,7 @@ def test_noise_is_not_called_a_gain():
 def test_more_real_training_decides_nothing_and_is_told_beside():
     finding = against_baseline(rows_of({"real-equal": BASE, "real": LOSS, "crfm": NOISE}), "?", SETTINGS.recipes)
     assert finding.headline.startswith("Not shown: crfm")
-    assert finding.sentences[-1].startswith("For comparison, real, which has real tiles only as well, loses 8.0 points")
+    assert finding.sentences[-1].startswith("For comparison, real, also without synthetic tiles, loses 8.0 points")
 
 
 @pytest.mark.parametrize("values", [GAIN, LOSS, NOISE])
@@ -95,7 +95,7 @@ def test_one_seed_gives_no_answer_and_says_so():
     rows = rows_of({"real-equal": [68], "crfm": [70], "triattention": [69]})
     finding = against_baseline(rows, "?", SETTINGS.recipes)
     assert finding.headline == "Open: crfm differs from real-equal by +2.0 points of mIoU, and a single seed gives no interval"
-    assert "a single run from which no interval follows" in finding.sentences[1]
+    assert "in a single run, so there is no interval" in finding.sentences[1]
     assert any("too few to judge" in note for note in caveats(configuration(seeds=[0]), True, 3))
     assert not any("one in twenty" in note for note in caveats(configuration(seeds=[0]), True, 3))
 
@@ -104,7 +104,7 @@ def test_without_a_baseline_nothing_is_compared():
     assert against_baseline(rows_of({"crfm": BASE, "real": LOSS}, ""), "?", SETTINGS.recipes) is None
     assert against_baseline(rows_of({"crfm": BASE}, "crfm"), "?", SETTINGS.recipes) is None
     said = without_baseline(rows_of({"crfm": BASE, "real": LOSS}, ""))
-    assert said == "crfm has the highest mean, 69.0 mIoU (± 1.0 over 3 seeds); without a baseline nothing says how sure that is"
+    assert said == "crfm has the highest mean, 69.0 mIoU (± 1.0 over 3 seeds); without a baseline there is no interval to judge it by"
     assert without_baseline(rows_of({"crfm": [70]}, "")) == "crfm reaches 70.0 mIoU; no other recipe is in this table"
     assert without_baseline(rows_of({"crfm": UNDEFINED, "real": UNDEFINED}, "")) == "crfm and real have no defined mIoU"
 
@@ -144,10 +144,10 @@ def test_classes_with_gains_and_losses_beyond_noise_are_named(changes, headline,
 
 
 def test_the_intervals_of_the_classes_are_counted():
-    assert "4 intervals were looked at, one per class; if nothing differed, about 0.2 of them" in classes_of({}).sentences[-1]
+    assert "4 intervals were looked at, one per class; even if nothing differed, about 0.2 of them" in classes_of({}).sentences[-1]
     partly = classes_of({"road": UNDEFINED})
     assert partly.sentences[-2].startswith("3 intervals were looked at")
-    assert partly.sentences[-1].startswith("No difference is defined for road: not in every run")
+    assert partly.sentences[-1].startswith("No difference is defined for road: some run has no pixel")
 
 
 def test_classes_of_one_seed_have_no_verdict():
