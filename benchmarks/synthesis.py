@@ -37,8 +37,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from crfm_core.generator.memory import SD35_MEDIUM, meta_network
 from crfm_core.models.decoder import speed_up
-from crfm_core.models.latent_space import decode_latents
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.latent_space import decode_latents, mask_latents
 from crfm_core.sampling.flow import euler_step, noise_levels
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.rectify import critic_loss, rectify_velocity

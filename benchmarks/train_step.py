@@ -33,8 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from crfm_core.generator.memory import SD35_MEDIUM, CudaCount, meta_network
 from crfm_core.generator.training import flow_losses
 from crfm_core.generator.weights import choose_trainable, make_optimiser
-from crfm_core.models.latent_space import encode_images, normalise
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.latent_space import encode_images, mask_latents, normalise
 from crfm_core.models.sd3_names import sd3_name
 from crfm_core.settings import Control
 from crfm_core.text.encoders import TextEncoders

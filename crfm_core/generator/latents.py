@@ -23,8 +23,7 @@ from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import atomic_path, hash_of, seed_of, sha256_of
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models.flow_schedule import training_sigmas
-from crfm_core.models.latent_space import normalise
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.latent_space import mask_latents, normalise
 from crfm_core.settings import Control
 
 
@@ -40,7 +39,7 @@ def encode_tiles(
 
     Args:
         base: pipeline folder whose ``vae`` encodes.
-        mask_code: ``grey`` or ``grey_compat`` (see :mod:`crfm_core.models.mask_encoding`).
+        mask_code: ``grey`` or ``grey_compat`` (see :mod:`crfm_core.models.latent_space`).
     """
     table = read_manifest(manifest)
     images, labels = paths_of(manifest, table, "image", root), paths_of(manifest, table, "label", root)

@@ -16,8 +16,7 @@ from crfm_core.generator.training import flow_losses
 from crfm_core.generator.weights import finished_pipeline
 from crfm_core.manifest import paths_of, read_manifest
 from crfm_core.models.flow_schedule import sigma_of_uniform
-from crfm_core.models.latent_space import encode_images
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.latent_space import encode_images, mask_latents
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
 from crfm_core.text.encoders import PromptCache

@@ -21,7 +21,7 @@ from crfm_core.checkpoints import read_torch_file
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import atomic_path, hash_of, work_folder
 from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.models.mask_encoding import encode_mask_levels
+from crfm_core.models.latent_space import encode_mask_levels
 from crfm_core.settings import EmbeddedBase, EmbeddedVAE
 
 #: Training steps of the autoencoder between checkpoints to resume from.

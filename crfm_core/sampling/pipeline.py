@@ -21,8 +21,7 @@ from crfm_core.checkpoints import check_scheduler
 from crfm_core.data.rasters import IGNORE
 from crfm_core.models.controls import network_classes
 from crfm_core.models.decoder import choose_checkpointing
-from crfm_core.models.latent_space import decode_latents, downscaling
-from crfm_core.models.mask_encoding import CODES, mask_latents
+from crfm_core.models.latent_space import CODES, decode_latents, downscaling, mask_latents
 from crfm_core.models.network import ControlNetwork
 from crfm_core.sampling.correction import VelocityCorrector
 from crfm_core.sampling.flow import euler_sample, noise_levels
@@ -56,7 +55,7 @@ class MaskToImagePipeline(DiffusionPipeline):
 
     The components are those of Stable Diffusion 3.5, with a :class:`crfm_core.models.network.ControlNetwork` as transformer; the
     text encoders and tokenizers may be left out when prompt embeddings are given. ``num_classes``, ``mask_code`` (see
-    :func:`crfm_core.models.mask_encoding.encode_mask_levels`) and ``caption_dropout`` (the share of empty prompts) are those the
+    :func:`crfm_core.models.latent_space.encode_mask_levels`) and ``caption_dropout`` (the share of empty prompts) are those the
     transformer was trained with and are kept in the folder. The VAE is frozen.
 
     Examples:

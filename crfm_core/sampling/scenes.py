@@ -23,8 +23,7 @@ from crfm_core.data.rasters import IGNORE, write_raster
 from crfm_core.data.windows import window_offsets
 from crfm_core.devices import compute_dtype
 from crfm_core.files import seed_of
-from crfm_core.models.latent_space import decode_latents, downscaling
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.latent_space import decode_latents, downscaling, mask_latents
 from crfm_core.sampling.correction import VelocityCorrector
 from crfm_core.sampling.flow import euler_sample
 from crfm_core.sampling.guidance import GuidedVelocity

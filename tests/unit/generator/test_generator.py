@@ -37,7 +37,7 @@ from crfm_core.generator.training import train_generator
 from crfm_core.generator.validation import open_checkpoint, sample_validation
 from crfm_core.generator.weights import choose_trainable, initial_network
 from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.latent_space import mask_latents
 from crfm_core.models.mmdit import MaskMMDiT
 from crfm_core.models.sd3_names import released_key
 from crfm_core.sampling.pipeline import MaskToImagePipeline

@@ -17,7 +17,7 @@ from paths import ROOT
 from tiny_models import TinyCritic, tiny_pipeline, tiny_transformer, tiny_vae
 
 from crfm_core import WeightsError
-from crfm_core.models.mask_encoding import mask_latents
+from crfm_core.models.latent_space import mask_latents
 from crfm_core.sampling.flow import euler_step, noise_levels
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.sampling.rectify import RectifySettings

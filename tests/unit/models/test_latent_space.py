@@ -7,8 +7,7 @@ import torch
 from tiny_models import tiny_vae
 
 from crfm_core import DataError
-from crfm_core.models.latent_space import decode_latents, encode_images
-from crfm_core.models.mask_encoding import encode_mask_levels, mask_latents
+from crfm_core.models.latent_space import decode_latents, encode_images, encode_mask_levels, mask_latents
 
 
 def levels_of(labels: list[int], num_classes: int, code: str) -> list[int]:
