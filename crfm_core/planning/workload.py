@@ -14,7 +14,7 @@ from crfm_core.experiment import copies
 from crfm_core.layout import Layout
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import Rates, Unit, Unknown, number_of
-from crfm_core.settings import PLAIN, PRESETS, Control, Dataset, EmbeddedBase, RectifySettings, Selection, Settings
+from crfm_core.settings import PLAIN, PRESETS, Control, Dataset, EmbeddedBase, EmbeddedSource, RectifySettings, Selection, Settings
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,10 @@ class Workload:
         if unit == "crops":
             return settings.iterations(names["recipe"], names["segmentor"]) * settings.segmentors[names["segmentor"]].batch_size
         dataset = self.datasets[names["dataset"]]
+        if unit == "drawn_scenes":
+            if not isinstance(dataset.source, EmbeddedSource):
+                raise Unknown("nothing was measured for scenes of others")
+            return sum(dataset.source.scenes.values()) * (dataset.source.size / 256) ** 2
         if unit == "segmentor_files":  # the last weights, and the best where a split chooses them
             return 2 if dataset.val else 1
         if unit == "scored_tiles":
