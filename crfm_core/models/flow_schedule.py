@@ -29,15 +29,13 @@ def shift_sigma(sigma: Level, shift: float = SHIFT) -> Level:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def sigma_of_uniform(u: Tensor, shift: float = SHIFT, levels: int = LEVELS) -> Tensor:
-    """The training noise levels at quantiles ``u`` in [0, 1], one of ``levels`` discrete ones; u = 0 is pure noise."""
-    index = (u * levels).floor().clamp(max=levels - 1)
-    return shift_sigma((levels - index) / levels, shift)
+def sigma_of_uniform(u: Tensor, shift: float = SHIFT) -> Tensor:
+    """The training noise levels at quantiles ``u`` in [0, 1], each one of LEVELS discrete ones; u = 0 is pure noise."""
+    index = (u * LEVELS).floor().clamp(max=LEVELS - 1)
+    return shift_sigma((LEVELS - index) / LEVELS, shift)
 
 
-def training_sigmas(
-    batch: int, generator: torch.Generator | None = None, density: str = "uniform", shift: float = SHIFT, levels: int = LEVELS
-) -> Tensor:
+def training_sigmas(batch: int, generator: torch.Generator | None = None, density: str = "uniform", shift: float = SHIFT) -> Tensor:
     """Draw noise levels for training, [B] float32 on the CPU.
 
     ``density``: "uniform" over the discrete levels (the released code's ``none``) or "logit_normal" (SD3: fewer near the ends).
@@ -48,4 +46,4 @@ def training_sigmas(
         u = torch.randn(batch, generator=generator).sigmoid()
     else:
         raise ValueError(f"density={density!r}: must be 'uniform' or 'logit_normal'")
-    return sigma_of_uniform(u, shift, levels)
+    return sigma_of_uniform(u, shift)

@@ -81,11 +81,6 @@ def sd3_name(key: str) -> str:
     return _block_name(key, "transformer_blocks", _SD3_BLOCK) or f"{_NORM_OUT.get(module, module)}.{parameter}"
 
 
-def sd3_branch(key: str) -> str:
-    """The branch, "image" or "text", of a weight of a diffusers ``SD3Transformer2DModel``."""
-    return branch_of(sd3_name(key))
-
-
 def released_name(key: str) -> str | None:
     """Our name of a weight of the released code, None for one it does not have."""
     if key.startswith("msk_pos_embed."):
@@ -108,8 +103,7 @@ def released_key(name: str) -> str:
 
 def branch_of(name: str) -> str:
     """The branch, "image", "mask" or "text", of one of our weights."""
-    found = re.match(r"blocks\.\d+\.(image|mask|text)\.", name)
-    if found:
+    if found := re.match(r"blocks\.\d+\.(image|mask|text)\.", name):
         return found[1]
     if name.startswith("mask_embed."):
         return "mask"

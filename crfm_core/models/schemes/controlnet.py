@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crfm_core import ConfigError
 from crfm_core.models.network import ControlNetwork, check_mask_init
-from crfm_core.models.sd3_names import SD3_SETTINGS, check_sd3_names, sd3_branch, sd3_transformer
+from crfm_core.models.sd3_names import SD3_SETTINGS, branch_of, check_sd3_names, sd3_name, sd3_transformer
 
 
 class ControlNetMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
@@ -94,7 +94,7 @@ class ControlNetMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
     def branch_of(name: str) -> str:
         # the control network is "mask"; the base is divided into "image" and "text" as that of MaskMMDiT
         part, _, inner = name.partition(".")
-        return "mask" if part == "controlnet" else sd3_branch(inner)
+        return "mask" if part == "controlnet" else branch_of(sd3_name(inner))
 
     @classmethod
     def from_sd3(cls, transformer: SD3Transformer2DModel, mask_init: str = "copy", controlnet_layers: int | None = None) -> ControlNetMMDiT:
