@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,17 @@ def read_torch_file(path: Path | str, name: str, remedy: str, mmap: bool = False
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"holds more than weights ({foreign[1]}) and is not loaded" if foreign else f"is damaged ({type(error).__name__})"
         raise WeightsError(f"{name}: {reason}; {remedy}") from None
+
+
+def first_readable(paths: Iterable[Path], otherwise: str) -> Any:
+    """The content of the first of these files that :func:`read_torch_file` reads, None without one; it reports each that it cannot
+    read, and what is done ``otherwise``."""
+    for path in paths:
+        try:
+            return read_torch_file(path, str(path), otherwise, mmap=True)
+        except WeightsError as error:
+            print(error, flush=True)
+    return None
 
 
 def read_state_dict(path: Path | str, name: str, remedy: str, mmap: bool = False) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from crfm_core import WeightsError
 from crfm_core.checkpoints import read_torch_file
 from crfm_core.files import atomic_path, require_disk
 
@@ -32,16 +31,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, mapped into memory and without executing anything. Raises WeightsError when it is damaged."""
     return read_torch_file(path, str(path), "delete it", mmap=True)
-
-
-def newest_readable(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; damaged ones are reported and passed over."""
-    for path in reversed(checkpoints_in(folder)):
-        try:
-            return read_checkpoint(path)
-        except WeightsError as error:
-            print(f"{error}; trying the one before it", flush=True)
-    return None
 
 
 class TrainingState:

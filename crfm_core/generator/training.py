@@ -18,12 +18,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
 from crfm_core import WeightsError
+from crfm_core.checkpoints import first_readable
 from crfm_core.distributed import ParallelJob, ProcessGroup, process_group
 from crfm_core.files import hash_of, require_disk, sha256_of
 from crfm_core.generator.export import is_trained, save_generator
 from crfm_core.generator.latents import CachedLatents, draw_batch
 from crfm_core.generator.memory import LEAN, meta_network, out_of_memory_explained, require_memory, training_memory
-from crfm_core.generator.resuming import TrainingState, checkpoints_in, newest_readable, write_checkpoint
+from crfm_core.generator.resuming import TrainingState, checkpoints_in, write_checkpoint
 from crfm_core.generator.weights import choose_trainable, finished_pipeline, initial_network, make_optimiser
 from crfm_core.manifest import read_manifest
 from crfm_core.models.flow_schedule import load_scheduler
@@ -148,7 +149,7 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> di
     state = TrainingState(network, accelerator.unwrap_model(network), names, optimiser.optimizer, schedule, control.ema)
     require_disk(work, (control.keep_checkpoints + 1) * state.size())
     start = 0
-    if saved := newest_readable(work):
+    if saved := first_readable(reversed(checkpoints_in(work)), "the one before it is tried"):
         state.restore(saved)
         start = saved["step"]
         accelerator.print(f"continuing from step {start} of {control.steps}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crfm_core import WeightsError
-from crfm_core.checkpoints import read_torch_file
+from crfm_core.checkpoints import first_readable
 from crfm_core.data.rasters import read_label, read_rgb
 from crfm_core.files import atomic_path, hash_of, work_folder
 from crfm_core.manifest import paths_of, read_manifest
@@ -106,7 +105,7 @@ def train_autoencoder(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.15)
     checkpoint = work / "autoencoder.pt"
     start = 0
-    if state := _last_state(checkpoint):
+    if state := first_readable([checkpoint] if checkpoint.is_file() else [], "training begins anew"):
         vae.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -138,17 +137,6 @@ def train_autoencoder(
         latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in pixels[:is_mask].split(16)])
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
     return vae
-
-
-def _last_state(checkpoint: Path) -> dict[str, Any] | None:
-    """What a stopped training left; None when it left nothing, or something that cannot be read, which is reported."""
-    if not checkpoint.is_file():
-        return None
-    try:
-        return read_torch_file(checkpoint, str(checkpoint), "training begins anew")
-    except WeightsError as error:
-        print(error, flush=True)
-        return None
 
 
 def _crops(pixels: torch.Tensor, is_mask: int, count: int, rng: np.random.Generator) -> torch.Tensor:

@@ -40,11 +40,11 @@ from tiny_models import tiny_pipeline, tiny_transformer
 from tiny_world import tiny_base_settings
 
 from crfm_core import ConfigError, CrfmError, DataError, WeightsError
-from crfm_core.checkpoints import check_base_model
+from crfm_core.checkpoints import check_base_model, first_readable
 from crfm_core.data.rasters import read_rgb, write_raster
 from crfm_core.data.sources.geotiff import _Polygons
 from crfm_core.files import inside
-from crfm_core.generator.resuming import newest_readable
+from crfm_core.generator.resuming import checkpoints_in
 from crfm_core.generator.weights import start_from
 from crfm_core.manifest import paths_of
 from crfm_core.models.base import train_autoencoder
@@ -140,7 +140,9 @@ def test_a_file_to_start_from_and_states_to_resume_from_run_nothing(tmp_path, ca
     foreign = r"holds more than weights \(\S+\) and is not loaded"
     with pytest.raises(WeightsError, match=rf"start_from: \S+released\.pt: {foreign}"):
         start_from(tiny_transformer(), tmp_path / "released.pt", 7, "grey")
-    assert newest_readable(tmp_path) is None and re.search(rf"checkpoint-5\.pt: {foreign}", capsys.readouterr().out)
+    assert first_readable(checkpoints_in(tmp_path), "it is passed over") is None and re.search(
+        rf"checkpoint-5\.pt: {foreign}", capsys.readouterr().out
+    )
     images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 32, 32), np.uint8)
     train_autoencoder(images, labels, 3, tiny_base_settings().vae, 0, tmp_path)
     assert re.search(rf"autoencoder\.pt: {foreign}; training begins anew", capsys.readouterr().out)
