@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from paths import SUPPORT
+from generator_trainings import control, train, weights_of
 from prompt_files import write_prompts
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from segmentor_tiles import CLASSES, PALETTE
+from segmentor_tiles import PALETTE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import tiny_sd3
 from tiny_world import World, training_job
 from torch.utils._pytree import tree_leaves
 
-from crfm_core import ConfigError, DataError, ResourceError, WeightsError
-from crfm_core.data.rasters import read_label, read_rgb
-from crfm_core.distributed import launch
+from crfm_core import DataError, ResourceError, WeightsError
+from crfm_core.data.rasters import read_rgb
 from crfm_core.files import read_json, write_json
 from crfm_core.generator import training
-from crfm_core.generator.latents import CachedLatents, draw_batch, encode_tiles, tiles_of
+from crfm_core.generator.latents import CachedLatents, draw_batch, tiles_of
 from crfm_core.generator.resuming import read_checkpoint
 from crfm_core.generator.training import train_generator
 from crfm_core.generator.validation import open_checkpoint, sample_validation
 from crfm_core.generator.weights import choose_trainable, initial_network
-from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.models.latent_space import mask_latents
+from crfm_core.manifest import read_manifest
 from crfm_core.models.mmdit import MaskMMDiT
 from crfm_core.models.sd3_names import released_key
 from crfm_core.sampling.pipeline import MaskToImagePipeline
@@ -45,22 +37,10 @@ from crfm_core.sampling.sampler import open_generator
 from crfm_core.settings import Control
 from crfm_core.text.encoders import NO_PROMPT, PromptCache, hash_of_encoders
 
-STEPS = 7
 
-
-def control(**changes) -> Control:
-    settings = {"steps": STEPS, "batch_size": 2, "accumulate": 2, "learning_rate": 1e-3, "warmup": 2, "ema": 0.9, "checkpoint_every": 3}
-    return Control(**(settings | {"mask_init": "copy", "seed": 5} | changes))
-
-
-def train(world: World, folder: Path, settings: Control, **changes) -> dict[str, torch.Tensor]:
-    """Train into ``folder``; the weights that were written."""
-    train_generator(training_job(world, folder, settings, **changes))
-    return weights_of(folder / "out")
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -182,53 +162,6 @@ def test_the_folder_is_a_pipeline_that_samples(trained):
     masks = np.zeros((1, 32, 32), np.uint8)
     image = pipeline(masks, "a satellite image of soil", num_inference_steps=2, output_type="np", progress=False).images
     assert image.shape == (1, 32, 32, 3) and np.isfinite(image).all()
-
-
-# -------------------------------------------------------------------------------------------------------------- latents
-
-
-def metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
-
-
-@torch.no_grad()
-def test_cached_latents_are_those_of_the_tile_and_of_the_flipped_tile(world):
-    table = read_manifest(world.tiles)
-    vae = AutoencoderKL.from_pretrained(world.base, subfolder="vae").eval()
-    cached = CachedLatents(world.latents, table)
-    assert len(cached) == 6 and cached.shape == (4, 16, 16)
-    image = read_rgb(paths_of(world.tiles, table, "image", world.root)[2])
-    label = read_label(paths_of(world.tiles, table, "label", world.root)[2])
-    for flip in (0, 1):
-        seen, ids = (array[:, ::-1].copy() if flip else array for array in (image, label))
-        posterior = vae.encode(torch.from_numpy(seen).permute(2, 0, 1)[None] / 127.5 - 1).latent_dist
-        noise = torch.randn(cached.shape, generator=torch.Generator().manual_seed(0))
-        latent, mask = cached.sample(2, flip, noise)
-        assert torch.allclose(latent, (posterior.mean + posterior.std * noise)[0], rtol=0, atol=5e-3)
-        assert torch.allclose(mask, mask_latents(torch.from_numpy(ids)[None], vae, len(CLASSES))[0], rtol=0, atol=5e-3)
-    unflipped = cached.sample(2, 0, torch.zeros(cached.shape))[0]
-    assert not torch.allclose(cached.sample(2, 1, torch.zeros(cached.shape))[0].flip(-1), unflipped, atol=1e-2), "encoding is not symmetric"
-
-
-def test_latents_of_other_tiles_are_refused(world):
-    table = read_manifest(world.tiles)
-    for other in (table[::-1], table[:-1], table.assign(digest="other")):
-        with pytest.raises(DataError, match=r"grey\.safetensors: holds other tiles than the manifest; delete it"):
-            CachedLatents(world.latents, other)
-
-
-def test_latents_do_not_depend_on_the_batch_they_were_encoded_in(world, tmp_path):
-    encode_tiles(world.base, world.tiles, world.root, 3, "grey", tmp_path / "one.safetensors", batch_size=1)
-    one, all_at_once = load_file(tmp_path / "one.safetensors"), load_file(world.latents)
-    assert all(torch.allclose(one[name].float(), all_at_once[name].float(), rtol=0, atol=5e-3) for name in one)
-
-
-def test_missing_or_damaged_latents_are_named(tmp_path):
-    (tmp_path / "broken").write_bytes(b"0123456789abcdef")
-    for name in ("absent", "broken"):
-        with pytest.raises(DataError, match=f"{name}: not a readable file of latents .*; delete it and run the workflow again"):
-            CachedLatents(tmp_path / name, None)
 
 
 # --------------------------------------------------------------------------------------------------- what trains, and how
@@ -439,68 +372,3 @@ def test_latents_and_prompts_of_another_base_model_are_refused(world, tmp_path):
         train(world, tmp_path / "out", control(mask_code="grey_compat"))
     with pytest.raises(DataError, match="holds masks of another number of classes than 4"):
         train(world, tmp_path / "out", control(), num_classes=4)
-
-
-# ------------------------------------------------------------------------------------------------------- more processes
-
-
-LONG = {"steps": 40, "checkpoint_every": 5}
-
-
-def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], rtol=0, atol=1e-5) for name in one)
-
-
-@pytest.fixture(scope="module")
-def alone(world, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """The weights of one process that takes the batches of two."""
-    return train(world, tmp_path_factory.mktemp("alone"), control(batch_size=4, **LONG))
-
-
-def test_two_processes_killed_and_started_again_end_with_the_weights_of_one(world, alone, tmp_path, capfd):
-    settings = control(processes=2, **LONG)
-    with ThreadPoolExecutor() as pool:
-        killed = pool.submit(launch, training_job(world, tmp_path, settings), threads=2)
-        while not list((tmp_path / "work").glob("checkpoint-*.pt")):
-            assert not killed.done(), killed.result()
-            time.sleep(0.05)
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
-        assert "training in 2 processes failed" in str(killed.exception())
-    launch(training_job(world, tmp_path, settings), threads=2)
-    assert "continuing from step" in capfd.readouterr().out
-    assert close(weights_of(tmp_path / "out"), alone)
-
-
-def test_two_processes_that_share_the_weights_out_end_with_the_weights_of_one(world, alone, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(SUPPORT / "sharding_on_cpu"), prepend=os.pathsep)
-    launch(training_job(world, tmp_path, control(processes=2, parallel="fsdp", **LONG)), threads=2)
-    assert close(weights_of(tmp_path / "out"), alone)
-
-
-def test_a_fault_in_one_of_the_processes_ends_them_all_and_is_raised_here(world, tmp_path):
-    diverging = control(processes=2, learning_rate=1e30, warmup=0, schedule="constant", ema=None, clip_norm=1e30)
-    with pytest.raises(WeightsError, match=r"generator: at step \d+ the loss became .*; lower learning_rate"):
-        launch(training_job(world, tmp_path, diverging), threads=2)
-    assert not (tmp_path / "out").exists()
-
-
-def test_processes_end_with_the_one_that_started_them(world, tmp_path):
-    job = training_job(world, tmp_path, control(processes=2, **LONG | {"steps": 100_000}))
-    program = "import sys; from crfm_core import distributed; from crfm_core.generator.training import GeneratorTraining as Job;"
-    program += "distributed.launch(Job.model_validate_json(sys.argv[1]), threads=2)"
-    launcher = subprocess.Popen([sys.executable, "-c", program, job.model_dump_json()])
-    while not list((tmp_path / "work").glob("checkpoint-*.pt")):
-        assert launcher.poll() is None
-        time.sleep(0.05)
-    started = psutil.Process(launcher.pid).children(recursive=True)
-    assert len(started) == 2
-    launcher.kill()
-    launcher.wait()
-    assert psutil.wait_procs(started, timeout=60)[1] == []
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_job_of_two_processes_is_not_done_by_one(world, tmp_path):
-    with pytest.raises(ConfigError, match=r"processes: 2, but 1 was started; use crfm_core\.distributed\.launch"):
-        train_generator(training_job(world, tmp_path, control(processes=2)))

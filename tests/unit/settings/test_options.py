@@ -68,8 +68,8 @@ ELSEWHERE = {
     "captions.model.prompt": "unit/text/test_captions.py",
     "captions.model.max_new_tokens": "unit/text/test_captions.py",
     "captions.model.batch_size": "unit/text/test_captions.py",
-    "controls.NAME.processes": "unit/generator/test_generator.py",
-    "controls.NAME.parallel": "unit/generator/test_generator.py",
+    "controls.NAME.processes": "unit/generator/test_processes.py",
+    "controls.NAME.parallel": "unit/generator/test_processes.py",
     "controls.NAME.compile": "unit/generator/test_generator.py",
     "samplers.NAME.rectify.search": "unit/sampling/test_correction.py",  # the preset adaptive sets it
     "samplers.NAME.compile": "unit/sampling/test_shards.py",
