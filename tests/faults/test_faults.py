@@ -197,7 +197,7 @@ def run_undisturbed(base: Path) -> Place:
 
 def serve_hubs(folder: Path, base: Path) -> dict[str, str]:
     """Addresses of hubs of one repository each, by the names that cases know them by."""
-    from test_captions import write_llava  # slow to import
+    from tiny_captioners import write_llava  # slow to import
     from tiny_clip import write_clip
 
     hubs = {

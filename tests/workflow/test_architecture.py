@@ -142,6 +142,11 @@ def test_no_file_is_long(files, most):
     assert [str(path) for path in files if len(path.read_text(encoding="utf-8").splitlines()) > most] == []
 
 
+def test_no_module_of_tests_imports_from_another():
+    modules = sorted((ROOT / "tests").rglob("*.py"))
+    assert [path.name for path in modules if re.search(r"^\s*(from|import) test_", path.read_text(encoding="utf-8"), re.MULTILINE)] == []
+
+
 WITHOUT_NETWORKS = [
     "settings",
     "files",
