@@ -34,11 +34,15 @@ def modulate(normed: Tensor, mod: Modulation) -> Tensor:
 
 
 class Stream(NamedTuple):
-    """One branch's tokens in an attention, [B, T, heads, d] each; without queries they are only attended to."""
+    """One branch's tokens in an attention, [B, T, heads, d] each; without queries they are only attended to.
+
+    ``present``, [B], says which samples have these tokens: in the others nothing else attends to them. None: all have them.
+    """
 
     query: Tensor | None
     key: Tensor
     value: Tensor
+    present: Tensor | None = None
 
 
 def attend(*streams: Stream) -> tuple[Tensor, ...]:
@@ -46,8 +50,22 @@ def attend(*streams: Stream) -> tuple[Tensor, ...]:
     queries = [stream.query for stream in streams if stream.query is not None]
     keys, values = [stream.key for stream in streams], [stream.value for stream in streams]
     query, key, value = (_join(tokens).transpose(1, 2) for tokens in (queries, keys, values))
-    joint = F.scaled_dot_product_attention(query, key, value)
+    joint = F.scaled_dot_product_attention(query, key, value, attn_mask=_attended_tokens(streams))
     return joint.transpose(1, 2).flatten(2).split([query.shape[1] for query in queries], dim=1)
+
+
+def _attended_tokens(streams: Sequence[Stream]) -> Tensor | None:
+    """Which tokens are attended to, [B, 1, 1, T]; None where all are. A sample that has none of them attends to all, which are numbers."""
+    if all(stream.present is None for stream in streams):
+        return None
+    shapes = [stream.key.shape[:2] for stream in streams]
+    device = streams[0].key.device
+    each = [
+        torch.ones(shape, dtype=torch.bool, device=device) if stream.present is None else stream.present[:, None].expand(shape)
+        for stream, shape in zip(streams, shapes, strict=True)
+    ]
+    attended = torch.cat(each, 1)
+    return (attended | ~attended.any(1, keepdim=True))[:, None, None]
 
 
 def _join(tokens: list[Tensor]) -> Tensor:
@@ -133,8 +151,9 @@ class Branch(nn.Module):
 class JointBlock(nn.Module):
     """The image and the text branch of one block of SD3.5; a scheme's subclass adds the mask and says how they meet.
 
-    ``forward`` takes the tokens of image, text and mask (or None), [B, T, D] each, and the conditioning [B, D] or what
-    :meth:`vectors` made of it, and returns the three next ones. The last block computes only the image: nothing reads its text and
+    ``forward`` takes the tokens of image, text and mask (or None), [B, T, D] each, the conditioning [B, D] or what
+    :meth:`vectors` made of it, and which samples have a mask, [B] or None for all, and returns the three next ones. Image and text of a
+    sample without a mask are those of plain SD3.5, whatever its mask's tokens are. The last block computes only the image: nothing reads its text and
     mask tokens. Maps that nothing would read exist there all the same, so that names and counts are those of SD3.5 and of released
     checkpoints, but they are idle.
     """

@@ -116,6 +116,7 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         timestep: Tensor,
         mask_latents: Tensor | None = None,
         return_dict: bool = True,
+        mask_present: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """The velocity of noisy latents.
 
@@ -124,16 +125,19 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
             encoder_hidden_states: prompt embeddings, [B, T, joint_attention_dim].
             pooled_projections: pooled prompt embeddings, [B, pooled_projection_dim].
             timestep: 1000 σ, [B].
-            mask_latents: normalised latents of the encoded masks, without noise, [B, C, H, W].
+            mask_latents: normalised latents of the encoded masks, without noise, [B, C, H, W]; None: no sample has a mask.
+            mask_present: which samples have one, truth values [B]; None: all. The others get what they would get without
+                ``mask_latents``, and add nothing to the gradient of the mask's weights; unlike those, such a call uses all weights.
 
         Returns: ``sample`` [B, C, H, W], the velocity ε - x₀.
         Raises: ValueError when the latents or the mask have another shape than the model takes.
         """
-        self.check_shapes(hidden_states, mask_latents)
+        self.check_shapes(hidden_states, mask_latents, mask_present)
         conditioning = self._conditioning(timestep, pooled_projections)
         text, mask = self.context_embedder(encoder_hidden_states), self._mask_tokens(mask_latents)
         # The blocks make their vectors themselves: only within them do checkpointing and FSDP reach the AdaLN maps.
-        velocity = self._velocity(hidden_states, text, mask, [], [conditioning] * len(self.blocks), self.norm_out(conditioning))
+        vectors = [conditioning] * len(self.blocks)
+        velocity = self._velocity(hidden_states, text, mask, [], vectors, self.norm_out(conditioning), mask_present)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     @apply_forward_hook
@@ -181,14 +185,15 @@ class MaskMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         streams: list[Stream],
         conditioning: Sequence[Tensor | list[Tensor]],
         out: Tensor,
+        present: Tensor | None = None,
     ) -> Tensor:
         image = self.pos_embed(hidden_states)
         for index, block in enumerate(self.blocks):
             mask = streams[index] if streams else mask
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                image, text, mask = self._gradient_checkpointing_func(block, image, text, mask, conditioning[index])
+                image, text, mask = self._gradient_checkpointing_func(block, image, text, mask, conditioning[index], present)
             else:
-                image, text, mask = block(image, text, mask, conditioning[index])
+                image, text, mask = block(image, text, mask, conditioning[index], present)
         scale, shift = out[:, None].chunk(2, dim=-1)
         return self._unpatch(self.proj_out(modulate(layer_norm(image), Modulation(shift, scale))), *hidden_states.shape[-2:])
 

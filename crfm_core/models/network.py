@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -76,8 +77,8 @@ class ControlNetwork(ModelMixin, ConfigMixin):
         for parameter in self.idle_parameters():
             parameter.requires_grad_(False)
 
-    def check_shapes(self, latents: Tensor, mask_latents: Tensor | None) -> None:
-        """Raise ValueError, naming argument and shapes, for latents or a mask that the network does not take."""
+    def check_shapes(self, latents: Tensor, mask_latents: Tensor | None, mask_present: Tensor | None = None) -> None:
+        """Raise ValueError, naming argument and shapes, for latents or masks that the network does not take."""
         config = self.config
         patch, largest = config.patch_size, config.pos_embed_max_size * config.patch_size
         shape = tuple(latents.shape)
@@ -87,6 +88,11 @@ class ControlNetwork(ModelMixin, ConfigMixin):
             raise ValueError(f"hidden_states has shape {shape}: the position table ends at {largest}x{largest}")
         if mask_latents is not None and tuple(mask_latents.shape) != shape:
             raise ValueError(f"mask_latents has shape {tuple(mask_latents.shape)}, hidden_states {shape}: they must be equal")
+        if mask_present is not None and (mask_latents is None or mask_present.dtype != torch.bool or mask_present.shape != shape[:1]):
+            raise ValueError(
+                f"mask_present has shape {tuple(mask_present.shape)} and type {mask_present.dtype}: needs truth values [{shape[0]}], and "
+                "mask_latents beside it"
+            )
 
 
 def check_mask_init(mask_init: str) -> None:

@@ -33,7 +33,12 @@ class AdapterBlock(JointBlock):
         return self.mask.stream(mask, with_query=False)
 
     def forward(
-        self, image: Tensor, text: Tensor, mask: Tensor | Stream | None, conditioning: Tensor | list[Tensor]
+        self,
+        image: Tensor,
+        text: Tensor,
+        mask: Tensor | Stream | None,
+        conditioning: Tensor | list[Tensor],
+        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | Stream | None]:
         image_mod, text_mod = self.modulations(conditioning, mask=False)
         normed_image, normed_text = layer_norm(image), layer_norm(text)
@@ -44,7 +49,8 @@ class AdapterBlock(JointBlock):
         if mask is not None:
             stream = self.mask_stream(mask) if isinstance(mask, Tensor) else mask
             (mask_attended,) = attend(Stream(image_stream.query, stream.key, stream.value))
-            attended = attended + self.mask.to_out(mask_attended)
+            of_mask = self.mask.to_out(mask_attended)
+            attended = attended + (of_mask if present is None else of_mask * present[:, None, None])
 
         image = self.image.update(image, normed_image, attended, image_mod)
         if self.last:

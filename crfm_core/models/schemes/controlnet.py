@@ -71,14 +71,17 @@ class ControlNetMMDiT(ControlNetwork, ModelMixin, ConfigMixin):
         timestep: Tensor,
         mask_latents: Tensor | None = None,
         return_dict: bool = True,
+        mask_present: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """The velocity of noisy latents; arguments and result as of :meth:`crfm_core.models.mmdit.MaskMMDiT.forward`."""
-        self.check_shapes(hidden_states, mask_latents)
+        self.check_shapes(hidden_states, mask_latents, mask_present)
         shared = {"encoder_hidden_states": encoder_hidden_states, "pooled_projections": pooled_projections, "timestep": timestep}
         residuals = None
         if mask_latents is not None:
             tokens = self.base.pos_embed(hidden_states)
             (residuals,) = self.controlnet(tokens, controlnet_cond=mask_latents, return_dict=False, **shared)
+            if mask_present is not None:
+                residuals = [residual * mask_present[:, None, None] for residual in residuals]
         return self.base(hidden_states, block_controlnet_hidden_states=residuals, return_dict=return_dict, **shared)
 
     def repeated_blocks(self) -> list[nn.Module]:

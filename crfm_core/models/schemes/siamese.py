@@ -24,6 +24,8 @@ class SiameseBlock(TriAttentionBlock):
         if mask is None:
             return image_text, *text_image
         image_mask, *mask_image = attend(image, mask)
+        if mask.present is not None:
+            image_mask = image_mask * mask.present[:, None, None]
         return image_text + image_mask, *text_image, *mask_image
 
 

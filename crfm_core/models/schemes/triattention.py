@@ -30,7 +30,7 @@ class TriAttentionBlock(JointBlock):
             ours.copy_(theirs[: len(ours)])  # a dual block's vectors for its second attention come last
 
     def forward(
-        self, image: Tensor, text: Tensor, mask: Tensor | None, conditioning: Tensor | list[Tensor]
+        self, image: Tensor, text: Tensor, mask: Tensor | None, conditioning: Tensor | list[Tensor], present: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         image_mod, text_mod, *masked = self.modulations(conditioning, mask is not None)
         normed_image, normed_text = layer_norm(image), layer_norm(text)
@@ -41,7 +41,8 @@ class TriAttentionBlock(JointBlock):
         if mask is not None:
             (mask_mod,) = masked
             normed_mask = layer_norm(mask)
-            streams.append(self.mask.attention.stream(modulate(normed_mask, mask_mod[0]), with_query=not self.last))
+            stream = self.mask.attention.stream(modulate(normed_mask, mask_mod[0]), with_query=not self.last)
+            streams.append(stream._replace(present=present))
         attended = self.joint_attention(*streams)
 
         image = self.image.update(image, normed_image, self.image.attention.to_out(attended[0]), image_mod)
@@ -55,7 +56,7 @@ class TriAttentionBlock(JointBlock):
         return image, text, mask
 
     def joint_attention(self, image: Stream, text: Stream, mask: Stream | None = None) -> Sequence[Tensor]:
-        """What image, text and mask attended to, before their output maps."""
+        """What image, text and mask attended to, before their output maps; ``mask.present`` says which samples have a mask."""
         return attend(image, text) if mask is None else attend(image, text, mask)
 
 

@@ -25,7 +25,7 @@ TRAINING = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3}
 
 #: The mask's tokens attend to themselves alone; image and text attend to all.
 TOY = """
-    from crfm_core.models.blocks import Stream, attend
+    from crfm_core.models.blocks import attend
     from crfm_core.models.schemes.triattention import TriAttentionBlock
 
 
@@ -33,7 +33,7 @@ TOY = """
         def joint_attention(self, image, text, mask=None):
             if mask is None:
                 return attend(image, text)
-            attended = attend(image, text, Stream(None, mask.key, mask.value))
+            attended = attend(image, text, mask._replace(query=None))
             return attended if self.last else (*attended, *attend(mask))
 
 
