@@ -152,4 +152,5 @@ def finished_pipeline(base: Path, control: Control, num_classes: int, trained: d
         num_classes=num_classes,
         mask_code=control.mask_code,
         caption_dropout=control.caption_dropout,
+        knows_missing_masks=control.knows_missing_masks,
     )

@@ -153,9 +153,9 @@ class JointBlock(nn.Module):
 
     ``forward`` takes the tokens of image, text and mask (or None), [B, T, D] each, the conditioning [B, D] or what
     :meth:`vectors` made of it, and which samples have a mask, [B] or None for all, and returns the three next ones. Image and text of a
-    sample without a mask are those of plain SD3.5, whatever its mask's tokens are. The last block computes only the image: nothing reads its text and
-    mask tokens. Maps that nothing would read exist there all the same, so that names and counts are those of SD3.5 and of released
-    checkpoints, but they are idle.
+    sample without a mask are those of plain SD3.5, whatever its mask's tokens are. The last block computes only the image: nothing reads
+    its text and mask tokens. Maps that nothing would read exist there all the same, so that names and counts are those of SD3.5 and of
+    released checkpoints, but they are idle.
     """
 
     #: The branches whose AdaLN maps take the conditioning.

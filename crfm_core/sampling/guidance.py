@@ -1,4 +1,8 @@
-"""The velocity of a batch as the network gives it, with classifier-free guidance (Ho and Salimans, 2022) if wanted."""
+"""The velocity of a batch as the network gives it, guided by the prompt and by the mask if wanted.
+
+Guidance by the prompt is classifier-free guidance (Ho and Salimans, 2022), that by the mask adds its own term as InstructPix2Pix does for
+its two conditions (arXiv 2211.09800).
+"""
 
 from __future__ import annotations
 
@@ -21,23 +25,34 @@ class GuidedVelocity:
         prompt: tuple[Tensor, Tensor],
         negative: tuple[Tensor, Tensor] | None = None,
         scale: float = 1.0,
+        mask_scale: float = 1.0,
     ) -> None:
-        """Args: ``sigmas`` the noise levels of the run, the last one (0) not used; ``mask`` latents [B, C, h, w] in the network's dtype;
+        """With v₀ the velocity without both, v_t with the prompt and v_tm with prompt and mask, the velocity is v₀ + ``scale`` (v_t - v₀)
+        + ``mask_scale`` (v_tm - v_t), each new one at the cost of a pass. Without guidance by the mask the mask is in v₀ too.
+
+        Args: ``sigmas`` the noise levels of the run, the last one (0) not used; ``mask`` latents [B, C, h, w] in the network's dtype;
         ``prompt`` embeddings [B, T, D] and pooled ones [B, P]; ``negative`` those that guidance leads away from, [1 or B, ...];
-        ``scale`` 1, or no ``negative``, is no guidance."""
-        self.network, self.scale = network, scale if negative else 1.0
-        embeds, pooled = prompt
-        if negative and scale > 1:
-            embeds = torch.cat([negative[0].expand(len(mask), -1, -1), embeds])
-            pooled = torch.cat([negative[1].expand(len(mask), -1), pooled])
-            mask = torch.cat([mask, mask])
+        ``scale`` 1, or no ``negative``, is no guidance by the prompt; ``mask_scale`` 1 is none by the mask."""
+        self.network, self.scale, self.mask_scale = network, scale if negative else 1.0, mask_scale
         times = torch.tensor([1000 * sigma for sigma in sigmas[:-1]], device=mask.device)
-        self.prepared = network.prepare(embeds.to(mask), pooled.to(mask), times, mask)
+        embeds, pooled = (part.to(mask) for part in prompt)
+        masked = mask
+        if mask_scale > 1:
+            self.with_mask, masked = network.prepare(embeds, pooled, times, mask), None
+        if negative and scale > 1:
+            embeds = torch.cat([negative[0].expand(len(mask), -1, -1).to(mask), embeds])
+            pooled = torch.cat([negative[1].expand(len(mask), -1).to(mask), pooled])
+            masked = None if masked is None else torch.cat([mask, mask])
+        self.prepared = network.prepare(embeds, pooled, times, masked)
 
     def __call__(self, latents: Tensor, step: int) -> Tensor:
         """The velocity [B, C, h, w], in float32, of latents at the noise level of ``step``."""
         latents = latents.to(self.network.dtype)
         if self.scale == 1:
-            return self.network.velocity(latents, self.prepared, step).float()
-        unconditional, conditional = self.network.velocity(torch.cat([latents, latents]), self.prepared, step).float().chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+            guided = prompted = self.network.velocity(latents, self.prepared, step).float()
+        else:
+            unconditional, prompted = self.network.velocity(torch.cat([latents, latents]), self.prepared, step).float().chunk(2)
+            guided = unconditional + self.scale * (prompted - unconditional)
+        if self.mask_scale == 1:
+            return guided
+        return guided + self.mask_scale * (self.network.velocity(latents, self.with_mask, step).float() - prompted)

@@ -55,8 +55,9 @@ class MaskToImagePipeline(DiffusionPipeline):
 
     The components are those of Stable Diffusion 3.5, with a :class:`crfm_core.models.network.ControlNetwork` as transformer; the
     text encoders and tokenizers may be left out when prompt embeddings are given. ``num_classes``, ``mask_code`` (see
-    :func:`crfm_core.models.latent_space.encode_mask_levels`) and ``caption_dropout`` (the share of empty prompts) are those the
-    transformer was trained with and are kept in the folder. The VAE is frozen.
+    :func:`crfm_core.models.latent_space.encode_mask_levels`), ``caption_dropout`` (the share of empty prompts) and ``knows_missing_masks``
+    (its velocity without a mask is a learnt one, see :attr:`crfm_core.settings.Control.knows_missing_masks`) are those the transformer was
+    trained with and are kept in the folder. The VAE is frozen.
 
     Examples:
         >>> pipe = MaskToImagePipeline.from_pretrained("results/embedded/generators/triattention")
@@ -76,6 +77,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         num_classes: int | None = None,  # diffusers takes an argument without a default for a component
         mask_code: str = "grey",
         caption_dropout: float = 0.0,
+        knows_missing_masks: bool = False,
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
         text_encoder_2: torch.nn.Module | None = None,
@@ -100,7 +102,8 @@ class MaskToImagePipeline(DiffusionPipeline):
             text_encoder_3=text_encoder_3,
             tokenizer_3=tokenizer_3,
         )
-        self.register_to_config(num_classes=num_classes, mask_code=mask_code, caption_dropout=caption_dropout)
+        known = {"caption_dropout": caption_dropout, "knows_missing_masks": knows_missing_masks}
+        self.register_to_config(num_classes=num_classes, mask_code=mask_code, **known)
         self.image_processor = VaeImageProcessor(vae_scale_factor=downscaling(vae))
 
     @classmethod
@@ -119,6 +122,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         negative_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
         guidance_scale: float = 1.0,
+        mask_guidance_scale: float = 1.0,
         critic: Callable[[Tensor], Tensor] | None = None,
         critic_decoder: torch.nn.Module | None = None,
         rectify: RectifySettings | None = None,
@@ -141,6 +145,8 @@ class MaskToImagePipeline(DiffusionPipeline):
                 [1 or B, P]; with ``prompts`` the empty prompt is encoded.
             guidance_scale: s > 1 follows v₀ + s (v - v₀), v₀ being the velocity of the empty prompt (classifier-free guidance, Ho
                 and Salimans, 2022), at twice the cost; for generators trained with ``caption_dropout``.
+            mask_guidance_scale: s > 1 adds s (v - v') in place of v - v', v' being the velocity without the mask, at the cost of one more
+                pass; with ``guidance_scale`` v₀ is then without mask, too. For generators that know missing masks.
             critic: images [B, 3, H, W] in [0, 1] -> logits [B, K, H, W], frozen and in eval mode: a function, or anything with such
                 a method ``logits``; needed by ``rectify``.
             critic_decoder: a smaller diffusers decoder for the same latents, through which the critic looks; None: the VAE.
@@ -164,6 +170,7 @@ class MaskToImagePipeline(DiffusionPipeline):
         judged, labels = self.pad_labels(labels.long())
         self._check_prompts(len(labels), prompts, prompt_embeds, pooled_prompt_embeds)
         self._check_guidance(len(labels), guidance_scale, prompts, negative_prompt_embeds, negative_pooled_prompt_embeds)
+        self._check_mask_guidance(mask_guidance_scale)
         self._check_correction(labels, critic, rectify, num_inference_steps)
         generators = list(generator) if isinstance(generator, Sequence) else [generator] * len(labels)
         self._check_drawing(labels, generators, latents, output_type, callback_on_step_end_tensor_inputs)
@@ -182,7 +189,8 @@ class MaskToImagePipeline(DiffusionPipeline):
         latents = latents.to(device, torch.float32)
 
         sigmas = self.noise_levels(num_inference_steps)
-        guided = GuidedVelocity(self.transformer, sigmas, mask, prompt, negative, guidance_scale)
+        scales = guidance_scale, mask_guidance_scale
+        guided = GuidedVelocity(self.transformer, sigmas, mask, prompt, negative, *scales)
         decoder = critic_decoder or self.vae
         if rectify is not None:
             choose_checkpointing(decoder, latents)
@@ -198,7 +206,7 @@ class MaskToImagePipeline(DiffusionPipeline):
             replaced = callback_on_step_end(self, step, 1000 * sigmas[step], tensors) or {} if callback_on_step_end else {}
             if replaced.keys() - {"latents"}:
                 prompt = replaced.get("prompt_embeds", prompt[0]), replaced.get("pooled_prompt_embeds", prompt[1])
-                guided = GuidedVelocity(self.transformer, sigmas, mask, prompt, negative, guidance_scale)
+                guided = GuidedVelocity(self.transformer, sigmas, mask, prompt, negative, *scales)
             return replaced.get("latents", latents)
 
         steps = tqdm(range(num_inference_steps), **{"disable": None if progress else True, **getattr(self, "_progress_bar_config", {})})
@@ -266,6 +274,15 @@ class MaskToImagePipeline(DiffusionPipeline):
                 raise ValueError(f"guidance_scale={scale}: needs negative_prompt_embeds and negative_pooled_prompt_embeds, or prompts")
             if len(embeds) not in (1, batch) or len(pooled) not in (1, batch):
                 raise ValueError(f"negative_prompt_embeds has {len(embeds)} entries: needs one, or one for each of the {batch} masks")
+
+    def _check_mask_guidance(self, scale: float) -> None:
+        if scale < 1:
+            raise ValueError(f"mask_guidance_scale={scale}: must be at least 1, which is none")
+        if scale > 1 and not self.config.knows_missing_masks:
+            raise ValueError(
+                f"mask_guidance_scale={scale}: the generator never saw a missing mask; train one with mask_dropout, or on unlabelled tiles "
+                "without masks"
+            )
 
     def _check_correction(
         self, labels: Tensor, critic: Callable[[Tensor], Tensor] | None, rectify: RectifySettings | None, num_inference_steps: int

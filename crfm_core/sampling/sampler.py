@@ -113,6 +113,7 @@ class OpenedSampler:
             negative_prompt_embeds=negative_embeds,
             negative_pooled_prompt_embeds=negative_pooled,
             guidance_scale=self.settings.guidance_scale,
+            mask_guidance_scale=self.settings.mask_guidance_scale,
             critic=self.critic,
             critic_decoder=self.critic_decoder,
             rectify=self.settings.rectify,

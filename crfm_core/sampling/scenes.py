@@ -107,6 +107,7 @@ def sample_scene(
     device, dtype = pipeline._execution_device, pipeline.transformer.dtype
     sigmas = pipeline.noise_levels(settings.num_steps)
     decoder, correction = sampler.critic_decoder or pipeline.vae, settings.rectify
+    scales = settings.guidance_scale, settings.mask_guidance_scale
 
     def prepare(corners: list[tuple[int, int]]) -> WindowBatch:
         own_labels, own_judged = (torch.stack([cut(whole, corner, extent, shrink) for corner in corners]) for whole in (labels, judged))
@@ -124,10 +125,8 @@ def sample_scene(
         for batch in batches:
             parts = torch.stack([cut(latents, corner, extent) for corner in batch.corners])
             # Prepared anew at each step: what all steps of all windows need would not fit into memory.
-            levels, prompt = sigmas[step : step + 2], batch.prompts
-            guided = GuidedVelocity(
-                pipeline.transformer, levels, batch.mask.to(device), prompt, sampler.unconditional, settings.guidance_scale
-            )
+            levels, mask = sigmas[step : step + 2], batch.mask.to(device)
+            guided = GuidedVelocity(pipeline.transformer, levels, mask, batch.prompts, sampler.unconditional, *scales)
             own = batch.corrector(step, sigmas[step], guided(parts, 0), parts)
             for (top, left), part in zip(batch.corners, own, strict=True):
                 blend.add(top, left, part, weights)

@@ -32,13 +32,22 @@ class Section(BaseModel):
     #: Keys that do not change what is made, except by rounding: speed, memory, how often it is saved.
     PERFORMANCE_KEYS: ClassVar[frozenset[str]] = frozenset()
 
+    #: Keys that came when there were results already: with their default they are no part of what results depend on, so that none of those
+    #: is made again.
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
+
     def _performance_key_names(self) -> frozenset[str]:
         """Those of :attr:`PERFORMANCE_KEYS` that do not change what is made with these values."""
         return self.PERFORMANCE_KEYS
 
+    def older_keys(self, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """All keys but those of :attr:`LATER_KEYS` that have their default, with their values as plain data."""
+        unchanged = {name for name in self.LATER_KEYS if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=set(exclude) | unchanged)
+
     def result_keys(self) -> dict[str, Any]:
         """The keys that results depend on, with their values as plain data."""
-        return self.model_dump(mode="json", exclude=set(self._performance_key_names()))
+        return self.older_keys(self._performance_key_names())
 
     def performance_keys(self) -> dict[str, Any]:
         """The other keys, with their values as plain data."""

@@ -68,6 +68,17 @@ def guidance_needs_caption_dropout(settings: Settings) -> Iterator[str]:
                 yield f"samplers.{name}.guidance_scale: needs caption_dropout in controls.{control}; set it, or 1"
 
 
+def mask_guidance_needs_missing_masks(settings: Settings) -> Iterator[str]:
+    for name, sampler in settings.samplers.items():
+        used_with = {recipe.control for recipe in settings.recipes.values() if recipe.sampler == name and recipe.control}
+        for control in sorted(used_with & set(settings.controls)) if sampler.mask_guidance_scale > 1 else ():
+            if not settings.controls[control].knows_missing_masks:
+                yield (
+                    f"samplers.{name}.mask_guidance_scale: controls.{control} never sees a missing mask; set its mask_dropout, or "
+                    "unlabelled_share with unlabelled_masks: none, or 1 here"
+                )
+
+
 def filters_need_the_section_clip(settings: Settings) -> Iterator[str]:
     for name, filter_ in settings.filters.items() if not settings.clip else ():
         if filter_.NEEDS_CLIP:
@@ -119,8 +130,8 @@ def warmup_is_shorter_than_training(settings: Settings) -> Iterator[str]:
 
 
 SECTION_CHECKS = (
-    unknown_names, guidance_needs_caption_dropout, filters_need_the_section_clip, generation_needs_the_section_clip,
-    filters_in_a_circle, judges_train_on_real_tiles, judge_is_not_the_critic,
+    unknown_names, guidance_needs_caption_dropout, mask_guidance_needs_missing_masks, filters_need_the_section_clip,
+    generation_needs_the_section_clip, filters_in_a_circle, judges_train_on_real_tiles, judge_is_not_the_critic,
 )  # fmt: skip
 CHAIN_CHECKS = (rare_resampling_needs_a_pixel_filter, warmup_is_shorter_than_training)
 
@@ -165,6 +176,15 @@ def weights_per_class(settings: Settings, dataset: Dataset) -> Iterator[str]:
             )
 
 
+def unlabelled_share_needs_unlabelled_scenes(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    for name, control in settings.controls.items():
+        if control.unlabelled_share and not getattr(dataset, "has_unlabelled", False):
+            yield (
+                f"controls.{name}.unlabelled_share: {dataset.name} has no unlabelled scenes; name them in its source.unlabelled, or set 0"
+            )
+
+
 DATASET_CHECKS = (
-    splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, weights_per_class,
+    splits_that_train, unlabelled_share_needs_unlabelled_scenes, windows_without_gaps, split_compared_with,
+    classes_of_resamplings, weights_per_class,
 )  # fmt: skip

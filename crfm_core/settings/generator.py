@@ -131,6 +131,7 @@ class Control(Section):
     """How the mask steers the generator, and how that is trained."""
 
     PERFORMANCE_KEYS = frozenset({"parallel", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints"})
+    LATER_KEYS = frozenset({"mask_dropout", "unlabelled_share", "unlabelled_masks", "validate_every", "patience", "validation_share"})
 
     scheme: Literal["triattention", "siamese", "adapter", "controlnet"] = Field(
         "triattention", description="control scheme: how the mask enters the network"
@@ -171,9 +172,28 @@ class Control(Section):
     density: Literal["uniform", "logit_normal"] = Field("uniform", description="density of training noise levels before the shift")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a joint horizontal flip")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of samples trained with an empty prompt; guidance_scale needs it")
+    mask_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of labelled samples trained with the mask left out; a sampler's mask_guidance_scale needs some"
+    )
+    unlabelled_share: float = Field(0.0, ge=0, lt=1, description="share of the samples that are drawn from the dataset's unlabelled tiles")
+    unlabelled_masks: Literal["none", "predicted"] = Field(
+        "none", description="masks of unlabelled tiles: left out, or the critic's, its unsure pixels ignored"
+    )
     precision: Literal["no", "bf16"] = Field("no", description="autocast of the forward pass; the weights that train stay float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, slower")
     compile: bool = Field(False, description="torch.compile of the transformer's blocks")
+    validate_every: Positive | None = Field(
+        None, description="updates between two looks at held-out tiles, whose lowest loss chooses the weights; null: the last weights"
+    )
+    patience: Positive | None = Field(
+        None, description="looks in a row without a lower loss that end the training; null: it does all steps"
+    )
+    validation_share: float = Field(
+        0.125,
+        gt=0,
+        lt=1,
+        description="share of the training tiles, 64 at most, that are left out to be looked at; none where the dataset has val",
+    )
     checkpoint_every: Positive = Field(500, description="updates between checkpoints to resume from")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept while training")
     seed: int = Field(0, description="seed of weights, batches and noise levels")
@@ -189,6 +209,16 @@ class Control(Section):
         return list(self.trainable or SCHEMES[self.scheme].trained)
 
     @property
+    def misses_masks(self) -> bool:
+        """Whether some samples are trained without a mask."""
+        return bool(self.mask_dropout or (self.unlabelled_share and self.unlabelled_masks == "none"))
+
+    @property
+    def knows_missing_masks(self) -> bool:
+        """Whether the velocity without a mask is a learnt one: of samples without masks, or of a base model that does not train."""
+        return self.misses_masks or (self.trained == ["mask"] and not self.start_from)
+
+    @property
     def scheme_options(self) -> dict[str, Any]:
         """The settings that only this scheme and perhaps a few others have."""
         return {name: getattr(self, name) for name in SCHEMES[self.scheme].options}
@@ -202,6 +232,10 @@ class Control(Section):
             raise ValueError("lora.branches: a random mask branch cannot be learned by low-rank updates; set mask_init: copy")
         if self.parallel == "fsdp" and self.optimiser == "adamw_8bit":
             raise ValueError("optimiser: adamw_8bit does not work with parallel: fsdp; set one of them back")
+        if self.unlabelled_masks != "none" and not self.unlabelled_share:
+            raise ValueError(f"unlabelled_masks: {self.unlabelled_masks}, and no sample is of an unlabelled tile; set unlabelled_share")
+        if self.patience and not self.validate_every:
+            raise ValueError("patience: nothing is looked at while training; set validate_every, or leave it out")
         if not self.steps and not self.start_from:
             raise ValueError("steps: 0 trains nothing; set start_from to weights that are trained already, or more steps")
         for name in sorted({name for scheme in SCHEMES.values() for name in scheme.options} - {*SCHEMES[self.scheme].options}):

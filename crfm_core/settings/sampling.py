@@ -137,6 +137,7 @@ class Sampler(Section):
     """A named way to draw images from the generator."""
 
     PERFORMANCE_KEYS = frozenset({"batch_size", "compile", "pad"})
+    LATER_KEYS = frozenset({"mask_guidance_scale"})
 
     num_steps: Positive = Field(23, description="Euler steps")
     preset: Preset | None = Field(
@@ -146,6 +147,11 @@ class Sampler(Section):
     rectify: RectifySettings | None = Field(None, description="settings of the correction that differ from the preset")
     batch_size: Positive = Field(8, description="images sampled together")
     guidance_scale: float = Field(1.0, ge=1, description="classifier-free guidance; above 1 the generator needs caption_dropout")
+    mask_guidance_scale: float = Field(
+        1.0,
+        ge=1,
+        description="guidance by the mask; above 1 the generator needs mask_dropout, unlabelled tiles without masks, or a frozen base",
+    )
     pad: bool = Field(False, description="pad masks that the latent grid does not divide, and crop their images; false: refuse them")
     compile: Literal["default", "reduce-overhead"] | None = Field(
         None, description="torch.compile of the transformer's blocks; reduce-overhead: with CUDA graphs; null: not compiled"

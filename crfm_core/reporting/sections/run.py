@@ -69,6 +69,8 @@ def sampler_line(sampler: Sampler) -> str:
         parts.append(f"the critic looks through {sampler.critic_decoder}")
     if sampler.guidance_scale > 1:
         parts.append(f"guidance {sampler.guidance_scale:g}")
+    if sampler.mask_guidance_scale > 1:
+        parts.append(f"mask guidance {sampler.mask_guidance_scale:g}")
     return ", ".join(parts) or "–"
 
 

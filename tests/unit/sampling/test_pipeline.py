@@ -275,6 +275,8 @@ def test_weights_that_are_not_numbers_are_noticed():
         ({"masks": MASKS[:, :, :14]}, "masks has size 16x14: height and width must be divisible by 4; pad=True"),
         ({"guidance_scale": 0.5}, r"guidance_scale=0\.5: must be at least 1"),
         ({"guidance_scale": 2.0}, r"guidance_scale=2\.0: the generator never saw an empty prompt"),
+        ({"mask_guidance_scale": 0.5}, r"mask_guidance_scale=0\.5: must be at least 1"),
+        ({"mask_guidance_scale": 2.0}, r"mask_guidance_scale=2\.0: the generator never saw a missing mask; train one with mask_dropout"),
         ({"critic": TinyCritic(3), "rectify": RectifySettings()}, r"masks holds ids \[3, 4, 5, 6\]: the critic knows 0 \.\.\. 2"),
         ({"rectify": RectifySettings()}, "critic=None"),
         ({"critic": TinyCritic(), "rectify": RectifySettings(steps=6)}, r"rectify\.steps=6: must not exceed num_inference_steps=5"),
