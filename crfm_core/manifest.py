@@ -37,17 +37,17 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
     return table
 
 
-def read_manifest(path: Path | str, without: str | None = None) -> pd.DataFrame:
+def read_manifest(path: Path | str, without: str | None = None, labelled: bool = True) -> pd.DataFrame:
     """Read a manifest, except for the column ``without``. DataError when it is missing, damaged or empty, lacks columns or has a broken
-    row."""
-    table = read_table(path, TILE_COLUMNS, "tile_id", without)
+    row, which one without a label is unless ``labelled`` is False."""
+    table = read_table(path, TILE_COLUMNS, "tile_id", without, labelled)
     for tile_id, classes, pixels in zip(table.tile_id, table.classes, table.pixels, strict=True):
         if classes is None or pixels is None or len(classes) and not 0 <= min(classes) <= max(classes) < len(pixels):
             raise broken_row(path, tile_id, f"its classes are {classes}, and it counts the pixels of 0...{len(pixels) - 1}")
     return table
 
 
-def read_table(path: Path | str, columns: Sequence[str], name: str, without: str | None = None) -> pd.DataFrame:
+def read_table(path: Path | str, columns: Sequence[str], name: str, without: str | None = None, labelled: bool = True) -> pd.DataFrame:
     """Read a parquet file with at least these ``columns``, whose rows have an image, a label and the column ``name``; errors as of
     :func:`read_manifest`."""
     try:
@@ -60,7 +60,7 @@ def read_table(path: Path | str, columns: Sequence[str], name: str, without: str
         raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
     if table.empty:
         raise DataError(f"{path}: it has no rows")
-    for column in ("image", "label"):
+    for column in ("image", "label") if labelled else ("image",):
         for row, value in zip(table[name], table[column], strict=True):
             if not isinstance(value, str) or not value:
                 raise broken_row(path, row, f"its {column} is {value!r}, which is no path")

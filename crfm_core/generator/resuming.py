@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from crfm_core.checkpoints import read_torch_file
 from crfm_core.files import atomic_path, require_disk
+from crfm_core.generator.best_weights import BestWeights
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
@@ -42,30 +46,42 @@ class TrainingState:
         unwrapped: the network without what spreads it over processes.
         names: its parameters that train.
         ema: decay of the averaged weights, None for none.
+        best: the best weights so far, None where nothing looks for them.
     """
 
     def __init__(
-        self, network: nn.Module, unwrapped: nn.Module, names: list[str], optimiser: torch.optim.Optimizer, schedule: Any, ema: float | None
+        self,
+        network: nn.Module,
+        unwrapped: nn.Module,
+        names: list[str],
+        optimiser: torch.optim.Optimizer,
+        schedule: Any,
+        ema: float | None,
+        best: BestWeights | None = None,
     ):
         self.network, self.names, self.optimiser, self.schedule = network, names, optimiser, schedule
         self.parameters = [unwrapped.get_parameter(name) for name in names]
         self.ema = EMAModel(self.parameters, decay=ema, foreach=True) if ema else None
+        self.best = best
 
     def gathered(self, step: int) -> dict[str, Any]:
         """The state after ``step`` updates. All processes must call it; only the first gets the tensors of others."""
-        return {
+        state = {
             "step": step,
             "model": self._weights(),
             "optimiser": get_optimizer_state_dict(self.network, self.optimiser, options=_WHOLE),
             "schedule": self.schedule.state_dict(),
             "ema": {"step": self.ema.optimization_step, "model": self._averages()} if self.ema else None,
         }
+        return state | ({"best": self.best.state()} if self.best else {})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state that :meth:`gathered` gave."""
         set_model_state_dict(self.network, dict(state["model"]), options=_WHOLE)
         set_optimizer_state_dict(self.network, self.optimiser, state["optimiser"], options=_WHOLE)
         self.schedule.load_state_dict(state["schedule"])
+        if self.best:
+            self.best.restore(state["best"])
         if self.ema:
             self.ema.optimization_step = state["ema"]["step"]
             for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
@@ -79,7 +95,27 @@ class TrainingState:
     def size(self) -> int:
         """Bytes of a checkpoint, at most."""
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
-        return weights * (4 if self.ema else 3)
+        return weights * (3 + bool(self.ema) + bool(self.best))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the network has the averaged weights, where there are any. All processes must enter it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the trained weights and the averaged ones, in place and one by one."""
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # or it would go on with the whole weights that it has gathered
+        for parameter, shadow in zip(self.parameters, self.ema.shadow_params if self.ema else (), strict=bool(self.ema)):
+            own = parameter.detach().clone()
+            parameter.copy_(shadow)
+            shadow.copy_(own)
 
     def _weights(self) -> dict[str, Tensor]:
         whole = get_model_state_dict(self.network, options=_WHOLE)

@@ -6,6 +6,8 @@ import contextlib
 import math
 import shutil
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,24 +15,25 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
-from crfm_core import WeightsError
+from crfm_core import DataError, WeightsError
 from crfm_core.checkpoints import first_readable
 from crfm_core.distributed import ParallelJob, ProcessGroup, process_group
 from crfm_core.files import hash_of, require_disk, sha256_of
+from crfm_core.generator.best_weights import BestWeights
 from crfm_core.generator.export import is_trained, save_generator
-from crfm_core.generator.latents import CachedLatents, draw_batch
+from crfm_core.generator.latents import draw_batch
 from crfm_core.generator.memory import LEAN, meta_network, out_of_memory_explained, require_memory, training_memory
+from crfm_core.generator.objective import flow_losses, losses_by_level
 from crfm_core.generator.resuming import TrainingState, checkpoints_in, write_checkpoint
+from crfm_core.generator.tiles import HeldOutTiles, OpenedTiles, TileFiles, choose_held_out, embeddings_of, first_by_hash
 from crfm_core.generator.weights import choose_trainable, finished_pipeline, initial_network, make_optimiser
-from crfm_core.manifest import read_manifest
 from crfm_core.models.flow_schedule import load_scheduler
 from crfm_core.models.sd3_names import SD3_SETTINGS
 from crfm_core.settings import Control
-from crfm_core.text.encoders import NO_PROMPT, PromptCache
 
 #: Updates between two lines of the log and points of the curves.
 LOG_EVERY = 100
@@ -50,6 +53,8 @@ class GeneratorTraining(ParallelJob):
         out: the MaskToImagePipeline folder to write.
         curves: folder of TensorBoard scalars.
         device: "cpu" or "cuda".
+        unlabelled: tiles without labels, or with the critic's, for ``control.unlabelled_share``.
+        validation: tiles to look at for ``control.validate_every``; None: some of the training tiles, which are left out.
     """
 
     base: Path
@@ -61,6 +66,13 @@ class GeneratorTraining(ParallelJob):
     out: Path
     curves: Path
     device: str = "cpu"
+    unlabelled: TileFiles | None = None
+    validation: TileFiles | None = None
+
+    @property
+    def tiles(self) -> TileFiles:
+        """Files of the tiles that are trained on."""
+        return TileFiles(latents=self.latents, prompts=self.prompts, captions=self.captions)
 
     @property
     def processes(self) -> int:
@@ -74,7 +86,9 @@ class GeneratorTraining(ParallelJob):
         inputs = [self.base / "transformer", self.latents, self.prompts, self.captions]
         if self.control.start_from:
             inputs.append(Path(self.control.start_from))
-        settings = self.control.model_dump(exclude={"checkpoint_every", "keep_checkpoints"})
+        for files in (self.unlabelled, self.validation):
+            inputs += files.paths() if files else []
+        settings = self.control.older_keys(frozenset({"checkpoint_every", "keep_checkpoints"}))
         return hash_of(settings, self.num_classes, sha256_of(*inputs))
 
 
@@ -83,7 +97,8 @@ def train_generator(job: GeneratorTraining) -> None:
 
     Objective: flow matching, ||net(z_sigma) - (noise - x0)||^2 (TODSynth, arXiv 2512.16740, and SD3). An update's samples, noise and
     noise levels follow from the seed and the samples' running numbers alone, so a stopped training that continues from ``work``
-    ends with the weights of one that was not stopped.
+    ends with the weights of one that was not stopped. With ``control.validate_every`` the weights are those with the lowest loss on
+    held-out tiles, and the record says which step that was.
 
     Raises:
         DataError: latents or prompts of other tiles, another autoencoder or other text encoders.
@@ -101,14 +116,17 @@ def train_generator(job: GeneratorTraining) -> None:
                     print(f"{job.out} is already trained by these settings", flush=True)
                 return
             with out_of_memory_explained(control):
-                trained = train_network(job, group, work)
+                trained, looks = train_network(job, group, work)
             if group.is_main:
-                record = {"fingerprint": fingerprint, "control": control.model_dump(mode="json")}
+                record = {"fingerprint": fingerprint, "control": control.older_keys()} | ({"validation": looks} if looks else {})
                 save_generator(finished_pipeline(job.base, control, job.num_classes, trained), job.base, job.out, record)
 
 
-def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> dict[str, Tensor]:
-    """The training itself, continued where the checkpoints in ``work`` end; returns the trained weights by name, in the main process."""
+def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The training itself, continued where the checkpoints in ``work`` end.
+
+    Returns: the trained weights by name, in the main process, and what the looks at held-out tiles found, empty where there were none.
+    """
     control = job.control
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier training in this process may have had another precision
     accelerator = Accelerator(
@@ -121,19 +139,26 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> di
     )
 
     # inputs
-    table = read_manifest(job.captions)
-    latents, prompts = CachedLatents(job.latents, table), PromptCache(job.prompts)
-    if group.is_main:
-        latents.check(job.base, control.mask_code, job.num_classes)
-        prompts.check(job.base)
+    tiles = OpenedTiles(job.tiles)
+    unlabelled = OpenedTiles(job.unlabelled, control.unlabelled_masks != "none") if job.unlabelled and control.unlabelled_share else None
+    if control.unlabelled_share and unlabelled is None:
+        raise DataError(f"controls.{job.out.name}.unlabelled_share: no unlabelled tiles were given; set it to 0")
+    others = OpenedTiles(job.validation) if job.validation and control.validate_every else None
+    for opened in filter(None, (tiles, unlabelled, others)) if group.is_main else ():
+        opened.check(job.base, control.mask_code, job.num_classes)
     vae = AutoencoderKL.from_pretrained(job.base, subfolder="vae")  # for its scale and shift alone
     shift = load_scheduler(job.base).config.shift
+    rows, looked_at = split_tiles(tiles, others, control)
+    if control.validate_every and not looked_at:
+        accelerator.print("no held-out tile to look at: training goes by steps", flush=True)
+    held_out = HeldOutTiles.of(others or tiles, looked_at, vae) if looked_at else None
+    best = BestWeights(control.patience) if held_out else None
 
     # network, optimiser and learning rate
     network = initial_network(job.base, control, job.num_classes)
     if accelerator.device.type == "cuda":
         sizes = {name: network.config[name] for name in SD3_SETTINGS}
-        needed = training_memory(meta_network(sizes, control), control, latents.shape, prompts.tokens)
+        needed = training_memory(meta_network(sizes, control), control, tiles.latents.shape, tiles.prompts.tokens)
         require_memory(needed, torch.cuda.mem_get_info()[1], f"controls.{job.out.name}")
     names = choose_trainable(network, control)
     if control.gradient_checkpointing:
@@ -146,7 +171,7 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> di
     network, optimiser = accelerator.prepare(network, optimiser)
 
     # resume
-    state = TrainingState(network, accelerator.unwrap_model(network), names, optimiser.optimizer, schedule, control.ema)
+    state = TrainingState(network, accelerator.unwrap_model(network), names, optimiser.optimizer, schedule, control.ema, best)
     require_disk(work, (control.keep_checkpoints + 1) * state.size())
     start = 0
     if saved := first_readable(reversed(checkpoints_in(work)), "the one before it is tried"):
@@ -158,18 +183,21 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> di
     network.train()
     bar = {"initial": start, "total": control.steps, "desc": "generator", "disable": None if group.is_main else True}
     for step in tqdm(range(start, control.steps), **bar):
+        if best and best.over:
+            break
         for micro in range(control.accumulate):
             # all that is random in a sample follows from its running number; each process takes its own share of them
             turn = (step * control.accumulate + micro) * group.size + group.rank
-            batch = draw_batch(range(turn * control.batch_size, (turn + 1) * control.batch_size), latents, vae, shift, control)
-            named = zip(table.prompt.iloc[batch.rows], batch.unprompted, strict=True)
-            text, pooled = prompts.take([NO_PROMPT if empty else prompt for prompt, empty in named])
-            text, pooled = (part.to(accelerator.device, torch.float32) for part in (text, pooled))
+            numbers = range(turn * control.batch_size, (turn + 1) * control.batch_size)
+            batch = draw_batch(numbers, tiles.latents, vae, shift, control, rows, unlabelled.latents if unlabelled else None)
+            text, pooled = (part.to(accelerator.device, torch.float32) for part in embeddings_of(batch, tiles, unlabelled))
             clean, mask, noise, sigma = (part.to(accelerator.device) for part in batch[:4])
+            # a sample without a mask goes through the same forward pass: all processes then do the same, whichever samples they have
+            present = None if all(batch.masked) else torch.tensor(batch.masked, device=accelerator.device)
             # the processes average their gradients once per update; FSDP would keep whole ones for as long as they do not
             synchronise = micro + 1 == control.accumulate or control.parallel == "fsdp"
             with contextlib.nullcontext() if synchronise else accelerator.no_sync(network):
-                losses = flow_losses(network, clean, noise, sigma, text, pooled, mask)
+                losses = flow_losses(network, clean, noise, sigma, text, pooled, mask, present)
                 accelerator.backward(losses.mean() / control.accumulate)
             curves.add(sigma, losses.detach())
         norm = accelerator.clip_grad_norm_(state.parameters, control.clip_norm)
@@ -188,6 +216,10 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> di
             state.ema.step(state.parameters)
 
         last = step + 1 == control.steps
+        if best and held_out and (last or (step + 1) % (control.validate_every or 1) == 0):
+            look(step + 1, best, held_out, state, group, shift)
+            accelerator.log({"held_out_loss": best.history[-1]["loss"]}, step=step + 1)
+            last = last or best.over
         if last or (step + 1) % LOG_EVERY == 0:
             curves.log(step + 1, control.steps, schedule.get_last_lr()[0], norm)
         if last or (step + 1) % control.checkpoint_every == 0:
@@ -196,30 +228,40 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> di
                 write_checkpoint(work, gathered, state.size(), control.keep_checkpoints)
     for tracker in accelerator.trackers:
         tracker.finish()
-    return state.result()
+    if best and best.chosen:
+        accelerator.print(f"the weights of step {best.chosen['step']} have the lowest loss on held-out tiles and are kept", flush=True)
+        tiles_of_looks = {"left_out": others is None, "tiles": [(others or tiles).ids[row] for row in looked_at]}
+        return best.weights, best.record() | tiles_of_looks
+    return state.result(), {}
 
 
-def flow_losses(
-    network: nn.Module, clean: Tensor, noise: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor, mask: Tensor | None
-) -> Tensor:
-    """Each sample's flow-matching loss, [B]: the mean over its elements of (net(z_sigma) - (noise - clean))^2.
+def split_tiles(tiles: OpenedTiles, others: OpenedTiles | None, control: Control) -> tuple[list[int] | None, list[int]]:
+    """The rows of the tiles that are trained on, None for all, and the rows that are looked at: of ``others`` where there are such tiles,
+    else of the tiles themselves."""
+    if not control.validate_every:
+        return None, []
+    if others:
+        return None, first_by_hash(others.ids)
+    looked_at = choose_held_out(tiles.ids, control.validation_share)
+    return [row for row in range(len(tiles.ids)) if row not in {*looked_at}], looked_at
 
-    Args:
-        clean, noise: normalised latents, [B,C,h,w].
-        sigma: noise levels, [B].
-        text, pooled: prompt embeddings [B,T,D] and [B,P].
-        mask: mask latents [B,C,h,w]; None ignores the mask.
-    """
-    level = sigma.view(-1, 1, 1, 1)
-    velocity = network(
-        hidden_states=(1 - level) * clean + level * noise,
-        encoder_hidden_states=text,
-        pooled_projections=pooled,
-        timestep=1000 * sigma,
-        mask_latents=mask,
-        return_dict=False,
-    )[0]
-    return (velocity.float() - (noise - clean)).square().mean(dim=(1, 2, 3))
+
+def look(step: int, best: BestWeights, tiles: HeldOutTiles, state: TrainingState, group: ProcessGroup, shift: float) -> None:
+    """Take the loss on held-out tiles after ``step`` updates, and keep the weights where it is the lowest; all processes must call it."""
+
+    def loss_of(mask: Tensor | None) -> float:
+        by_level = losses_by_level(state.network, tiles.clean, tiles.text, tiles.pooled, mask, shift, group.device)
+        # the processes' own may differ in their last digits, and all must go the same way
+        return group.broadcast(fmean(loss for _, loss in by_level))
+
+    with state.averaged():
+        lowest = best.add(step, loss_of(tiles.mask))
+        mask_ignored = loss_of(None) if lowest else math.nan
+    if lowest:
+        best.keep(state.result(), mask_ignored)
+    if group.is_main:
+        found = f"step {step}: loss on held-out tiles {best.history[-1]['loss']:.4f}"
+        print(f"{found}, the lowest so far; {mask_ignored:.4f} with the masks left out" if lowest else found, flush=True)
 
 
 def fsdp_plugin(control: Control) -> FullyShardedDataParallelPlugin | None:

@@ -11,24 +11,24 @@ import torch
 from crfm_core.data.rasters import paint, read_label, read_rgb, write_raster
 from crfm_core.devices import compute_dtype
 from crfm_core.files import seed_of, write_json
+from crfm_core.generator.objective import losses_by_level
 from crfm_core.generator.resuming import read_checkpoint
-from crfm_core.generator.training import flow_losses
 from crfm_core.generator.weights import finished_pipeline
 from crfm_core.manifest import paths_of, read_manifest
-from crfm_core.models.flow_schedule import sigma_of_uniform
 from crfm_core.models.latent_space import encode_images, mask_latents
 from crfm_core.sampling.pipeline import MaskToImagePipeline
 from crfm_core.settings import Control
 from crfm_core.text.encoders import PromptCache
 
-#: Tiles whose masks are sampled, and noise levels at which each one's loss is taken.
-TILES, LEVELS = 8, 8
+#: Tiles whose masks are sampled.
+TILES = 8
 
 
 def open_checkpoint(checkpoint: Path, base: Path, control: Control, num_classes: int) -> MaskToImagePipeline:
     """The pipeline that training would save if it ended at this checkpoint, without text encoders."""
     state = read_checkpoint(checkpoint)
-    return finished_pipeline(base, control, num_classes, (state["ema"] or state)["model"])
+    chosen = state["best"]["weights"] if state.get("best") else {}
+    return finished_pipeline(base, control, num_classes, chosen or (state["ema"] or state)["model"])
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def sample_validation(
     """Sample a fixed set of masks and write a picture (a row per mask: mask, real tile, sample) and a JSON file of losses.
 
     The tiles and their noise follow from ``seed`` alone, so generators and checkpoints can be laid side by side. The losses are the
-    flow-matching loss (:func:`crfm_core.generator.training.flow_losses`) on these tiles at evenly spread training noise levels: with
+    flow-matching loss (:func:`crfm_core.generator.objective.flow_losses`) on these tiles at evenly spread training noise levels: with
     the masks, and by the same network with the masks left out. A useful mask lowers the loss.
 
     Args:
@@ -86,15 +86,13 @@ def sample_validation(
     config = pipeline.config
     clean = encode_images((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device), pipeline.vae)
     mask = mask_latents(torch.from_numpy(labels).long().to(device), pipeline.vae, config.num_classes, config.mask_code)
-    levels = sigma_of_uniform((torch.arange(LEVELS) + 0.5) / LEVELS, pipeline.scheduler.config.shift)
-    found = []
-    for index, level in enumerate(levels):
-        generator = torch.Generator().manual_seed(seed_of("validation noise", seed, index))
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
-        inputs = {"clean": clean, "noise": noise, "sigma": level.expand(len(table)), "text": embeds, "pooled": pooled}
-        inputs = {name: part.to(device, torch.float32) for name, part in inputs.items()}
-        with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
-            with_mask, without = (flow_losses(pipeline.transformer, **inputs, mask=one).mean().item() for one in (mask, None))
-        found.append({"sigma": level.item(), "loss": with_mask, "loss_mask_ignored": without})
+    inputs = clean, embeds, pooled
+    with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
+        with_mask, without = (
+            list(losses_by_level(pipeline.transformer, *inputs, one, pipeline.scheduler.config.shift, device, seed)) for one in (mask, None)
+        )
+    found = [
+        {"sigma": sigma, "loss": loss, "loss_mask_ignored": ignored} for (sigma, loss), (_, ignored) in zip(with_mask, without, strict=True)
+    ]
     means = {key: float(np.mean([entry[key] for entry in found])) for key in ("loss", "loss_mask_ignored")}
     write_json(losses, means | {"by_sigma": found, "tiles": list(table.tile_id)})

@@ -36,7 +36,7 @@ class GuidedVelocity:
         self.network, self.scale, self.mask_scale = network, scale if negative else 1.0, mask_scale
         times = torch.tensor([1000 * sigma for sigma in sigmas[:-1]], device=mask.device)
         embeds, pooled = (part.to(mask) for part in prompt)
-        masked = mask
+        masked: Tensor | None = mask
         if mask_scale > 1:
             self.with_mask, masked = network.prepare(embeds, pooled, times, mask), None
         if negative and scale > 1:

@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from crfm_core.settings.base import Byte, Location, Name, Positive, Section, Words
 from crfm_core.settings.sources import AnySource
 
+#: The split of tiles that have no labels.
+UNLABELLED = "unlabelled"
+
 
 class Split(Section):
     """What all ways of making splits have in common."""
