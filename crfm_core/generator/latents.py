@@ -210,7 +210,7 @@ def draw_batch(
 
 def places_of(numbers: range, share: float) -> Iterator[tuple[bool, int]]:
     """Whether each running number is of an unlabelled tile, of which there are ``share``, evenly spread, and its place among its like."""
-    exact = Fraction(share)
+    exact = Fraction(share).limit_denominator(1_000_000)  # 0.3 is a little less as a binary number
     for number in numbers:
         before, after = math.floor(number * exact), math.floor((number + 1) * exact)
         yield after > before, before if after > before else number - before
