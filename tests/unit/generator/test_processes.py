@@ -14,9 +14,11 @@ import torch
 from generator_trainings import control, train, weights_of
 from paths import SUPPORT
 from tiny_world import training_job
+from unlabelled_tiles import write_unlabelled
 
 from crfm_core import ConfigError, WeightsError
 from crfm_core.distributed import launch
+from crfm_core.files import read_json
 from crfm_core.generator.training import train_generator
 
 LONG = {"steps": 40, "checkpoint_every": 5}
@@ -51,6 +53,28 @@ def test_two_processes_that_share_the_weights_out_end_with_the_weights_of_one(wo
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT / "sharding_on_cpu"), prepend=os.pathsep)
     launch(training_job(world, tmp_path, control(processes=2, parallel="fsdp", **LONG)), threads=2)
     assert close(weights_of(tmp_path / "out"), alone)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "changes"),
+    [("ddp", {"scheme": "siamese"}), ("fsdp", {"lora": {"rank": 2, "alpha": 4, "branches": ["image"]}})],
+)
+def test_two_processes_whose_batches_miss_masks_and_that_look_at_held_out_tiles_end_with_the_weights_of_one(
+    world, tmp_path, monkeypatch, parallel, changes
+):
+    if "lora" in changes:
+        pytest.importorskip("peft")
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT / "sharding_on_cpu") if parallel == "fsdp" else "", prepend=os.pathsep)
+    # one sample per process and micro-step: some have a mask in one process alone, some in none
+    missing = {"mask_dropout": 0.4, "unlabelled_share": 0.3, "validate_every": 4, "steps": 10, "checkpoint_every": 5} | changes
+    unlabelled = write_unlabelled(world, tmp_path / "unlabelled")
+    one = train(world, tmp_path / "one", control(batch_size=2, **missing), unlabelled=unlabelled)
+    job = training_job(world, tmp_path, control(batch_size=1, processes=2, parallel=parallel, **missing), unlabelled=unlabelled)
+    launch(job, threads=2)
+    assert close(weights_of(tmp_path / "out"), one)
+    alone, together = (read_json(folder / "out" / "training.json")["validation"] for folder in (tmp_path / "one", tmp_path))
+    assert alone["step"] == together["step"] and alone["tiles"] == together["tiles"] and len(together["history"]) == 3
+    assert together["loss_mask_ignored"] == pytest.approx(alone["loss_mask_ignored"], rel=1e-4)
 
 
 def test_a_fault_in_one_of_the_processes_ends_them_all_and_is_raised_here(world, tmp_path):
