@@ -100,9 +100,11 @@ class Layout:
     data_sheet = Kind("{dataset}/data_sheet")
     captions = Kind("{dataset}/captions/{split}.parquet")
     prompts = Kind("{dataset}/prompts/{split}.json")
+    pseudo_labels = Kind("{dataset}/pseudo_labels.parquet")
     # generator
     base_model = Kind("{dataset}/base_model")
     latents = Kind("{dataset}/latents/{mask_code}.safetensors")
+    set_latents = Kind("{dataset}/latents/{set}/{mask_code}.safetensors")
     generator = Kind("{dataset}/generators/{control}")
     unfinished_generator = Kind("{dataset}/generators/{control}.unfinished")
     training_checkpoint = Kind("{dataset}/generators/{control}.unfinished/checkpoint-{step}.pt")

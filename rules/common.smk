@@ -13,7 +13,7 @@ from crfm_core import CrfmError
 from crfm_core.experiment import Experiment, copies, downloads, hub_models, keeps_every_image
 from crfm_core.files import hash_of
 from crfm_core.layout import Layout
-from crfm_core.settings import PLAIN, PRESETS, Download, load_datasets, load_settings, merge_layers
+from crfm_core.settings import PLAIN, PRESETS, PSEUDO, UNLABELLED, Download, load_datasets, load_settings, merge_layers
 
 HERE = Path(workflow.basedir)
 
@@ -60,6 +60,8 @@ wildcard_constraints:
     split="[A-Za-z0-9_-]+",
     control=one_of(settings.controls),
     sampler=one_of(settings.samplers),
+    mask_code="[a-z_]+",
+    set="[A-Za-z0-9_-]+",
     checkpoint=r"final|step-\d+",
     preset=one_of([PLAIN, *PRESETS]),
     filter=one_of([*settings.filters, "none"]),

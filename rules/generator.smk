@@ -1,4 +1,4 @@
-# Generator: the base model, latents of the training tiles, and the fine-tuned mask-conditioned transformer.
+# Generator: the base model, latents of the tiles, and the fine-tuned mask-conditioned transformer.
 
 
 if not (settings.base_model.IS_BUILT or settings.base_model.IS_FETCHED):
@@ -75,12 +75,32 @@ rule encode_latents:
         "../workflow_scripts/encode_latents.py"
 
 
+use rule encode_latents as encode_set_latents with:
+    input:
+        tiles=tiles_of_set,
+        base=base_model,
+    output:
+        latents=results.set_latents("{dataset}", "{set}", "{mask_code}"),
+    log:
+        results.log("{dataset}/encode_set_latents-{set}-{mask_code}"),
+    benchmark:
+        results.benchmark("{dataset}/encode_set_latents-{set}-{mask_code}")
+    message:
+        "Encoding {wildcards.set} tiles of {wildcards.dataset} as latents"
+
+
 rule train_generator:
     input:
         base=base_model,
-        latents=lambda wildcards: results.latents(wildcards.dataset, control_of(wildcards).mask_code),
+        latents=lambda wildcards: results.latents(wildcards.dataset, mask_code_of(wildcards)),
         captions=split_of("train", results.captions),
         prompts=split_of("train", results.prompts),
+        unlabelled_latents=of_set(unlabelled_set, results.set_latents, mask_code_of),
+        unlabelled_captions=of_set(unlabelled_set, results.captions),
+        unlabelled_prompts=of_set(unlabelled_set, results.prompts),
+        validation_latents=of_set(validation_set, results.set_latents, mask_code_of),
+        validation_captions=of_set(validation_set, results.captions),
+        validation_prompts=of_set(validation_set, results.prompts),
         start_from=lambda wildcards: user_file(control_of(wildcards).start_from),
     output:
         folder=directory(results.generator("{dataset}", "{control}")),

@@ -108,6 +108,33 @@ def weights_to_sample(wildcards):
     return results.training_checkpoint(wildcards.dataset, wildcards.control, wildcards.checkpoint.removeprefix("step-"))
 
 
+def tiles_of_set(wildcards):
+    """The tiles of a split, or those with the critic's labels."""
+    pseudo = wildcards.set == PSEUDO
+    return results.pseudo_labels(wildcards.dataset) if pseudo else results.tiles(wildcards.dataset, wildcards.set)
+
+
+def unlabelled_set(wildcards):
+    """The unlabelled tiles that a generator trains on, with the critic's labels or without; None where it trains on none."""
+    control = control_of(wildcards)
+    return {"none": UNLABELLED, "predicted": PSEUDO}[control.unlabelled_masks] if control.unlabelled_share else None
+
+
+def validation_set(wildcards):
+    """The split that a generator's training looks at; None where it looks at none, or at some of the training tiles."""
+    return dataset_of(wildcards).val if control_of(wildcards).validate_every else None
+
+
+def mask_code_of(wildcards):
+    return control_of(wildcards).mask_code
+
+
+def of_set(chosen, kind, *names):
+    """An input function: the files of a kind of the set that the function `chosen` names, nothing where it is None; the kind's other names
+    are those of the functions `names`."""
+    return lambda wildcards: kind(wildcards.dataset, name, *(one(wildcards) for one in names)) if (name := chosen(wildcards)) else []
+
+
 def pretrained_weights(wildcards):
     """A segmentor's backbone weights: the user's file, or the note of where fetched ones lie; nothing where it names none."""
     weights = segmentor_of(wildcards).pretrained

@@ -8,11 +8,16 @@ with job(snakemake):
     from crfm_core.checkpoints import base_folder
     from crfm_core.devices import resolve, use_threads
     from crfm_core.distributed import launch
+    from crfm_core.generator.tiles import TileFiles
     from crfm_core.generator.training import GeneratorTraining
     from crfm_core.settings import Control
 
     use_threads(snakemake.threads)
     control = Control(**snakemake.params.control, **snakemake.params.performance)
+    sets = {}
+    for name in ("unlabelled", "validation"):
+        files = {kind: snakemake.input[f"{name}_{kind}"] for kind in ("latents", "captions", "prompts")}
+        sets[name] = TileFiles(**files) if files["latents"] else None
     training = GeneratorTraining(
         base=base_folder(snakemake.input.base),
         latents=snakemake.input.latents,
@@ -24,5 +29,6 @@ with job(snakemake):
         work=f"{snakemake.output.folder}.unfinished",
         curves=Path(snakemake.log[0]).with_suffix(""),
         device=resolve(snakemake.params.device),
+        **sets,
     )
     launch(training, snakemake.threads)

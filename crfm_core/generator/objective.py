@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from crfm_core.files import seed_of
+from crfm_core.generator.held_out import LEVELS
 from crfm_core.models.flow_schedule import sigma_of_uniform
 
-#: Noise levels at which the loss of a held-out tile is taken, and tiles whose loss is taken together.
-LEVELS, TOGETHER = 8, 8
+#: Held-out tiles whose loss is taken together.
+TOGETHER = 8
 
 
 def flow_losses(

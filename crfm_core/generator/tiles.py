@@ -1,4 +1,4 @@
-"""The tiles of a training, as it takes them: their latents and their prompts' embeddings; and which of them it leaves out to look at."""
+"""The tiles of a training, as it takes them: their latents and their prompts' embeddings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from crfm_core import DataError
-from crfm_core.files import seed_of
 from crfm_core.generator.latents import Batch, CachedLatents
 from crfm_core.manifest import read_manifest
 from crfm_core.models.latent_space import normalise
 from crfm_core.text.encoders import NO_PROMPT, PromptCache
-
-#: Held-out tiles that are looked at, at most.
-MOST_HELD_OUT = 64
 
 
 class TileFiles(BaseModel):
@@ -87,15 +83,3 @@ class HeldOutTiles(NamedTuple):
         """These rows of a set of tiles; ``vae`` gives the latents' scale."""
         latents, masks = tiles.latents.modes(rows)
         return cls(normalise(latents, vae), *tiles.embeddings(rows), masks)
-
-
-def choose_held_out(ids: Sequence[str], share: float) -> list[int]:
-    """The rows of a share of the tiles, at most :data:`MOST_HELD_OUT`, at least one and never all, by the hash of their ids; none of a
-    single tile."""
-    count = min(max(1, round(share * len(ids))), MOST_HELD_OUT, len(ids) - 1)
-    return first_by_hash(ids, count)
-
-
-def first_by_hash(ids: Sequence[str], count: int = MOST_HELD_OUT) -> list[int]:
-    """The rows of so many tiles, or of all where there are fewer, chosen by the hash of their ids."""
-    return sorted(sorted(range(len(ids)), key=lambda row: (seed_of("held out", ids[row]), ids[row]))[:count])

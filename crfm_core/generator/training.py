@@ -25,11 +25,12 @@ from crfm_core.distributed import ParallelJob, ProcessGroup, process_group
 from crfm_core.files import hash_of, require_disk, sha256_of
 from crfm_core.generator.best_weights import BestWeights
 from crfm_core.generator.export import is_trained, save_generator
+from crfm_core.generator.held_out import choose_held_out, first_by_hash
 from crfm_core.generator.latents import draw_batch
 from crfm_core.generator.memory import LEAN, meta_network, out_of_memory_explained, require_memory, training_memory
 from crfm_core.generator.objective import flow_losses, losses_by_level
 from crfm_core.generator.resuming import TrainingState, checkpoints_in, write_checkpoint
-from crfm_core.generator.tiles import HeldOutTiles, OpenedTiles, TileFiles, choose_held_out, embeddings_of, first_by_hash
+from crfm_core.generator.tiles import HeldOutTiles, OpenedTiles, TileFiles, embeddings_of
 from crfm_core.generator.weights import choose_trainable, finished_pipeline, initial_network, make_optimiser
 from crfm_core.models.flow_schedule import load_scheduler
 from crfm_core.models.sd3_names import SD3_SETTINGS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,23 @@ import pyarrow.parquet as parquet
 from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
 from crfm_core.experiment import copies
+from crfm_core.generator.held_out import LEVELS, MOST_HELD_OUT, held_out_count
 from crfm_core.layout import Layout
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import Rates, Unit, Unknown, number_of
-from crfm_core.settings import PLAIN, PRESETS, Control, Dataset, EmbeddedBase, EmbeddedSource, RectifySettings, Selection, Settings
+from crfm_core.settings import (
+    PLAIN,
+    PRESETS,
+    PSEUDO,
+    UNLABELLED,
+    Control,
+    Dataset,
+    EmbeddedBase,
+    EmbeddedSource,
+    RectifySettings,
+    Selection,
+    Settings,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,12 +89,13 @@ class Workload:
             return None
 
     def checkpoint_bytes(self, control: str) -> float:
-        """Bytes of the checkpoints that a training keeps until it ends: weights, two moments, averages. 0 where that is not known."""
+        """Bytes of the checkpoints that a training keeps until it ends: weights, two moments, averages, best weights. 0 where it is not
+        known."""
         one = self.settings.controls[control]
         trained = self.rates.weights.trained.get(one.scheme, 0.0)
         if isinstance(self.settings.base_model, EmbeddedBase):
             return 0.0
-        return (one.keep_checkpoints + 1) * 4e9 * self.scale * trained * (4 if one.ema else 3)
+        return (one.keep_checkpoints + 1) * 4e9 * self.scale * trained * (3 + bool(one.ema) + bool(one.validate_every))
 
     def tile_count(self, name: str, split: str) -> TileCount:
         """The tiles of a split: those of its manifest, else what the configuration says."""
@@ -108,9 +123,8 @@ class Workload:
             return base.vae.steps * base.vae.batch_size if isinstance(base, EmbeddedBase) else 0
         if unit == "passes":
             return self._passes(job)
-        if unit == "generator_images":  # a pass backward takes two forward ones; checkpointing adds one
-            one = self._control(job)
-            return one.steps * one.accumulate * one.batch_size * one.processes * (4 / 3 if one.gradient_checkpointing else 1)
+        if unit == "generator_images":
+            return self._generator_images(self._control(job), self.datasets[names["dataset"]])
         if unit == "crops":
             return settings.iterations(names["recipe"], names["segmentor"]) * settings.segmentors[names["segmentor"]].batch_size
         dataset = self.datasets[names["dataset"]]
@@ -122,7 +136,8 @@ class Workload:
             return 2 if dataset.val else 1
         if unit == "scored_tiles":
             return self._known_tiles(dataset, dataset.test) * self._scored_area(dataset.tile.size)
-        tiles = self._known_tiles(dataset, names.get("split", dataset.train))
+        name = names.get("split", names.get("set", dataset.train))
+        tiles = self._known_tiles(dataset, UNLABELLED if name == PSEUDO else name)
         if unit == "tiles_to_cut":  # all of them: a selection goes by what tiles show
             return self.before_selection(dataset, names["split"]).tiles or tiles
         if unit == "captions" and settings.captions.kind == "vlm":
@@ -134,6 +149,16 @@ class Workload:
             drawn = copies(settings, names["control"], names["sampler"]) * tiles
             return drawn if unit == "synthetic_tiles" else drawn / settings.shards
         return tiles
+
+    def _generator_images(self, one: Control, dataset: Dataset) -> float:
+        """Images of a training. A pass backward takes two forward ones; checkpointing adds one, a look at a held-out tile takes one for
+        each noise level, in every process, and once more with the mask left out where the loss is the lowest so far."""
+        images = one.steps * one.accumulate * one.batch_size * one.processes * (4 / 3 if one.gradient_checkpointing else 1)
+        if not one.validate_every:
+            return images
+        tiles = self.tile_count(dataset.name, dataset.val or dataset.train).tiles or MOST_HELD_OUT
+        looked_at = min(tiles, MOST_HELD_OUT) if dataset.val else held_out_count(tiles, one.validation_share)
+        return images + math.ceil(one.steps / one.validate_every) * looked_at * 2 * LEVELS / 3 * one.processes
 
     def _tile(self, job: Job) -> int:
         return self.datasets[job.names["dataset"]].tile.size if "dataset" in job.names else 0
@@ -180,7 +205,8 @@ class Workload:
         compared, preset = self.settings.comparison, job.names.get("preset")
         if preset is None or compared is None:
             sampler = self.settings.samplers[job.names["sampler"]]
-            yield self.count("shard_images", job), sampler.num_steps * (2 if sampler.guidance_scale > 1 else 1), sampler.rectify
+            passes = 1 + (sampler.guidance_scale > 1) + (sampler.mask_guidance_scale > 1)
+            yield self.count("shard_images", job), sampler.num_steps * passes, sampler.rectify
             return
         dataset = self.datasets[job.names["dataset"]]
         images = min(compared.masks, self._known_tiles(dataset, dataset.held_out_split or "")) * len(compared.seeds)

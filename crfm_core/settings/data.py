@@ -12,6 +12,8 @@ from crfm_core.settings.sources import AnySource
 
 #: The split of tiles that have no labels.
 UNLABELLED = "unlabelled"
+#: The name of the same tiles with labels of the critic.
+PSEUDO = "pseudo"
 
 
 class Split(Section):

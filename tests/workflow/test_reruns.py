@@ -45,7 +45,7 @@ def read(name: str) -> dict[str, Any]:
 
 #: A configuration that uses every section.
 BASE = read("smallest.yaml")
-BASE["controls"]["triattention"] |= {"caption_dropout": 0.1, "lora": {"rank": 4}}
+BASE["controls"]["triattention"] |= {"caption_dropout": 0.1, "mask_dropout": 0.2, "lora": {"rank": 4}}
 BASE["controls"]["other"] = BASE["controls"]["triattention"]
 BASE["samplers"]["other"] = BASE["samplers"]["crfm"]
 BASE["segmentors"]["segformer_tiny"] |= {"pretrained": WEIGHTS}
@@ -86,6 +86,7 @@ STARTS: dict[str, tuple[list[tuple[str, Any]], list[tuple[str, Any]]]] = {
     "as it is": ([], []),
     "without lora": ([("controls.triattention.lora", None)], []),
     "controlnet": ([("controls.triattention.lora", None), ("controls.triattention.scheme", "controlnet")], []),
+    "looking": ([("controls.triattention.validate_every", 5)], []),
     "fetched": (
         [
             ("base_model", {"kind": "hub", "path": "models/sd3"} | HUB),
@@ -134,10 +135,13 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
             "scheme": "siamese", "mask_init": "random", "mask_mlp_modulation": "image", "lora.rank": 8, "lora.alpha": 2,
             "lora.branches": ["mask"], "start_from": "start.pt", "steps": 21, "batch_size": 3, "accumulate": 2, "processes": 2,
             "optimiser": "adamw_8bit", "learning_rate": 0.1, "schedule": "constant", "warmup": 1, "weight_decay": 0.1, "clip_norm": 2.0,
-            "ema": 0.9, "density": "logit_normal", "flip": 0.1, "caption_dropout": 0.2, "precision": "bf16", "seed": 1,
+            "ema": 0.9, "density": "logit_normal", "flip": 0.1, "caption_dropout": 0.2, "mask_dropout": 0.1, "precision": "bf16", "seed": 1,
         }.items()
     ),
     ("as it is", "controls.triattention.mask_code", "grey_compat", {"train_generator"}),
+    ("as it is", "controls.triattention.validate_every", 5, {"train_generator"}),
+    ("looking", "controls.triattention.patience", 1, {"train_generator"}),
+    ("looking", "controls.triattention.validation_share", 0.3, {"train_generator"}),
     ("controlnet", "controls.triattention.controlnet_layers", 1, {"train_generator"}),
     ("without lora", "controls.triattention.trainable", ["mask"], {"train_generator"}),
     *(
@@ -149,7 +153,8 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
     *(
         ("as it is", f"samplers.crfm.{key}", value, SAMPLING)
         for key, value in {
-            "num_steps": 3, "preset": "paper", "rectify": {"steps": 2}, "guidance_scale": 2, "critic_decoder": "decoder",
+            "num_steps": 3, "preset": "paper", "rectify": {"steps": 2}, "guidance_scale": 2, "mask_guidance_scale": 2,
+            "critic_decoder": "decoder",
         }.items()
     ),
     *(("as it is", f"samplers.crfm.{key}", value, set()) for key, value in {"batch_size": 2, "pad": True, "compile": "default"}.items()),
@@ -298,6 +303,7 @@ ELSEWHERE = {
     "results": "another folder: everything is made there",
     "datasets": "other datasets: all of theirs is made",
     "dataset.name": "another name is another folder",
+    **dict.fromkeys(["controls.*.unlabelled_share", "controls.*.unlabelled_masks"], "the dataset has no unlabelled scenes"),
     **dict.fromkeys(["base_model.kind", "dataset.source.kind", "dataset.split.by"], "another kind is another section"),
 }
 

@@ -19,7 +19,7 @@ def check_tile_size(run: PendingRun, found: CheckResults) -> None:
     side = _token_side(run)
     if side is None:
         return
-    for name in run.named("dataset", "build_base_model", "encode_latents", "train_generator", "synthesise_shard"):
+    for name in run.named("dataset", "build_base_model", "encode_latents", "encode_set_latents", "train_generator", "synthesise_shard"):
         if (size := run.datasets[name].tile.size) % side:
             found.problems.append(
                 f"dataset {name}: tile.size: {size} is not divisible by {side}, the side of a token of the generator; set "
@@ -72,6 +72,12 @@ def check_unused_settings(run: PendingRun, found: CheckResults) -> None:
     for name in run.named("control", "train_generator"):
         if settings.controls[name].parallel == "fsdp" and settings.controls[name].processes == 1:
             unused.append(f"controls.{name}.parallel: fsdp (there is one process)")
+        datasets = {job.names["dataset"] for job in run.of("train_generator") if job.names["control"] == name}
+        default = type(settings.controls[name]).model_fields["validation_share"].default
+        if settings.controls[name].validation_share != default and all(
+            run.datasets[one].val or not settings.controls[name].validate_every for one in datasets
+        ):
+            unused.append(f"controls.{name}.validation_share (every dataset names a split val, or validate_every is not set)")
     for name in run.named("segmentor", "train_segmentor"):
         datasets = {job.names["dataset"] for job in run.of("train_segmentor") if job.names["segmentor"] == name}
         if settings.segmentors[name].validate_every and not any(run.datasets[one].val for one in datasets):

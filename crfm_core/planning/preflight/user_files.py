@@ -18,7 +18,7 @@ READ_CRITIC = (
     "measure_reconstruction",
 )  # fmt: skip
 READ_JUDGE = ("compare_corrections", "measure_agreement", "measure_reconstruction")
-READ_BASE_MODEL = ("check_base_model", "encode_prompts", "encode_latents", "train_generator", "sample_validation")
+READ_BASE_MODEL = ("check_base_model", "encode_prompts", "encode_latents", "encode_set_latents", "train_generator", "sample_validation")
 
 
 def judge_problems(settings: Settings, key: str) -> list[str]:

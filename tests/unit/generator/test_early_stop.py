@@ -12,8 +12,8 @@ from unlabelled_tiles import write_unlabelled
 from crfm_core.files import read_json
 from crfm_core.generator import training
 from crfm_core.generator.best_weights import BestWeights
+from crfm_core.generator.held_out import choose_held_out, first_by_hash
 from crfm_core.generator.resuming import read_checkpoint
-from crfm_core.generator.tiles import choose_held_out, first_by_hash
 from crfm_core.generator.validation import open_checkpoint
 from crfm_core.manifest import read_manifest
 

@@ -32,7 +32,8 @@ def test_rates_that_are_not_whole_are_refused_by_key(tmp_path, change, message):
 
 
 def test_rates_are_of_rules_that_there_are():
-    rules = re.findall(r"^\s*rule (\w+):", "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk")), re.MULTILINE)
+    text = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    rules = re.findall(r"^\s*(?:rule|use rule \w+ as) (\w+)(?: with)?:", text, re.MULTILINE)
     assert set(RATES.jobs) <= set(rules)
 
 
@@ -50,7 +51,15 @@ def test_every_kind_of_work_has_a_rate(tmp_path, name, gpu):
     settings, found = configuration(name, tmp_path, {"tables": "all"})
     dataset = next(iter(found.values()))
     same = {"dataset": dataset.name, "split": dataset.train, "control": "triattention", "sampler": "crfm", "recipe": "real"}
-    rules = ["encode_latents", "encode_prompts", "sample_validation", "measure_agreement", "measure_reconstruction", "measure_generation"]
+    rules = [
+        "encode_latents",
+        "encode_set_latents",
+        "encode_prompts",
+        "sample_validation",
+        "measure_agreement",
+        "measure_reconstruction",
+        "measure_generation",
+    ]
     jobs = [Job(rule, same) for rule in (*rules, "measure_class_losses", "mix_tiles", "make_report")]
     jobs += [Job("train_generator", same | {"control": control}) for control in settings.controls]
     jobs += [Job(rule, same | {"segmentor": one}) for rule in ("train_segmentor", "evaluate_segmentor") for one in settings.segmentors]

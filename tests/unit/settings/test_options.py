@@ -70,6 +70,9 @@ ELSEWHERE = {
     "captions.model.batch_size": "unit/text/test_captions.py",
     "controls.NAME.processes": "unit/generator/test_processes.py",
     "controls.NAME.parallel": "unit/generator/test_processes.py",
+    "controls.NAME.unlabelled_share": "unit/generator/test_missing_masks_in_training.py",
+    "controls.NAME.unlabelled_masks": "unit/generator/test_missing_masks_in_training.py",
+    "controls.NAME.validation_share": "unit/generator/test_early_stop.py",  # it is of datasets without val
     "controls.NAME.compile": "unit/generator/test_generator.py",
     "samplers.NAME.rectify.search": "unit/sampling/test_correction.py",  # the preset adaptive sets it
     "samplers.NAME.compile": "unit/sampling/test_shards.py",
