@@ -14,7 +14,7 @@ from crfm_core import ResourceError
 from crfm_core.data.rasters import IGNORE
 from crfm_core.sampling.rectify import Correction, RectifySettings, correct_velocity
 
-UNLABELLED = "no labelled pixel: not corrected"
+NO_LABELS = "no labelled pixel: not corrected"
 
 #: What is recorded of each correction, by the fields of :class:`crfm_core.sampling.rectify.Correction`.
 MEASUREMENTS = ("step_size", "loss_before", "loss_after", "agreement", "gradient_ratio", "clamp_ratio")
@@ -55,7 +55,7 @@ class VelocityCorrector:
         self.failures = torch.zeros(len(labels), dtype=torch.long)
         self.chunk = len(labels)  # samples corrected at once
         self.records: list[list[dict[str, float | None]]] = [[] for _ in labels]
-        self.notes = ["" if labelled or not self.step_sizes else UNLABELLED for labelled in self.active]
+        self.notes = ["" if labelled or not self.step_sizes else NO_LABELS for labelled in self.active]
 
     def __call__(self, step: int, sigma: float, velocity: Tensor, latents: Tensor) -> Tensor:
         """The velocity [B, C, h, w] to follow at ``step`` and noise level ``sigma``, given the network's and the latents there."""

@@ -61,6 +61,28 @@ def test_sampling_counts_passes_of_the_network_and_corrections_as_several(tmp_pa
     assert passes == pytest.approx(3 * 48 / 2 * (23 + (corrections + 0.5) * RATES.correction_passes["embedded"]))
 
 
+@pytest.mark.parametrize(("by_prompt", "by_mask", "passes"), [(1, 1, 1), (3, 1, 2), (1, 3, 2), (3, 3, 3)])
+def test_each_kind_of_guidance_is_one_more_pass(tmp_path, by_prompt, by_mask, passes):
+    changes = {"samplers.crfm": {"num_steps": 5, "guidance_scale": by_prompt, "mask_guidance_scale": by_mask}}
+    changes |= {"controls.triattention.caption_dropout": 0.1, "controls.triattention.mask_dropout": 0.1}
+    settings, datasets = configuration("config.yaml", tmp_path, changes)
+    counted = Workload(settings, datasets, RATES).count("passes", shard(tmp_path, 1))
+    assert counted == pytest.approx(3 * 48 / 2 * (5 * passes + 0.5 * RATES.correction_passes["embedded"]))
+
+
+def test_looks_at_held_out_tiles_are_counted_with_the_images_of_a_training(tmp_path):
+    job = Job("train_generator", {"dataset": "embedded", "control": "triattention"})
+    changes = {"controls.triattention": {"steps": 100, "batch_size": 4, "learning_rate": 1e-3, "mask_dropout": 0.5}}
+    counts = []
+    for validate_every in (None, 30):
+        changes["controls.triattention"] |= {"validate_every": validate_every}
+        settings, datasets = configuration("config.yaml", tmp_path, changes)
+        workload = Workload(settings, datasets, RATES)
+        counts.append(workload.count("generator_images", job))
+    # 6 of 48 tiles at 8 noise levels, with and without masks, a third of the work of a trained image each
+    assert counts == [400, pytest.approx(400 + 4 * 6 * 8 * 2 / 3)]
+
+
 def test_latents_take_the_room_that_is_planned(tmp_path):
     """Of the paper's size: mean and logarithm of the variance, and the mask's, flipped too, in half precision."""
     settings, found = configuration("configs/paper.yaml", tmp_path)
