@@ -14,7 +14,7 @@ from snakemake.utils import update_config
 
 from crfm_core import ConfigError
 from crfm_core.experiment import copies, selected_tables
-from crfm_core.settings import RectifySettings, Settings, json_schema, load_dataset, load_datasets, load_settings
+from crfm_core.settings import Control, RectifySettings, Sampler, Settings, json_schema, load_dataset, load_datasets, load_settings
 from crfm_core.settings.documentation import configuration_page
 
 DATASETS = ROOT / "configs" / "datasets"
@@ -92,6 +92,12 @@ def changed(content: dict, key: str, value: object) -> dict:
         ("segmentors.unet_tiny.pretrained", {"url": "ftp://a"}, "segmentors.unet_tiny.pretrained"),
         ("critic.recipe", "crfm", "critic.recipe: must train on real tiles only; 'crfm' has synthetic ones"),
         ("judge", {"recipe": "real", "segmentor": "segformer_tiny", "seed": 0}, "judge: is the critic itself"),
+        # missing masks, and looks at held-out tiles
+        ("samplers.crfm.mask_guidance_scale", 0.5, "samplers.crfm.mask_guidance_scale: Input should be greater than or equal to 1"),
+        ("samplers.crfm.mask_guidance_scale", 2, "samplers.crfm.mask_guidance_scale: controls.triattention never sees a missing mask; set"),
+        ("controls.triattention.patience", 2, "controls.triattention.patience: nothing is looked at while training; set validate_every"),
+        ("controls.triattention.unlabelled_masks", "predicted", "controls.triattention.unlabelled_masks: predicted, and no sample is of"),
+        ("controls.triattention.mask_dropout", 1, "controls.triattention.mask_dropout: Input should be less than 1 (found 1)"),
         # from elsewhere
         ("critic.path", "critic.pth", "critic.recipe: give recipe and segmentor of one to train, or the path of one from elsewhere"),
         ("critic", {"path": ""}, "critic.recipe: give recipe and segmentor of one to train, or the path of one from elsewhere"),
@@ -106,6 +112,31 @@ def test_a_wrong_configuration_is_refused_with_its_key_and_what_is_allowed(key, 
         content = changed(content, key, value)
     with pytest.raises(ConfigError, match=f"(?m)^  {re.escape(message)}"):
         load_settings(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, False),
+        ({"mask_dropout": 0.1}, True),
+        ({"unlabelled_share": 0.5}, True),
+        ({"unlabelled_share": 0.5, "unlabelled_masks": "predicted"}, False),
+        ({"scheme": "adapter"}, True),
+        ({"scheme": "controlnet"}, True),
+        ({"scheme": "adapter", "trainable": ["image", "mask"]}, False),
+        ({"scheme": "adapter", "start_from": "somewhere"}, False),
+    ],
+)
+def test_a_generator_knows_missing_masks_of_samples_that_had_none_or_of_a_base_that_stays(changes, known):
+    assert Control(steps=1, batch_size=1, learning_rate=1e-3, **changes).knows_missing_masks == known
+
+
+def test_later_keys_at_their_defaults_are_no_part_of_what_results_depend_on():
+    plain, guided = Sampler(), Sampler(mask_guidance_scale=2)
+    assert "mask_guidance_scale" not in plain.result_keys() and guided.result_keys()["mask_guidance_scale"] == 2
+    control = Control(steps=1, batch_size=1, learning_rate=1e-3, validate_every=1)
+    assert set(Control.LATER_KEYS) & set(control.result_keys()) == {"validate_every"}
+    assert Control(**control.result_keys(), **control.performance_keys()) == control
 
 
 def test_critic_and_judge_from_elsewhere_differ():
@@ -218,6 +249,7 @@ def test_tables_are_named_in_a_list_or_with_commas_or_are_all():
         ("evaluation", {"mode": "slide", "stride": 65}, "evaluation.stride: 65 with windows of embedded's tile size, 64, leaves gaps"),
         ("resamplings.rare.classes", ["sea"], "resamplings.rare.classes: embedded has no class 'sea'; allowed: background, building"),
         ("segmentors.unet_tiny.class_weights", [1, 2], "segmentors.unet_tiny.class_weights: 2 numbers for the 7 classes of embedded"),
+        ("controls.siamese.unlabelled_share", 0.5, "controls.siamese.unlabelled_share: embedded has no unlabelled scenes; name them in"),
         ("experiments.few_shot.datasets", ["embedded", "fewer"], "datasets: no file"),
         ("experiments.few_shot.datasets", ["folder"], "experiments.few_shot.datasets:"),
     ],
