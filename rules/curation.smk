@@ -138,6 +138,7 @@ rule measure_agreement:
 rule measure_reconstruction:
     input:
         tiles=split_of("train", results.tiles),
+        held_out=split_of("held_out_split", results.tiles),
         base=base_model,
         critic=critic,
         judge=judge,

@@ -21,7 +21,8 @@ def user_file(path):
 
 
 def split_of(name, kind):
-    """An input function: the tiles, captions, prompts or class losses (`kind`) of the dataset's split `train`, `test` or `val`."""
+    """An input function: the tiles, captions, prompts or class losses (`kind`) of the dataset's split `train`, `test`, `val` or
+    `held_out_split`; nothing where it has none."""
     return lambda wildcards: kind(wildcards.dataset, split) if (split := getattr(dataset_of(wildcards), name)) else []
 
 

@@ -5,6 +5,7 @@ rule train_segmentor:
     input:
         mix=results.mix("{dataset}", "{recipe}"),
         val=split_of("val", results.tiles),
+        held_out=split_of("held_out_split", results.tiles),
         config=lambda wildcards: user_file(segmentor_of(wildcards).config),
         pretrained=pretrained_weights,
     output:

@@ -29,6 +29,7 @@ with job(snakemake):
         seed=int(snakemake.wildcards.seed),
         device=resolve(snakemake.params.device),
         val=snakemake.input.val or None,
+        held_out=snakemake.input.held_out or None,
         pretrained=pretrained or None,
         scratch=snakemake.resources.get("scratch"),
     )

@@ -17,6 +17,7 @@ from crfm_core.metrics.confusion import OVERALL_SCORES, ConfusionMatrix
 from crfm_core.models.latent_space import decode_latents, encode_images
 from crfm_core.segmentor.critic import Critic
 from crfm_core.segmentor.evaluation import as_input, predict, tile_batches
+from crfm_core.segmentor.validation import gain_of_last_quarter
 
 #: How many of the tiles that agree least with their masks are listed.
 LOWEST = 12
@@ -81,6 +82,22 @@ def reconstruction_agreement(base: Path, critics: dict[str, Critic], manifest: P
             for name, critic in critics.items():
                 matrices[kind][name].update(predict(critic, pictures, batch_size), labels)
     return {"tiles": tiles, **{kind: {name: _overall(matrix) for name, matrix in matrices[kind].items()} for kind in kinds}}
+
+
+def held_out_scores(critics: dict[str, Critic], checkpoints: dict[str, Path], manifest: Path, root: Path, batch_size: int = 16) -> dict:
+    """How good critics are on real tiles that nothing trains on, and whether their trainings had converged.
+
+    Returns for each name of ``critics`` OA, mIoU and mAcc in percent, the number of ``tiles``, and ``last_quarter``: what the last quarter
+    of its training gained on these tiles, in points of mIoU; None for a critic from elsewhere.
+    """
+    matrices = {name: ConfusionMatrix(len(critic.classes)) for name, critic in critics.items()}
+    tiles = 0
+    for _, images, labels in tile_batches(manifest, root, batch_size):
+        tiles += len(images)
+        for name, critic in critics.items():
+            matrices[name].update(predict(critic, images, batch_size), labels)
+    gains = {name: gain_of_last_quarter(path) for name, path in checkpoints.items()}
+    return {name: {"tiles": tiles, **_overall(matrix), "last_quarter": gains[name]} for name, matrix in matrices.items()}
 
 
 def _overall(matrix: ConfusionMatrix) -> dict[str, float]:

@@ -96,12 +96,36 @@ class OfBoth(BaseModel):
     critic: Agreement
 
 
+#: A training has converged when the last quarter of its iterations gains less than this, in points of mIoU.
+CONVERGED = 0.5
+
+
+class HeldOutScores(Agreement):
+    """A critic on real tiles that nothing trains on; ``last_quarter`` is what the last quarter of its training gained there."""
+
+    tiles: int
+    last_quarter: float | None
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether more of the same training would gain little; None where it is not known."""
+        return None if self.last_quarter is None else self.last_quarter < CONVERGED
+
+
+class HeldOutOfBoth(BaseModel):
+    """How good judge and critic are on real tiles that nothing trains on."""
+
+    judge: HeldOutScores
+    critic: HeldOutScores
+
+
 class Reconstruction(BaseModel):
-    """``agreement/reconstruction.json``: real training tiles, and what the autoencoder keeps of them."""
+    """``agreement/reconstruction.json``: real training tiles, and what the autoencoder keeps of them; ``held_out`` of other real tiles."""
 
     tiles: int
     real: OfBoth
     reconstructed: OfBoth
+    held_out: HeldOutOfBoth | None = None
 
 
 class GeneratorLoss(BaseModel):

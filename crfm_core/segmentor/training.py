@@ -23,8 +23,11 @@ from crfm_core.segmentor.dataset import Tiles, WeightedDraws, class_weights
 from crfm_core.segmentor.mmseg.descriptions import config_of, describe_file, preparation_of, text_of, weigh_classes
 from crfm_core.segmentor.mmseg.networks import build_described, collate, describe_architecture, try_out
 from crfm_core.segmentor.mmseg.running import TrainingRunner, versions
-from crfm_core.segmentor.validation import Validator, best_of, newest_checkpoint
+from crfm_core.segmentor.validation import Convergence, Validator, best_of, newest_checkpoint
 from crfm_core.settings import Download, Segmentor
+
+#: What a training checkpoint holds and how; one of another form cannot be continued from. 2: few groups of parameters.
+STATE = 2
 
 
 class SegmentorTraining(ParallelJob):
@@ -41,6 +44,8 @@ class SegmentorTraining(ParallelJob):
     device: str = "cpu"
     #: Manifest of the tiles whose mIoU chooses the best weights, measured every ``validate_every`` iterations and at the end.
     val: Path | None = None
+    #: Manifest of tiles on whose mIoU the last quarter of the training is measured; it chooses nothing.
+    held_out: Path | None = None
     pretrained: Path | None = None  #: backbone weights; None: what ``segmentor.pretrained`` names, if it is a file
     #: Folder on this machine's own disk for copies of tiles that memory does not hold; they are removed at the end.
     scratch: Path | None = None
@@ -58,7 +63,8 @@ def train_segmentor(job: SegmentorTraining) -> None:
 
     The checkpoint's meta holds ``segmentor`` (the settings), ``classes``, ``palette``, ``iterations``, ``seed``, ``tiles`` and
     ``versions``; with ``val`` also ``validation``, a list of [iteration, mIoU in percent], and ``chosen``, the iteration of ``out``; with
-    class weights ``class_weights``, as they were used; with a configuration file ``cfg``, the network as mmsegmentation writes it.
+    ``held_out`` such a list of what was measured there, before the last quarter of the iterations and after it; with class weights
+    ``class_weights``, as they were used; with a configuration file ``cfg``, the network as mmsegmentation writes it.
 
     Raises ConfigError when the loss is no longer finite, the settings contradict each other or the configuration file cannot be used,
     DataError for a tile that does not fit the classes, WeightsError for unreadable pretrained weights, ResourceError when ``scratch``
@@ -68,7 +74,7 @@ def train_segmentor(job: SegmentorTraining) -> None:
     backbone = _pretrained(job)
     _check(job)
     with process_group(job.processes, job.device) as group:
-        table, val_table = read_manifest(job.manifest), read_manifest(job.val) if job.val else None
+        table, others = read_manifest(job.manifest), {path: read_manifest(path) for path in (job.val, job.held_out) if path}
         if "weight" not in table:
             table["weight"] = 1.0
         weights = class_weights(table, segmentor.class_weights, num_classes)
@@ -78,9 +84,9 @@ def train_segmentor(job: SegmentorTraining) -> None:
             description = describe_architecture(str(segmentor.architecture), num_classes)
         if weights:
             weigh_classes(description, weights)
-        content = table[["tile_id", "digest", "weight"]].to_dict("list"), [] if val_table is None else val_table.digest.tolist()
+        content = table[["tile_id", "digest", "weight"]].to_dict("list"), [one.digest.tolist() for one in others.values()]
         inputs = text_of(description), backbone and sha256_of(backbone), content
-        fingerprint = hash_of(segmentor.result_keys(), job.classes, job.iterations, job.seed, job.device, inputs)
+        fingerprint = hash_of(STATE, segmentor.result_keys(), job.classes, job.iterations, job.seed, job.device, inputs)
         with group.work_folder(job.work, fingerprint) as folder, _copies(group, job.scratch) as copies:
             checkpoint, done = group.broadcast(newest_checkpoint(folder) if group.is_main else None) or (None, 0)
 
@@ -91,23 +97,26 @@ def train_segmentor(job: SegmentorTraining) -> None:
             workers = 0 if tiles.cached and job.device == "cpu" else 4  # a GPU would wait for the augmentation
             loader = DataLoader(tiles, len(own), sampler=draws, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0)
 
-            validation = None
-            if job.val is not None and val_table is not None:
-                val_tiles = Tiles(job.val, val_table, job.root, num_classes, job.seed)
-                every = segmentor.validate_every or -(-job.iterations // 10)
-                images = preparation_of(config_of(description))
-                validation = Validator(val_tiles, folder, every, job.iterations, max(1, len(own)), images, group)
+            shared: dict[str, Any] = {"iterations": job.iterations, "batch_size": max(1, len(own)), "group": group}
+            shared["preparation"] = preparation_of(config_of(description))
+            measured = {path: Tiles(path, one, job.root, num_classes, job.seed) for path, one in others.items()}
+            every = segmentor.validate_every or -(-job.iterations // 10)
+            validation = Validator(tiles=measured[job.val], folder=folder, every=every, **shared) if job.val else None
+            convergence = Convergence(tiles=measured[job.held_out], **shared) if job.held_out else None
 
             torch.manual_seed(job.seed)  # the weights follow from the seed alone
             network = build_described(description, str(segmentor.config or segmentor.architecture), ConfigError)
             if segmentor.config:
                 try_out(network, (int(table.height.max()), int(table.width.max())), segmentor.config)
-            runner = TrainingRunner(network, loader, segmentor, job.iterations, job.seed, folder, group, validation, checkpoint, backbone)
+            runner = TrainingRunner(
+                network, loader, segmentor, job.iterations, job.seed, folder, group, validation, convergence, checkpoint, backbone
+            )
             runner.train()
 
             if group.is_main:
                 meta = {"segmentor": segmentor.model_dump(mode="json"), **tiles.metainfo, "iterations": job.iterations, "seed": job.seed}
                 meta |= {"tiles": len(table), "versions": versions()} | ({"class_weights": weights} if weights else {})
+                meta |= {"held_out": runner.history("held_out")} if convergence else {}
                 if segmentor.config:
                     meta |= {"cfg": text_of(description), "dataset_meta": tiles.metainfo}
                 _write(job.out, runner, meta, validation)
@@ -152,10 +161,10 @@ def _write(out: Path, runner: TrainingRunner, meta: dict[str, Any], validation: 
     weights = {name: tensor.detach().cpu().clone() for name, tensor in runner.network.state_dict().items()}
     last = out.with_name("last.pth")
     if validation:
-        meta |= {"validation": runner.history, "chosen": best_of(runner.history)}
+        meta |= {"validation": runner.history("validation"), "chosen": best_of(runner.history("validation"))}
         if meta["chosen"] != meta["iterations"]:
             _save(last, weights, meta)
-            _save(out, validation.best_weights(runner.history), meta)
+            _save(out, validation.best_weights(runner.history("validation")), meta)
             return
     _save(out, weights, meta)
     last.unlink(missing_ok=True)  # of an earlier training

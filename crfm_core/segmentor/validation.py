@@ -47,26 +47,76 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
 
 
 @dataclass
-class Validator:
-    """Measures the mIoU on validation tiles every so often and at the end, and keeps the best weights in the work folder.
-
-    Each process measures its part of the tiles. What was measured is part of the training checkpoints, so a training that continues
-    knows what the one that it continues knew.
-    """
+class Measurement:
+    """The mIoU of a network in training on tiles that it does not learn from; each process measures its part of them."""
 
     tiles: Tiles
-    folder: Path  #: the training's work folder
-    every: int  #: iterations between two validations
     iterations: int  #: of the whole training
     batch_size: int  #: tiles that this process predicts together
     preparation: Preparation  #: how the network sees images when it is not trained
     group: ProcessGroup
 
+    @torch.no_grad()
+    def measure(self, network: torch.nn.Module) -> float | None:
+        """mIoU in percent of the network as it is now, by the critic that :func:`crfm_core.segmentor.critic.load_critic` would give; None
+        where no pixel is labelled."""
+        classes = [str(index) for index in range(self.tiles.num_classes)]
+        critic = Critic(copy.deepcopy(network), classes, self.preparation).to(self.group.device)  # a copy, for a critic freezes its network
+        confusion = ConfusionMatrix(self.tiles.num_classes)
+        own = (self.tiles.pixels(row) for row in range(self.group.rank, len(self.tiles), self.group.size))
+        for labels, images in batches_of_one_size(((label, image) for image, label in own), self.batch_size):
+            confusion.update(critic(as_input(images, self.group.device)).argmax(dim=1), np.stack(labels))
+        confusion.matrix = self.group.sum(confusion.matrix)
+        return confusion.scores()["mIoU"]
+
+
+@dataclass
+class Convergence(Measurement):
+    """Measures the mIoU on held-out tiles when a quarter of the iterations is left, and at the end. It chooses nothing.
+
+    What was measured is part of the training checkpoints.
+    """
+
+    def __call__(self, number: int, network: torch.nn.Module, history: History) -> History:
+        """Measure the network after iteration ``number`` if it is time; returns the history with what was measured."""
+        if number not in (three_quarters(self.iterations), self.iterations):
+            return history
+        score = self.measure(network)
+        return history if score is None else [*history, [number, score]]
+
+
+def three_quarters(iterations: int) -> int:
+    """The iteration after which a quarter of them is left."""
+    return iterations - iterations // 4
+
+
+def gain_of_last_quarter(checkpoint: Path) -> float | None:
+    """What the last quarter of a training's iterations gained on held-out tiles, in points of mIoU; None where it was not measured.
+
+    Raises WeightsError for a checkpoint that cannot be read.
+    """
+    meta = {} if checkpoint.is_dir() else read_mmseg_checkpoint(checkpoint).get("meta")
+    history = meta.get("held_out") if isinstance(meta, dict) else None
+    return history[-1][1] - history[0][1] if history and len(history) == 2 else None
+
+
+@dataclass
+class Validator(Measurement):
+    """Measures the mIoU on validation tiles every so often and at the end, and keeps the best weights in the work folder.
+
+    What was measured is part of the training checkpoints, so a training that continues knows what the one that it continues knew.
+    """
+
+    folder: Path  #: the training's work folder
+    every: int  #: iterations between two validations
+
     def __call__(self, number: int, network: torch.nn.Module, history: History) -> History:
         """Measure the network after iteration ``number`` if it is time; returns the history with what was measured."""
         if number % self.every and number != self.iterations:
             return history
-        history = [*history, [number, self.measure(network)]]
+        if (score := self.measure(network)) is None:
+            raise DataError("val: the tiles of this split have no labelled pixel, so nothing can be chosen by them; name another split")
+        history = [*history, [number, score]]
         if self.group.is_main:
             print(f"iteration {number}/{self.iterations}  mIoU {history[-1][1]:.2f} % on the validation tiles", flush=True)
             if best_of(history) == number:
@@ -78,21 +128,6 @@ class Validator:
     def best_weights(self, history: History) -> dict[str, torch.Tensor]:
         """The kept weights that ``history`` says are best."""
         return read_mmseg_checkpoint(_best_path(self.folder, best_of(history)))["state_dict"]
-
-    @torch.no_grad()
-    def measure(self, network: torch.nn.Module) -> float:
-        """mIoU in percent of the network as it is now, by the critic that :func:`crfm_core.segmentor.critic.load_critic` would give."""
-        classes = [str(index) for index in range(self.tiles.num_classes)]
-        critic = Critic(copy.deepcopy(network), classes, self.preparation).to(self.group.device)  # a copy, for a critic freezes its network
-        confusion = ConfusionMatrix(self.tiles.num_classes)
-        own = (self.tiles.pixels(row) for row in range(self.group.rank, len(self.tiles), self.group.size))
-        for labels, images in batches_of_one_size(((label, image) for image, label in own), self.batch_size):
-            confusion.update(critic(as_input(images, self.group.device)).argmax(dim=1), np.stack(labels))
-        confusion.matrix = self.group.sum(confusion.matrix)
-        score = confusion.scores()["mIoU"]
-        if score is None:
-            raise DataError("val: the tiles of this split have no labelled pixel, so nothing can be chosen by them; name another split")
-        return score
 
     def _remove_unneeded(self, history: History) -> None:
         """Remove weights that are best neither now nor for any training checkpoint that a stopped run may continue from."""

@@ -31,6 +31,7 @@ def agreement_of(report: Report, results: DatasetResults) -> dict:
     return {
         "rows": rows,
         "figure": report.pictures(name, "Agreement of images with their masks, by the independent judge and by the guiding critic"),
+        "held_out": known.held_out,
         "judge_saw_the_masks": split == results.dataset.train,
         "judge_split": split,
     }

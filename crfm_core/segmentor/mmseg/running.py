@@ -17,14 +17,14 @@ from crfm_core.distributed import ProcessGroup
 from crfm_core.files import atomic_path, seed_of
 from crfm_core.segmentor.mmseg.libraries import lean_imports
 from crfm_core.segmentor.mmseg.weights import load_backbone, read_mmseg_checkpoint
-from crfm_core.segmentor.validation import History, Validator
+from crfm_core.segmentor.validation import Convergence, History, Validator
 from crfm_core.settings import Segmentor
 
 with lean_imports():
     import mmengine
     from mmengine.hooks import Hook
     from mmengine.model import MMDistributedDataParallel
-    from mmengine.optim import OptimWrapper
+    from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
     from mmengine.runner import IterBasedTrainLoop, Runner
 
 
@@ -38,7 +38,7 @@ def _optimiser(segmentor: Segmentor, device: str, pretrained: bool) -> dict[str,
     rules = {"norm": {"decay_mult": 0.0}}
     if pretrained:  # a fresh head on a trained backbone, as in SegFormer's recipe
         rules["head"] = {"lr_mult": 10.0}
-    return {**wrapper, "optimizer": optimiser, "paramwise_cfg": {"custom_keys": rules}}
+    return {**wrapper, "constructor": FewGroups, "optimizer": optimiser, "paramwise_cfg": {"custom_keys": rules}}
 
 
 def _schedule(segmentor: Segmentor, iterations: int) -> list[dict[str, Any]]:
@@ -47,6 +47,19 @@ def _schedule(segmentor: Segmentor, iterations: int) -> list[dict[str, Any]]:
     poly = {"type": "PolyLR", "power": segmentor.poly_power, "eta_min": 0.0, "begin": warmup, "end": iterations, "by_epoch": False}
     linear = {"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warmup, "by_epoch": False}
     return [linear, poly] if warmup else [poly]
+
+
+class FewGroups(DefaultOptimWrapperConstructor):
+    """mmengine's constructor makes a group of every parameter; here those of one rate and decay are one group, whose step is one call."""
+
+    def __call__(self, model: torch.nn.Module) -> OptimWrapper:
+        wrapper = super().__call__(model)
+        merged: dict[tuple, dict[str, Any]] = {}
+        for group in wrapper.optimizer.param_groups:
+            settings = {key: value for key, value in group.items() if key != "params"}
+            merged.setdefault(tuple(settings.items()), {**settings, "params": []})["params"] += group["params"]
+        wrapper.optimizer.param_groups = list(merged.values())
+        return wrapper
 
 
 class Autocast(OptimWrapper):
@@ -79,9 +92,9 @@ class TrainLoop(IterBasedTrainLoop):
 class TrainingHook(Hook):
     """Seeds what is random in an iteration; after it stops a run whose loss is not finite, logs progress, and validates."""
 
-    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validator | None):
-        self.seed, self.iterations = seed, iterations
-        self.group, self.validation = group, validation
+    def __init__(self, seed: int, iterations: int, group: ProcessGroup, validation: Validator | None, convergence: Convergence | None):
+        self.seed, self.iterations, self.group = seed, iterations, group
+        self.measurements = {"validation": validation, "held_out": convergence}
 
     def before_train_iter(self, runner: TrainingRunner, batch_idx: int, data_batch: dict | None = None) -> None:
         own = () if self.group.is_main else (self.group.rank,)
@@ -94,8 +107,9 @@ class TrainingHook(Hook):
         if self.group.is_main and (number % 50 == 0 or number == self.iterations):
             rate = runner.optim_wrapper.get_lr()["lr"][0]
             print(f"iteration {number}/{self.iterations}  loss {loss:.4f}  learning rate {rate:.2e}", flush=True)
-        if self.validation:
-            runner.message_hub.update_info("validation", self.validation(number, runner.network, runner.history))
+        for name, measurement in self.measurements.items():
+            if measurement:
+                runner.message_hub.update_info(name, measurement(number, runner.network, runner.history(name)))
 
 
 class TrainingRunner(Runner):
@@ -113,6 +127,7 @@ class TrainingRunner(Runner):
         folder: Path,
         group: ProcessGroup,
         validation: Validator | None,
+        convergence: Convergence | None,
         checkpoint: Path | None,
         backbone: Path | None,
     ):
@@ -139,7 +154,7 @@ class TrainingRunner(Runner):
             param_scheduler=_schedule(segmentor, iterations),
             # None switches a default hook off: their log histories cost time and would be pickled into the checkpoints.
             default_hooks={"checkpoint": hook, "runtime_info": None, "timer": None, "sampler_seed": None, "logger": None},
-            custom_hooks=[TrainingHook(seed, iterations, group, validation)],
+            custom_hooks=[TrainingHook(seed, iterations, group, validation, convergence)],
             randomness={"seed": seed},
             log_level="ERROR",  # below it are warnings about what the library does itself
             default_scope="mmseg",
@@ -159,10 +174,9 @@ class TrainingRunner(Runner):
         """The network itself, without what spreads it over processes."""
         return self.model.module if isinstance(self.model, MMDistributedDataParallel) else self.model
 
-    @property
-    def history(self) -> History:
-        """What validation measured so far. It is part of the training checkpoints."""
-        return self.message_hub.runtime_info.get("validation", [])
+    def history(self, name: str) -> History:
+        """What was measured so far on the tiles of "validation" or "held_out". It is part of the training checkpoints."""
+        return self.message_hub.runtime_info.get(name, [])
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: torch.nn.Module) -> torch.nn.Module:
         return model  # mmengine would move it to any GPU it sees

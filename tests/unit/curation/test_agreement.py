@@ -10,7 +10,7 @@ import torch
 from segmentor_tiles import CLASSES, write_tiles
 
 from crfm_core import DataError
-from crfm_core.curation.agreement import LOWEST, agreement_by_copy
+from crfm_core.curation.agreement import LOWEST, agreement_by_copy, held_out_scores
 from crfm_core.data.rasters import read_rgb, write_raster
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.segmentor.critic import Critic
@@ -73,3 +73,15 @@ def test_one_copy_has_no_spread_and_a_label_of_another_dataset_is_named(tmp_path
     write_raster(paths_of(manifest, read_manifest(manifest), "label", tmp_path)[1], np.full((32, 32), 7, np.uint8))
     with pytest.raises(DataError, match=r"all\.parquet: row t1: label ids span 7\.\.\.7"):
         agreement_by_copy({"critic": critic}, manifest, tmp_path)
+
+
+def test_critic_and_judge_are_scored_on_held_out_tiles_with_what_the_end_of_their_training_gained(tmp_path, critic, judge):
+    held_out = write_tiles(tmp_path / "held_out.parquet", 5)
+    trained, elsewhere = tmp_path / "trained.pth", tmp_path / "elsewhere.pth"
+    torch.save({"state_dict": {}, "meta": {"held_out": [[6, 70.0], [8, 70.25]]}}, trained)
+    torch.save({"state_dict": {}, "meta": {}}, elsewhere)
+    scores = held_out_scores({"critic": critic, "judge": judge}, {"critic": trained, "judge": elsewhere}, held_out, tmp_path, batch_size=2)
+    assert scores["critic"]["last_quarter"] == 0.25 and scores["judge"]["last_quarter"] is None
+    for who, one in (("critic", critic), ("judge", judge)):
+        assert scores[who]["tiles"] == 5
+        assert scores[who]["mIoU"] == pytest.approx(agreement(one, held_out, tmp_path)["mIoU"])

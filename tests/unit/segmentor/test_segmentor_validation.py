@@ -15,7 +15,7 @@ from crfm_core.data.rasters import write_raster
 from crfm_core.manifest import read_manifest, write_manifest
 from crfm_core.segmentor.evaluation import evaluate
 from crfm_core.segmentor.mmseg.running import TrainingHook
-from crfm_core.segmentor.validation import Validator, best_of
+from crfm_core.segmentor.validation import Validator, best_of, gain_of_last_quarter
 from crfm_core.settings import Segmentor
 
 SMALL = Segmentor(architecture="segformer_tiny", iterations=8, batch_size=4, learning_rate=6e-3, warmup=2, checkpoint_every=2)
@@ -129,3 +129,21 @@ def test_tiles_without_a_labelled_pixel_choose_nothing(train, tiles, val):
     write_manifest(tiles.parent / "blank.parquet", table)
     with pytest.raises(DataError, match="val: the tiles of this split have no labelled pixel"):
         train("blank", tiles.parent / "blank.parquet")
+
+
+def test_held_out_tiles_are_looked_at_before_the_last_quarter_and_after_it_and_choose_nothing(tiles, val, tmp_path):
+    alone = train_on(tiles, tmp_path / "alone.pth", SMALL)
+    out = train_on(tiles, tmp_path / "out.pth", SMALL, held_out=val)
+    meta = _load(out)["meta"]
+    assert [iteration for iteration, _ in meta["held_out"]] == [6, 8]
+    assert meta["held_out"][-1][1] == pytest.approx(evaluate(out, val, val.parent)["mIoU"])
+    assert gain_of_last_quarter(out) == meta["held_out"][1][1] - meta["held_out"][0][1]
+    assert _same(_load(alone)["state_dict"], _load(out)["state_dict"]) and gain_of_last_quarter(alone) is None
+
+
+def test_what_was_measured_on_held_out_tiles_survives_a_kill(tiles, val, tmp_path, monkeypatch):
+    whole = train_on(tiles, tmp_path / "whole.pth", SMALL, held_out=val)
+    with interrupted(monkeypatch, TrainingHook, 7):
+        train_on(tiles, tmp_path / "killed.pth", SMALL, tmp_path / "work", held_out=val)
+    out = train_on(tiles, tmp_path / "killed.pth", SMALL, tmp_path / "work", held_out=val)
+    assert _load(out)["meta"]["held_out"] == _load(whole)["meta"]["held_out"]
