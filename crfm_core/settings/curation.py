@@ -170,6 +170,11 @@ class Recipe(Section):
         """(control, sampler) of the synthetic tiles; None for real tiles only."""
         return (self.control, self.sampler) if self.control and self.sampler else None
 
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether it trains on labels of another split, which a user with the labels of the train split alone does not have."""
+        return self.split is not None
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         synthetic = [self.control is not None, self.sampler is not None, self.synthetic_per_real > 0]
