@@ -76,7 +76,7 @@ class HeldOutTiles(NamedTuple):
     clean: Tensor
     text: Tensor
     pooled: Tensor
-    mask: Tensor
+    mask: Tensor | None  #: None: masks are left out
 
     @classmethod
     def of(cls, tiles: OpenedTiles, rows: Sequence[int], vae: AutoencoderKL) -> HeldOutTiles:

@@ -153,6 +153,8 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> tu
     if control.validate_every and not looked_at:
         accelerator.print("no held-out tile to look at: training goes by steps", flush=True)
     held_out = HeldOutTiles.of(others or tiles, looked_at, vae) if looked_at else None
+    if held_out and control.mask_dropout == 1:
+        held_out = held_out._replace(mask=None)
     best = BestWeights(control.patience) if held_out else None
 
     # network, optimiser and learning rate
@@ -195,6 +197,8 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> tu
             clean, mask, noise, sigma = (part.to(accelerator.device) for part in batch[:4])
             # a sample without a mask goes through the same forward pass: all processes then do the same, whichever samples they have
             present = None if all(batch.masked) else torch.tensor(batch.masked, device=accelerator.device)
+            if control.mask_dropout == 1:  # none of any batch has one
+                mask = present = None
             # the processes average their gradients once per update; FSDP would keep whole ones for as long as they do not
             synchronise = micro + 1 == control.accumulate or control.parallel == "fsdp"
             with contextlib.nullcontext() if synchronise else accelerator.no_sync(network):

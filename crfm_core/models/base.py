@@ -160,7 +160,7 @@ def _transformer(tile: int, settings: EmbeddedBase) -> SD3Transformer2DModel:
     """An SD3 transformer with dual attention in its first half (as SD3.5-medium) and qk-norm, initialised as DiT is: Xavier weights and
     closed gates, so that every block starts as the identity."""
     sizes, levels = settings.transformer, len(settings.vae.channels)
-    latent = tile // 2 ** (levels - 1)
+    latent, largest = (side // 2 ** (levels - 1) for side in (tile, settings.transformer.largest_tile or tile))
     width = sizes.heads * sizes.head_dim
     torch.manual_seed(settings.seed + 1)
     model = SD3Transformer2DModel(
@@ -174,7 +174,7 @@ def _transformer(tile: int, settings: EmbeddedBase) -> SD3Transformer2DModel:
         joint_attention_dim=2 * sizes.text_dim,
         caption_projection_dim=width,
         pooled_projection_dim=2 * sizes.text_dim,
-        pos_embed_max_size=latent // sizes.patch_size,
+        pos_embed_max_size=largest // sizes.patch_size,
         dual_attention_layers=tuple(range(sizes.layers // 2)),
         qk_norm="rms_norm",
     )
@@ -191,15 +191,16 @@ def _transformer(tile: int, settings: EmbeddedBase) -> SD3Transformer2DModel:
 def _text_components(captions: list[str], settings: EmbeddedBase) -> dict[str, object]:
     """Two tiny CLIP text encoders and a tiny T5 encoder with tokenizers whose vocabulary holds the captions' words whole.
 
-    T5 reads a word with its comma as one token and takes the longest caption; the CLIPs read it apart and cut what is longer,
-    as those of SD3.5 do at 77 tokens. Every token costs training time.
+    T5 reads a word with its comma as one token and, unless told otherwise, takes the longest caption; the CLIPs read it apart and cut
+    what is longer, as those of SD3.5 do at 77 tokens. Every token costs training time.
     """
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
     width = settings.transformer.text_dim
-    words = sorted({word for text in captions for word in re.findall(r"\w+|[^\w\s]", text.lower())})
-    spaced = sorted({word for text in captions for word in text.split()} | set(words))
-    length = max(len(text.split()) for text in captions) + 1  # and the end token
+    known = [*captions, *settings.transformer.words]
+    words = sorted({word for text in known for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    spaced = sorted({word for text in known for word in text.split()} | set(words))
+    length = settings.transformer.text_length or max(len(text.split()) for text in captions) + 1  # and the end token
     vocabulary, merges = _clip_vocabulary(words)
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0)]
     pieces += [(piece, -1.0) for word in spaced for piece in (f"▁{word}", word)]

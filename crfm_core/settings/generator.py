@@ -28,6 +28,9 @@ class EmbeddedTransformer(Section):
     head_dim: Positive = Field(32, description="channels of an attention head")
     patch_size: Positive = Field(4, description="side of a token in latents")
     text_dim: Positive = Field(32, description="width of the tiny text encoders")
+    text_length: Positive | None = Field(None, description="tokens of a prompt per text encoder; null: as many as the longest caption has")
+    words: list[str] = Field([], description="texts whose words the tokenizers know whole, beside those of the captions")
+    largest_tile: Positive | None = Field(None, description="side in pixels of the largest tile that it can draw; null: that of the tiles")
 
 
 class Base(Section):
@@ -173,7 +176,11 @@ class Control(Section):
     flip: float = Field(0.5, ge=0, le=1, description="probability of a joint horizontal flip")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of samples trained with an empty prompt; guidance_scale needs it")
     mask_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of labelled samples trained with the mask left out; a sampler's mask_guidance_scale needs some"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of labelled samples trained with the mask left out; a sampler's mask_guidance_scale needs some; 1: all, to "
+        "train a base model",
     )
     unlabelled_share: float = Field(0.0, ge=0, lt=1, description="share of the samples that are drawn from the dataset's unlabelled tiles")
     unlabelled_masks: Literal["none", "predicted"] = Field(
@@ -234,6 +241,8 @@ class Control(Section):
             raise ValueError("optimiser: adamw_8bit does not work with parallel: fsdp; set one of them back")
         if self.unlabelled_masks != "none" and not self.unlabelled_share:
             raise ValueError(f"unlabelled_masks: {self.unlabelled_masks}, and no sample is of an unlabelled tile; set unlabelled_share")
+        if self.mask_dropout == 1 and "mask" in self.trained:
+            raise ValueError("mask_dropout: 1 leaves all masks out, and the branch mask would learn nothing; leave it out of trainable")
         if self.patience and not self.validate_every:
             raise ValueError("patience: nothing is looked at while training; set validate_every, or leave it out")
         if not self.steps and not self.start_from:

@@ -45,6 +45,9 @@ class EmbeddedSource(Source):
     scenes: dict[Name, Positive] = Field(description="number of scenes to draw per split")
     size: Positive = Field(256, description="side of a scene in pixels of 0.3 m")
     seed: int = Field(0, description="seed of the drawn world")
+    country: Literal["home", "other"] = Field(
+        "home", description="home: all scenes are of one kind of country | other: each is of another, of far wider variety, to pre-train on"
+    )
 
     def split_names(self) -> list[str]:
         return list(self.scenes)

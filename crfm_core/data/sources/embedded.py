@@ -7,6 +7,8 @@ classes apart is colour and patterns of 4 px and more, so that it survives a sma
 
 from __future__ import annotations
 
+import colorsys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +25,88 @@ BACKGROUND, BUILDING, ROAD, WATER, BARREN, FOREST, AGRICULTURE = range(len(CLASS
 METRES_PER_PIXEL = 0.3
 CRS = "EPSG:32631"
 
-# Colours are sRGB 0..255 under a clear noon sky; lush and dry are the two ends of a season.
-GRASS = ((100, 128, 70), (148, 142, 94))
-CROPS = ((92, 142, 58), (118, 152, 72), (76, 116, 60), (140, 144, 80), (196, 178, 116), (184, 160, 92), (136, 106, 80))
-WOODS = ((42, 72, 40), (52, 82, 44), (78, 82, 44))
-SOILS = ((172, 142, 108), (190, 164, 132), (164, 124, 96))
-WATERS = ((38, 64, 80), (50, 82, 88), (72, 92, 84))
-ROOFS = ((168, 92, 70), (146, 76, 62), (88, 92, 102), (206, 202, 194), (92, 120, 152), (186, 148, 116))
-ASPHALT = (104, 104, 110)
-GRAVEL = (204, 190, 162)
-PAVING = (162, 158, 150)
-CARS = ((214, 214, 216), (60, 62, 70), (168, 52, 46), (66, 92, 140))
+Colours = tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Country:
+    """How a kind of country looks and is laid out; the defaults are home's.
+
+    Colours are sRGB 0..255 under a clear noon sky, lengths pixels, pairs the ends of a uniform range.
+    """
+
+    grass: Colours = ((100, 128, 70), (148, 142, 94))  #: lush and dry, the two ends of a season
+    crops: Colours = ((92, 142, 58), (118, 152, 72), (76, 116, 60), (140, 144, 80), (196, 178, 116), (184, 160, 92), (136, 106, 80))
+    woods: Colours = ((42, 72, 40), (52, 82, 44), (78, 82, 44))
+    soils: Colours = ((172, 142, 108), (190, 164, 132), (164, 124, 96))
+    waters: Colours = ((38, 64, 80), (50, 82, 88), (72, 92, 84))
+    roofs: Colours = ((168, 92, 70), (146, 76, 62), (88, 92, 102), (206, 202, 194), (92, 120, 152), (186, 148, 116))
+    asphalt: Colours = ((104, 104, 110),)
+    gravel: Colours = ((204, 190, 162),)
+    paving: Colours = ((162, 158, 150),)
+    cars: Colours = ((214, 214, 216), (60, 62, 70), (168, 52, 46), (66, 92, 140))
+    gain: tuple[float, float] = (0.88, 1.1)  #: light
+    haze: tuple[float, float] = (0, 0.16)
+    sky: tuple[float, float, float] = (196, 204, 212)  #: colour of the haze
+    urban: tuple[float, float] = (0.2, 0.7)  #: share of the free parcels that are built up
+    parcel: float = 108  #: parcels are narrower than this
+    block: float = 245  #: what is wider is cut by a road
+    road: tuple[float, float] = (13, 18)
+    track: tuple[float, float] = (12, 14)
+    furrow: tuple[float, float] = (4.5, 7)
+    crown: tuple[float, float] = (9, 11.5)
+    lot: tuple[float, float] = (32, 44)
+    house: tuple[float, float] = (9, 22)  #: half a side
+    river: tuple[float, float] = (11, 17)  #: half its width
+    pond: tuple[float, float] = (22, 36)  #: radius
+
+
+#: The country that the scenes of the embedded world are of.
+HOME = Country()
+
+
+def other_country(seed: int) -> Country:
+    """A country that follows from a seed, with colours, light and lengths from far wider ranges than home's.
+
+    Every kind of ground has another hue, saturation and lightness than there, in one country of three any hue at all.
+    """
+    rng = np.random.default_rng(seed)
+    anywhere = rng.random() < 1 / 3
+
+    def recolour(colours: Colours) -> Colours:
+        hue = rng.uniform(-0.5, 0.5) if anywhere else rng.normal(0, 0.05)
+        saturation, lightness = np.exp(rng.normal(0, 0.35)), np.exp(rng.normal(0, 0.2))
+        return tuple(_recoloured(colour, hue, saturation, lightness, rng) for colour in colours)
+
+    def lengths(*pair: float) -> tuple[float, float]:
+        middle, spread = scale * sum(pair) / 2 * np.exp(rng.normal(0, 0.2)), (pair[1] - pair[0]) / 2 / sum(pair) * 2
+        return middle * (1 - spread), middle * (1 + spread)
+
+    scale = np.exp(rng.uniform(-0.5, 0.4))
+    kinds = ("grass", "crops", "woods", "soils", "waters", "roofs", "asphalt", "gravel", "paving", "cars")
+    spans = ("road", "track", "furrow", "crown", "lot", "house", "river", "pond")
+    parcel = scale * HOME.parcel * np.exp(rng.normal(0, 0.2))
+    light = rng.uniform(0.7, 1.15)
+    return Country(
+        **{name: recolour(getattr(HOME, name)) for name in kinds},
+        **{name: lengths(*getattr(HOME, name)) for name in spans},
+        gain=(0.9 * light, 1.1 * light),
+        haze=(0, rng.uniform(0, 0.35)),
+        sky=tuple(rng.uniform(150, 235) + rng.normal(0, 12, 3)),
+        urban=(0, rng.uniform(0.2, 1)),
+        parcel=parcel,
+        block=parcel * rng.uniform(1.6, 3),
+    )
+
+
+def _recoloured(
+    colour: tuple[float, float, float], hue: float, saturation: float, lightness: float, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """A colour turned in hue (in turns), with other saturation and lightness, and a little noise of its own."""
+    turned, vivid, light = colorsys.rgb_to_hsv(*(part / 255 for part in colour))
+    rgb = colorsys.hsv_to_rgb((turned + hue) % 1, min(1, vivid * saturation + rng.uniform(0, 0.08)), min(1, light * lightness))
+    red, green, blue = 255 * np.array(rgb) + rng.normal(0, 8, 3)
+    return red, green, blue
 
 
 class EmbeddedWorld(SceneSource):
@@ -53,7 +126,9 @@ class EmbeddedWorld(SceneSource):
         for line, (split, count) in enumerate(settings.scenes.items()):
             for index in range(count):
                 name = f"{split}-{index:03d}"
-                image, label = draw_scene(seed_of("scene", self.dataset.name, split, index, settings.seed), settings.size)
+                place = self.dataset.name, split, index, settings.seed
+                country = other_country(seed_of("country", *place)) if settings.country == "other" else HOME
+                image, label = draw_scene(seed_of("scene", *place), settings.size, country)
                 pitch = 2 * settings.size * METRES_PER_PIXEL
                 corner = 400_000 + index * pitch, 5_000_000 + line * 20_000
                 transform = METRES_PER_PIXEL, 0.0, corner[0], 0.0, -METRES_PER_PIXEL, corner[1]
@@ -67,9 +142,9 @@ class EmbeddedWorld(SceneSource):
         return ExpectedScenes(self.settings.scenes[split], self.settings.size, "of scenes to draw")
 
 
-def draw_scene(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the scene of a seed: image uint8 [size,size,3] and label uint8 [size,size] with the ids of :data:`CLASSES`, every pixel set."""
-    scene = _Scene(seed, size)
+def draw_scene(seed: int, size: int = 256, country: Country = HOME) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the scene of a seed in a country: image uint8 [size,size,3] and label uint8 [size,size] with the ids of :data:`CLASSES`, every pixel set."""
+    scene = _Scene(seed, size, country)
     scene.lay_out()
     scene.flood()
     scene.pave()
@@ -81,15 +156,16 @@ def draw_scene(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
 class _Scene:
     """The canvas: colours float [S,S,3], ids uint8 [S,S], heights in pixels of shadow, and gently bent ground coordinates u, v."""
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, country: Country) -> None:
+        self.country = country
         self.rng = np.random.default_rng(seed)
         self.size = size
         angle = self.rng.uniform(0, 2 * np.pi)
         self.sun = np.array([np.sin(angle), np.cos(angle)])  # direction towards the sun as (row, col), unit length
-        self.gain = self.rng.uniform(0.88, 1.1) * (1 + self.rng.normal(0, 0.025, 3))  # light per channel
+        self.gain = self.rng.uniform(*country.gain) * (1 + self.rng.normal(0, 0.025, 3))  # light per channel
         self.dry = self.rng.uniform()  # 0 lush .. 1 dry
-        self.urban = self.rng.uniform(0.2, 0.7)  # share of the free parcels that are built up
-        self.haze = self.rng.uniform(0, 0.16)
+        self.urban = self.rng.uniform(*country.urban)  # share of the free parcels that are built up
+        self.haze = self.rng.uniform(*country.haze)
         self.colour = np.zeros((size, size, 3))
         self.label = np.full((size, size), BACKGROUND, np.uint8)
         self.height = np.zeros((size, size))
@@ -112,7 +188,7 @@ class _Scene:
         x, y = self.cols - self.size / 2, self.rows - self.size / 2
         return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
-    def pick(self, colours: tuple, spread: float = 6.0) -> np.ndarray:
+    def pick(self, colours: Colours, spread: float = 6.0) -> np.ndarray:
         """One of the colours, a little off."""
         return np.array(colours[self.rng.integers(len(colours))]) + self.rng.normal(0, spread) + self.rng.normal(0, spread / 2, 3)
 
@@ -157,9 +233,9 @@ class _Scene:
             elif kind == "block":  # yards of grass and paving; the roofs follow in :meth:`build`
                 self.blocks.append(index)
                 self.fill(mask, self.grass(), 5 * self.blotches)
-                self.fill(mask & (self.noise(45) > self.rng.uniform(-0.4, 0.8)), self.pick((PAVING,)), 3 * self.blotches)
+                self.fill(mask & (self.noise(45) > self.rng.uniform(-0.4, 0.8)), self.pick(self.country.paving), 3 * self.blotches)
             elif kind == "bare":
-                self.fill(mask, self.pick(SOILS), 9 * self.blotches + 5 * self.noise(9))
+                self.fill(mask, self.pick(self.country.soils), 9 * self.blotches + 5 * self.noise(9))
                 overgrown = mask & (self.noise(40) > 1.1)
                 self.fill(overgrown, self.grass(), 4 * self.blotches)
                 self.label[mask & ~overgrown] = BARREN
@@ -169,14 +245,14 @@ class _Scene:
     def _cut(self, u0: float, u1: float, v0: float, v1: float) -> None:
         """Halve a rectangle across its longer side until it is a parcel; the first cuts are roads, later ones tracks or mere borders."""
         long, across = u1 - u0 >= v1 - v0, max(u1 - u0, v1 - v0)
-        if across < 108:
+        if across < self.country.parcel:
             self.parcels.append((u0, u1, v0, v1))
             return
         kind, width = "border", 0.0
-        if across > 245:
-            kind, width = "asphalt", self.rng.uniform(13, 18)
+        if across > self.country.block:
+            kind, width = "asphalt", self.rng.uniform(*self.country.road)
         elif self.rng.uniform() < 0.25:
-            kind, width = "gravel", self.rng.uniform(12, 14)
+            kind, width = "gravel", self.rng.uniform(*self.country.track)
         start, stop = (u0, u1) if long else (v0, v1)
         middle = start + across * self.rng.uniform(0.38, 0.62)
         if width:
@@ -186,7 +262,7 @@ class _Scene:
             self._cut(*((low, high, v0, v1) if long else (u0, u1, low, high)))
 
     def grass(self) -> np.ndarray:
-        lush, dry = map(np.array, GRASS)
+        lush, dry = map(np.array, self.country.grass)
         return lush + self.dry * (dry - lush) + self.rng.normal(0, 4, 3)
 
     def _sow(self, mask: np.ndarray) -> None:
@@ -198,10 +274,10 @@ class _Scene:
             parts = [mask & side, mask & ~side]
         ripeness = np.array([3, 3, 3, 2, 1, 1, 1]) * (1 - self.dry) + np.array([1, 1, 1, 2, 3, 3, 2]) * self.dry
         for part in parts:
-            crop = np.array(CROPS[self.rng.choice(len(CROPS), p=ripeness / ripeness.sum())]) + self.rng.normal(0, 6)
+            crop = np.array(self.country.crops[self.rng.choice(len(self.country.crops), p=ripeness / ripeness.sum())]) + self.rng.normal(0, 6)
             skew = self.rng.normal(0, 0.5) if self.rng.uniform() < 0.3 else 0.0
             _, across = self.turned(self.angle + self.rng.integers(2) * np.pi / 2 + skew)
-            wave = np.sin(2 * np.pi * (across + 1.2 * self.blotches) / self.rng.uniform(4.5, 7))
+            wave = np.sin(2 * np.pi * (across + 1.2 * self.blotches) / self.rng.uniform(*self.country.furrow))
             tramline = np.exp(-(((across / 34 + self.rng.uniform()) % 1 - 0.5) ** 2) / 0.002)
             self.fill(part, crop, self.rng.uniform(9, 15) * wave - 14 * tramline + 5 * self.blotches)
         self.label[mask] = AGRICULTURE
@@ -212,16 +288,16 @@ class _Scene:
         along, across = self.turned(self.rng.uniform(0, np.pi))
         if self.rng.uniform() < 0.5:
             bend = 22 * np.sin(along / self.rng.uniform(38, 60) + self.rng.uniform(0, 6)) + self.rng.uniform(-0.25, 0.25) * self.size
-            depth = self.rng.uniform(11, 17) + 3 * wobble - np.abs(across - bend)
+            depth = self.rng.uniform(*self.country.river) + 3 * wobble - np.abs(across - bend)
         else:
             depth = np.full(self.label.shape, -np.inf)
             for _ in range(max(2, self.size * self.size // 40000)):
                 row, col = self.rng.uniform(0.15, 0.85, 2) * self.size
-                radius, stretch = self.rng.uniform(22, 36), self.rng.uniform(0.7, 1.4)
+                radius, stretch = self.rng.uniform(*self.country.pond), self.rng.uniform(0.7, 1.4)
                 a, c = self.turned(self.rng.uniform(0, np.pi))
                 a0, c0 = a[int(row), int(col)], c[int(row), int(col)]
                 depth = np.maximum(depth, radius + 5 * wobble - np.hypot((a - a0) * stretch, (c - c0) / stretch))
-        water = self.pick(WATERS)
+        water = self.pick(self.country.waters)
         bank = np.clip(0.5 + depth / 2, 0, 1)
         self.fill(bank, water, 10 * np.exp(-np.maximum(depth, 0) / 3) + 3 * np.sin(across / 3 + 2 * wobble))
         self.label[depth > 0] = WATER
@@ -229,7 +305,7 @@ class _Scene:
 
     def pave(self) -> None:
         """Tracks first, then roads over them, each with edges, centre line and some cars; roads bridge the water."""
-        asphalt = self.pick((ASPHALT,))
+        asphalt = self.pick(self.country.asphalt)
         for kind, axis, middle, width, low, high in sorted(self.roads, key=lambda road: road[0] == "asphalt"):
             off, run = (self.u - middle, self.v) if axis == "u" else (self.v - middle, self.u)
             spot = np.nonzero((np.abs(off) < width / 2 + 1) & (run > low) & (run < high))
@@ -239,7 +315,7 @@ class _Scene:
 
             cover = np.clip(width / 2 - np.abs(off) + 0.5, 0, 1)
             if kind == "gravel":
-                self._lay(spot, cover, np.array(GRAVEL) + self.rng.normal(0, 5), 8 * np.exp(-((np.abs(off) - 3) ** 2) / 1.5) + 4 * blotches)
+                self._lay(spot, cover, np.array(self.country.gravel[0]) + self.rng.normal(0, 5), 8 * np.exp(-((np.abs(off) - 3) ** 2) / 1.5) + 4 * blotches)
             else:
                 self._lay(spot, cover, asphalt, 3 * blotches)
                 self._lay(spot, 0.55 * cover * np.exp(-((np.abs(off) - width / 2 + 1.2) ** 2)), np.array([196.0, 194, 188]))
@@ -247,14 +323,14 @@ class _Scene:
                 for place in self.rng.uniform(low, high, int((high - low) / 110)):
                     lane = self.rng.choice([-1, 1]) * width / 4
                     car = np.clip(3.5 - np.abs(off - lane), 0, 1) * np.clip(7 - np.abs(run - place), 0, 1)
-                    self._lay(spot, car, np.array(CARS[self.rng.integers(len(CARS))], float))
+                    self._lay(spot, car, np.array(self.country.cars[self.rng.integers(len(self.country.cars))], float))
             covered = tuple(index[cover > 0.5] for index in spot)
             self.label[covered] = ROAD
             self.wooded[covered] = False
 
     def plant(self) -> None:
         """Crowns: domes around jittered points. A wood keeps every crown whose middle lies in it, so its edge is lobed."""
-        step = self.rng.uniform(9, 11.5)
+        step = self.rng.uniform(*self.country.crown)
         grid = np.arange(step / 2 - step, self.size + step, step)
         middles = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
         middles = middles + self.rng.uniform(-0.36, 0.36, middles.shape) * step
@@ -276,7 +352,7 @@ class _Scene:
         lit = -(slope * self.sun[:, None, None]).sum(0)
         tone = self.rng.normal(0, 7, self.label.shape)[tuple(nearest)]
         autumn = min(2, int(self.dry * 3 * self.rng.uniform(0.6, 1.0)))
-        green = np.array(WOODS[autumn]) + self.rng.normal(0, 4, 3)
+        green = np.array(self.country.woods[autumn]) + self.rng.normal(0, 4, 3)
         self.fill(ndimage.gaussian_filter(trees.astype(float), 0.6), green, 20 * (dome - 0.6) + 85 * lit + tone)
         self.label[trees] = FOREST
         self.height[trees] = 4
@@ -285,17 +361,18 @@ class _Scene:
         """Roofs in rows of lots, flat or gabled, clear of roads, water and each other."""
         for index in self.blocks:
             u0, u1, v0, v1 = self.parcels[index]
-            lot = self.rng.uniform(32, 44)
-            palette = tuple(ROOFS[i] for i in self.rng.permutation(len(ROOFS))[:3])
+            low, high = self.country.house
+            lot = self.rng.uniform(*self.country.lot)
+            palette = tuple(self.country.roofs[i] for i in self.rng.permutation(len(self.country.roofs))[:3])
             columns, lines = max(1, round((u1 - u0) / lot)), max(1, round((v1 - v0) / lot))
             for i in range(columns):
                 for j in range(lines):
                     if self.rng.uniform() < 0.9:
                         wide, deep = (u1 - u0) / columns, (v1 - v0) / lines
-                        half_wide, half_deep = self.rng.uniform(9, np.maximum(10, np.minimum(22, np.array([wide, deep]) / 2 - 3.5)))
+                        half_wide, half_deep = self.rng.uniform(low, np.maximum(low + 1, np.minimum(high, np.array([wide, deep]) / 2 - 3.5)))
                         self._roof(u0 + (i + 0.5) * wide, v0 + (j + 0.5) * deep, half_wide, half_deep, palette)
 
-    def _roof(self, cu: float, cv: float, a: float, b: float, palette: tuple) -> None:
+    def _roof(self, cu: float, cv: float, a: float, b: float, palette: Colours) -> None:
         du, dv = self.u - cu, self.v - cv
         near = np.nonzero((np.abs(du) < a + 0.5) & (np.abs(dv) < b + 0.5))
         du, dv = du[near], dv[near]
@@ -325,6 +402,6 @@ class _Scene:
         shadow *= self.height < 1
         light = 1 - 0.45 * ndimage.gaussian_filter(shadow, 0.7)
         picture = self.colour * light[..., None] * self.gain
-        picture += self.haze * (np.array([196.0, 204, 212]) - picture)
+        picture += self.haze * (np.array(self.country.sky, float) - picture)
         picture = ndimage.gaussian_filter(picture, (0.6, 0.6, 0)) + self.rng.normal(0, 2, picture.shape)
         return np.clip(np.round(picture), 0, 255).astype(np.uint8)
