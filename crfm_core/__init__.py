@@ -22,6 +22,7 @@ ROOMS = (
     "segmentor",
     "sampling",
     "generator",
+    "layouts",
     "curation",
     "planning",
     "reporting",

@@ -101,6 +101,7 @@ class Layout:
     captions = Kind("{dataset}/captions/{split}.parquet")
     prompts = Kind("{dataset}/prompts/{split}.json")
     pseudo_labels = Kind("{dataset}/pseudo_labels.parquet")
+    layouts = Kind("{dataset}/layouts/{layouts}.parquet")
     # generator
     base_model = Kind("{dataset}/base_model")
     latents = Kind("{dataset}/latents/{mask_code}.safetensors")

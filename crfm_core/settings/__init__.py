@@ -20,6 +20,7 @@ from crfm_core.settings.curation import (
 )
 from crfm_core.settings.data import PSEUDO, UNLABELLED, AnySplit, BlockSplit, Dataset, GroupSplit, Scale, Selection, Split, Tiling
 from crfm_core.settings.generator import SCHEMES, AnyBase, Control, EmbeddedBase, EmbeddedVAE, FolderBase, HubBase
+from crfm_core.settings.layouts import TRAINING, AnyLayouts, AugmentedLayouts, PredictedLayouts
 from crfm_core.settings.loading import load_dataset, load_datasets, load_settings
 from crfm_core.settings.report import Generation, Table
 from crfm_core.settings.run import Settings

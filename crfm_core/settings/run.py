@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from crfm_core.settings.base import Location, Name, Positive, Section
 from crfm_core.settings.curation import AnyFilter, AnyResampling, Recipe
 from crfm_core.settings.generator import AnyBase, Control
+from crfm_core.settings.layouts import AnyLayouts
 from crfm_core.settings.report import Generation, Table
 from crfm_core.settings.sampling import Comparison, Sampler
 from crfm_core.settings.segmentor import Evaluation, Judge, Segmentor
@@ -29,6 +30,7 @@ class Settings(Section):
     base_model: AnyBase = Field(description="the pre-trained model that the generator starts from")
     captions: Captions = Field(Captions(), description="text that goes with a tile")
     controls: dict[Name, Control] = Field(description="generators by name: how the mask steers each, and how it is trained")
+    layouts: dict[Name, AnyLayouts] = Field({}, description="new masks to draw images for, by name; samplers name them")
     samplers: dict[Name, Sampler] = Field(description="ways to draw images, by name")
     segmentors: dict[Name, Segmentor] = Field(description="segmentation models, by name")
     filters: dict[Name, AnyFilter] = Field({}, description="what is left out of the synthetic tiles, by name")

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from crfm_core.settings.base import Location, Name, Positive, Section
+from crfm_core.settings.layouts import TRAINING
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -139,6 +140,7 @@ class Sampler(Section):
     PERFORMANCE_KEYS = frozenset({"batch_size", "compile", "pad"})
     LATER_KEYS = frozenset({"mask_guidance_scale"})
 
+    layouts: Name = Field(TRAINING, description="masks to draw images for: training (those of the training tiles), or a name of layouts")
     num_steps: Positive = Field(23, description="Euler steps")
     preset: Preset | None = Field(
         None,
@@ -163,6 +165,10 @@ class Sampler(Section):
     def _performance_key_names(self) -> frozenset[str]:
         """All of :attr:`PERFORMANCE_KEYS`; without the batch size where the correction divides by it."""
         return self.PERFORMANCE_KEYS - ({"batch_size"} if self.rectify and self.rectify.reduction == "mean" else set())
+
+    def result_keys(self) -> dict[str, Any]:
+        """The keys that an image depends on; ``layouts`` says for which masks there are images, and stages read those from files."""
+        return {key: value for key, value in super().result_keys().items() if key != "layouts"}
 
     @property
     def changed(self) -> list[str]:

@@ -48,6 +48,7 @@ def test_a_module_imports_only_from_rooms_before_its_own(module):
 SHARED_NAMES = {
     "models/schemes": {"BLOCK", "NETWORK"},
     "segmentor/critic": {"READS", "recognises", "critic_of"},
+    "layouts": {"draw"},
     "curation/filters": {"apply"},
     "curation/resampling": {"REMEDY", "choose"},
     "reporting/sections": {"TITLE", "show", "show_dataset"},
@@ -155,6 +156,7 @@ WITHOUT_NETWORKS = [
     "devices",
     "data.tiling",
     "data.scenes",
+    "layouts",
     "curation.mixing",
     "curation.resampling",
     "reporting.page",

@@ -1,0 +1,66 @@
+"""The tiles that new layouts are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from crfm_core import DataError
+from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.settings import AnyLayouts
+
+
+@dataclass(frozen=True)
+class LayoutSources:
+    """What layouts are made of.
+
+    Attributes:
+        name: of the layouts in the configuration; part of every row's ``tile_id``.
+        tiles: manifest of the training tiles.
+        classes: the dataset's.
+        root: folder that files of rows must exist in.
+        pseudo_labels: manifest of the unlabelled tiles with the critic's labels.
+    """
+
+    name: str
+    tiles: Path
+    classes: Sequence[str]
+    root: Path
+    pseudo_labels: Path | None = None
+
+    def remedy(self, settings: AnyLayouts) -> str:
+        """What to do where these tiles give no layouts."""
+        if settings.NEEDS_UNLABELLED:
+            return "lower the confidence below which the critic's labels are ignored, or give more unlabelled scenes"
+        return "give training tiles of more classes"
+
+
+@dataclass(frozen=True)
+class LabelledTiles:
+    """The rows of a manifest that have labelled pixels: their files, and their pixels per class, int64 [N,K]."""
+
+    table: pd.DataFrame
+    images: list[Path]
+    labels: list[Path]
+    pixels: np.ndarray
+
+    @classmethod
+    def read(cls, manifest: Path, sources: LayoutSources, remedy: str) -> LabelledTiles:
+        """Raises DataError, with the ``remedy``, when there is none, or counts are of other classes."""
+        table = read_manifest(manifest)
+        for tile_id, pixels in zip(table.tile_id, table.pixels, strict=True):
+            if len(pixels) != len(sources.classes):
+                raise DataError(f"{manifest}: row {tile_id}: counts {len(pixels)} classes, the dataset has {len(sources.classes)}; "
+                                "delete it and run the workflow again")  # fmt: skip
+        table = table[[pixels.sum() > 0 for pixels in table.pixels]].reset_index(drop=True)
+        if table.empty:
+            raise DataError(f"{manifest}: no tile has a labelled pixel, of which layouts.{sources.name} could be made; {remedy}")
+        images, labels = (paths_of(manifest, table, column, sources.root) for column in ("image", "label"))
+        return cls(table, images, labels, np.array(list(table.pixels), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.table)
