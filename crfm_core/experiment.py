@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from crfm_core import ConfigError
 from crfm_core.layout import Layout
-from crfm_core.settings import PLAIN, Dataset, Download, HubBase, Judge, Model, Settings, Table
+from crfm_core.settings import PLAIN, TRAINING, Dataset, Download, HubBase, Judge, Model, Settings, Table
 
 #: Stands in paths for tiles that pass no filter.
 NO_FILTER = "none"
@@ -23,6 +23,12 @@ def copies(settings: Settings, control: str, sampler: str) -> int:
     compared = {name for table in selected_tables(settings).values() for name in table.recipes}
     takes = {name: r.synthetic_per_real for name, r in settings.recipes.items() if (r.control, r.sampler) == (control, sampler)}
     return max([takes[name] for name in takes if name in compared] or takes.values(), default=1)
+
+
+def layout_copies(settings: Settings, layouts: str) -> int:
+    """How many times as many new layouts as training tiles there are: enough for every sampler that draws images for them."""
+    pairs = {one.samples for one in settings.recipes.values() if one.samples}
+    return max([1, *(copies(settings, *pair) for pair in pairs if settings.samplers[pair[1]].layouts == layouts)])
 
 
 def filter_chain(settings: Settings, name: str | None) -> list[str]:
@@ -88,6 +94,19 @@ class Experiment:
     def used_pairs(self, dataset: str) -> list[tuple[str, str]]:
         """(control, sampler) of the recipes that the selected tables compare on a dataset."""
         return self.pairs(self.used_recipes(dataset))
+
+    def draws_new_layouts(self, sampler: str) -> bool:
+        """Whether a sampler draws images for other masks than the training tiles'."""
+        return self.settings.samplers[sampler].layouts != TRAINING
+
+    def masks_of(self, dataset: str, sampler: str) -> str:
+        """The set of captions and prompts that a sampler draws images for: the train split, or the name of new layouts."""
+        return self.settings.samplers[sampler].layouts if self.draws_new_layouts(sampler) else self.datasets[dataset].train
+
+    def manifest_of_masks(self, dataset: str, sampler: str) -> str:
+        """The manifest of the masks that a sampler draws images for, with their pixels before any filter."""
+        kind = self.results.layouts if self.draws_new_layouts(sampler) else self.results.tiles
+        return kind(dataset, self.masks_of(dataset, sampler))
 
     def used_controls(self, dataset: str) -> list[str]:
         """The control schemes of those recipes."""
@@ -158,6 +177,7 @@ class Experiment:
             files += [results.scenes(name), results.captions(name, self.datasets[name].train)]
             files += [results.generator(name, control) for control in self.used_controls(name)]
             for pair in self.used_pairs(name):
+                files += [self.manifest_of_masks(name, pair[1])] if self.draws_new_layouts(pair[1]) else []
                 files += [results.shard(name, *pair, shard, count) for shard in range(1, count + 1)] + [results.synthetic(name, *pair)]
             files += [results.mix(name, recipe) for recipe in self.used_recipes(name)]
         return files + [results.checkpoint(*run, seed) for run in self.runs() for seed in self.settings.seeds]

@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from crfm_core import CrfmError
-from crfm_core.experiment import Experiment, copies, downloads, hub_models, keeps_every_image
+from crfm_core.experiment import Experiment, copies, downloads, hub_models, keeps_every_image, layout_copies
 from crfm_core.files import hash_of
 from crfm_core.layout import Layout
 from crfm_core.settings import PLAIN, PRESETS, PSEUDO, UNLABELLED, Download, load_datasets, load_settings, merge_layers
@@ -62,6 +62,7 @@ wildcard_constraints:
     sampler=one_of(settings.samplers),
     mask_code="[a-z_]+",
     set="[A-Za-z0-9_-]+",
+    layouts=one_of(settings.layouts),
     checkpoint=r"final|step-\d+",
     preset=one_of([PLAIN, *PRESETS]),
     filter=one_of([*settings.filters, "none"]),
@@ -111,6 +112,7 @@ def named(among, wildcard):
 
 dataset_of, table_of = named(datasets, "dataset"), named(settings.experiments, "table")
 control_of, sampler_of = named(settings.controls, "control"), named(settings.samplers, "sampler")
+layouts_of = named(settings.layouts, "layouts")
 segmentor_of, filter_of = named(settings.segmentors, "segmentor"), named(settings.filters, "filter")
 
 
@@ -121,6 +123,12 @@ def classes_of(wildcards):
 def palette_of(wildcards):
     """Colours of pictures; they change no other result."""
     return dataset_of(wildcards).model_dump(mode="json", include={"palette"})["palette"]
+
+
+def captions_of(wildcards):
+    """How the tiles of a split are captioned; new layouts, which have no image of their own, by the template."""
+    template = {"kind": "template", "model": None}
+    return settings.captions.model_copy(update=template if wildcards.split in settings.layouts else {})
 
 
 def copies_of(wildcards):

@@ -60,7 +60,7 @@ rule filter_tiles:
 rule resample_tiles:
     input:
         synthetic=filtered_tiles,
-        tiles=split_of("train", results.tiles),
+        tiles=lambda wildcards: experiment.manifest_of_masks(wildcards.dataset, wildcards.sampler),
         losses=split_of("train", results.class_losses),
     output:
         manifest=results.resampled("{dataset}", "{control}", "{sampler}", "{filter}", "{resampling}"),

@@ -39,6 +39,26 @@ def held_out(kind):
     return of_split
 
 
+def tiles_to_caption(wildcards):
+    """The tiles of a split, or new layouts."""
+    return (results.layouts if wildcards.split in settings.layouts else results.tiles)(wildcards.dataset, wildcards.split)
+
+
+def caption_model_of_tiles(wildcards):
+    """The captioning model, where tiles are described by one."""
+    return caption_model(wildcards) if captions_of(wildcards).model else []
+
+
+def pseudo_labels_of_layouts(wildcards):
+    """The critic's labels of the unlabelled tiles, for layouts that are made of them."""
+    return results.pseudo_labels(wildcards.dataset) if layouts_of(wildcards).NEEDS_UNLABELLED else []
+
+
+def masks_of_sampler(kind):
+    """An input function: the captions or prompts (`kind`) of the masks that a sampler draws images for."""
+    return lambda wildcards: kind(wildcards.dataset, experiment.masks_of(wildcards.dataset, wildcards.sampler))
+
+
 def base_model(wildcards):
     """The folder of the embedded base model, or the note of where another one lies."""
     return results.base_model(wildcards.dataset) if settings.base_model.IS_BUILT else results.model_note("base_model")

@@ -1,11 +1,11 @@
-# Synthesis: images for the training masks, in a fixed number of shards, gathered into one manifest; and one for a whole scene's mask.
+# Synthesis: images for the training masks or new layouts, in a fixed number of shards, gathered into one manifest; and one for a whole scene's mask.
 
 
 rule synthesise_shard:
     input:
         generator=results.generator("{dataset}", "{control}"),
-        captions=split_of("train", results.captions),
-        prompts=split_of("train", results.prompts),
+        captions=masks_of_sampler(results.captions),
+        prompts=masks_of_sampler(results.prompts),
         critic=critic_of_sampler,
     output:
         manifest=results.shard("{dataset}", "{control}", "{sampler}", "{shard}", "{shards}"),
@@ -36,7 +36,7 @@ rule synthesise_shard:
 rule gather_shards:
     input:
         shards=[results.shard("{dataset}", "{control}", "{sampler}", part, settings.shards) for part in range(1, settings.shards + 1)],
-        captions=split_of("train", results.captions),
+        captions=masks_of_sampler(results.captions),
     output:
         manifest=results.synthetic("{dataset}", "{control}", "{sampler}"),
     log:

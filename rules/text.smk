@@ -3,10 +3,15 @@
 MODEL_CAPTIONS = settings.captions.kind == "vlm"
 
 
+def by_model(value, otherwise):
+    """A function of wildcards: `value` where a model describes the tiles, else `otherwise`."""
+    return lambda wildcards: value if captions_of(wildcards).model else otherwise
+
+
 rule caption_tiles:
     input:
-        tiles=results.tiles("{dataset}", "{split}"),
-        model=caption_model,
+        tiles=tiles_to_caption,
+        model=caption_model_of_tiles,
     output:
         manifest=results.captions("{dataset}", "{split}"),
     log:
@@ -16,15 +21,15 @@ rule caption_tiles:
     retries: RETRIES
     conda:
         "../envs/generator.yaml"
-    threads: 4 if MODEL_CAPTIONS else 1
+    threads: by_model(4, 1)
     resources:
-        **gpus(GPU if MODEL_CAPTIONS else 0),
-        mem_mb=times_attempt((48000 if GPU else 16000) if MODEL_CAPTIONS else 2000),
-        runtime=times_attempt(1440 if MODEL_CAPTIONS else 60),
+        **gpus(by_model(GPU, 0) if MODEL_CAPTIONS else 0),
+        mem_mb=times_attempt(by_model(48000 if GPU else 16000, 2000)),
+        runtime=times_attempt(by_model(1440, 60)),
     params:
         **dataset_without("licence", "palette", "select", "split", "test", "val"),
-        captions=settings.captions.result_keys(),
-        device=untracked(settings.device if MODEL_CAPTIONS else "cpu"),
+        captions=lambda wildcards: captions_of(wildcards).result_keys(),
+        device=untracked(by_model(settings.device, "cpu")),
     message:
         "Captioning {wildcards.dataset}/{wildcards.split}"
     script:

@@ -13,6 +13,7 @@ from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
 from crfm_core.experiment import copies
 from crfm_core.generator.held_out import LEVELS, MOST_HELD_OUT, held_out_count
+from crfm_core.experiment import copies, layout_copies
 from crfm_core.layout import Layout
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import Rates, Unit, Unknown, number_of
@@ -138,12 +139,18 @@ class Workload:
             return self._known_tiles(dataset, dataset.test) * self._scored_area(dataset.tile.size)
         name = names.get("split", names.get("set", dataset.train))
         tiles = self._known_tiles(dataset, UNLABELLED if name == PSEUDO else name)
+        layouts = names.get("layouts", names.get("split"))
+        if layouts in settings.layouts:  # masks that are drawn, captioned, and whose prompts are encoded
+            tiles = layout_copies(settings, layouts) * self._known_tiles(dataset, dataset.train)
+        else:
+            tiles = self._known_tiles(dataset, names.get("split", dataset.train))
         if unit == "tiles_to_cut":  # all of them: a selection goes by what tiles show
             return self.before_selection(dataset, names["split"]).tiles or tiles
-        if unit == "captions" and settings.captions.kind == "vlm":
+        if unit == "captions" and settings.captions.kind == "vlm" and layouts not in settings.layouts:
             raise Unknown("nothing was measured for captioning models")
         if unit == "prompts":  # distinct ones, as many as there can be, with the empty one
-            by_classes = settings.captions.kind == "template" and "{classes}" in settings.captions.template
+            by_template = settings.captions.kind == "template" or layouts in settings.layouts
+            by_classes = by_template and "{classes}" in settings.captions.template
             return 1 + (min(tiles, 2 ** len(dataset.classes) - 1) if by_classes else tiles)
         if unit in ("synthetic_tiles", "shard_images"):
             drawn = copies(settings, names["control"], names["sampler"]) * tiles

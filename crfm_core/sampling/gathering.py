@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from pyarrow import ArrowException
 from pyarrow.parquet import ParquetWriter, read_metadata, read_table
@@ -18,12 +19,26 @@ from crfm_core.manifest import check_paths, read_manifest
 ROWS_AT_ONCE = 20_000
 
 
+def masks_to_draw(captions: Path, copies: int) -> pd.DataFrame:
+    """The tiles whose masks are drawn: all of a captioned manifest.
+
+    One of new layouts has the columns ``layouts`` and ``copy``: a mask for each image of so many copies, of which the first are taken.
+    Raises DataError when it has too few.
+    """
+    table = read_manifest(captions)
+    if "layouts" not in table:
+        return table
+    if (made := int(table["copy"].max()) + 1) < copies:
+        raise DataError(f"{captions}: has masks for {made} copies, and {copies} are to be drawn; delete it and run the workflow again")
+    return table[table["copy"] < copies].reset_index(drop=True)
+
+
 def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) -> None:
     """Join the shards' manifests, which lie beside ``out``, into one, ordered by tile and copy.
 
     Shards that had nothing to sample, because there were more of them than batches, have empty manifests. The rows, a good part of a
     gigabyte for a large dataset, are held in memory once and written a part at a time. Raises DataError unless every tile has all its
-    copies once.
+    copies once, or its only one where masks are new layouts.
     """
     parts: list[pa.Table] = []
     listed: dict = {}
@@ -31,11 +46,11 @@ def gather_shards(shards: list[Path], captions: Path, copies: int, out: Path) ->
         if not _is_empty(path):
             check_paths(path, read_manifest(path, without="corrections"), Layout.synthetic.root(out), listed)
             parts.append(read_table(path))
-    tiles, count = read_manifest(captions).tile_id, sum(map(len, parts))
-    expected = copies * len(tiles)
+    masks, count = masks_to_draw(captions, copies), sum(map(len, parts))
+    expected = len(masks) if "layouts" in masks else copies * len(masks)
     if count == expected:
         keys = pa.concat_tables([part.select(["mask_of", "copy"]) for part in parts]).to_pandas()
-        known = keys.mask_of.isin(tiles) & keys["copy"].between(0, copies - 1)
+        known = keys.mask_of.isin(masks.tile_id) & keys["copy"].between(0, copies - 1)
         if known.all() and not keys.duplicated().any():
             _write(parts, keys.sort_values(["mask_of", "copy"]).index.to_numpy(), out)
             return

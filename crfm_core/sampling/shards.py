@@ -23,7 +23,8 @@ from crfm_core import DataError, ResourceError
 from crfm_core.data.rasters import read_label, read_rgb, read_tags, write_raster
 from crfm_core.files import atomic_path, exclusive, hash_of, inside, require_disk, seed_of, sha256_of
 from crfm_core.layout import Layout
-from crfm_core.manifest import in_subfolder, paths_of, read_manifest, write_manifest
+from crfm_core.manifest import in_subfolder, paths_of, write_manifest
+from crfm_core.sampling.gathering import masks_to_draw
 from crfm_core.sampling.sampler import SamplerSpec, as_uint8
 from crfm_core.text.encoders import NO_PROMPT, PromptCache
 
@@ -72,6 +73,7 @@ def synthesise_shard(
     generator, critic and settings (their tags say so) and can be read; a batch that lacks any is sampled again, and only the missing
     ones are written. Settings that change nothing but an image's rounding (``Sampler.performance_keys()``) do not count; the batch size
     does where the correction divides by it (``rectify.reduction: mean``). Images of georeferenced masks are GeoTIFFs in the same place.
+    Each of new layouts (:func:`crfm_core.sampling.gathering.masks_to_draw`) is drawn once.
 
     Args:
         captions: captioned manifest of the tiles whose masks are used.
@@ -84,14 +86,22 @@ def synthesise_shard(
     Raises: DataError, WeightsError or ResourceError naming the file that could not be read, used or written.
     """
     started = time.perf_counter()
-    table = read_manifest(captions)
-    root = Layout.shard.root(out)
-    batches = batches_of(list(zip(table.height, table.width, strict=True)), copies, sampler.settings.batch_size, shard, shards)
+    table = masks_to_draw(captions, copies)
+    root, new = Layout.shard.root(out), "layouts" in table
+    sizes = list(zip(table.height, table.width, strict=True))
+    batches = batches_of(sizes, 1 if new else copies, sampler.settings.batch_size, shard, shards)
+    if new:
+        batches = [[Sample(sample.row, int(table["copy"].iloc[sample.row])) for sample in batch] for batch in batches]
     samples = [sample for batch in batches for sample in batch]
     masks = sorted({sample.row for sample in samples})  # of all tiles a shard among many needs few, and every path is checked
     labels = dict(zip(masks, paths_of(captions, table.iloc[masks], "label", root), strict=True))
     weights = sampler.weights_digest()
     made_by = hash_of(weights, sampler.dependencies(), sha256_of(prompts), sampler.name, seed)
+
+    def made_from(sample: Sample) -> str:
+        """What an image depends on; other masks may be drawn under the name of a layout."""
+        return hash_of(made_by, table.digest.iloc[sample.row]) if new else made_by
+
     folder = Path(out).parent / "images"
     require_disk(folder, len(samples) * int(table.width.max() * table.height.max()) * 4)
 
@@ -103,7 +113,7 @@ def synthesise_shard(
         if (held / "begun").exists():  # by an earlier try; looking through the images of all shards takes a while
             _remove_fragments(folder, {path.name for path in paths.values()})
         (held / "begun").touch()
-        missing = {sample for sample in samples if not _finished(paths[sample], made_by)}
+        missing = {sample for sample in samples if not _finished(paths[sample], made_from(sample))}
         print(f"{len(samples)} images, {len(samples) - len(missing)} of them already there", flush=True)
         if missing:
             cache = PromptCache(prompts)
@@ -125,7 +135,7 @@ def synthesise_shard(
             def write(sample: Sample, image: np.ndarray, record: list[dict], note: str) -> None:
                 row = table.iloc[sample.row]
                 tags = {
-                    "made_by": made_by,
+                    "made_by": made_from(sample),
                     "generator": weights[:12],
                     "seed": seed_of_sample(sample),
                     "sampler": sampler.name,
@@ -223,8 +233,9 @@ def _row(row: pd.Series, sample: Sample, image: Path, label: Path, sampler_name:
         "synthetic", row.tile_id, sample.copy, int(tags["seed"]), sampler_name, tags["generator"], before, after, tags["corrections"],
         tags.get("note", ""),
     )  # fmt: skip
+    of_tile = row.rename({"mask_of": "layout_of"})  # of a new layout: the tile that it was made from
     return {
-        **row.drop("image_digest", errors="ignore").to_dict(),
+        **of_tile.drop("image_digest", errors="ignore").to_dict(),
         "tile_id": f"{row.tile_id}-{sampler_name}-{sample.copy}",
         "image": os.path.relpath(image, Path(out).resolve().parent),
         "label": os.path.relpath(label, Path(out).resolve().parent),

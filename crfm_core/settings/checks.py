@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from crfm_core.settings.data import Dataset
+from crfm_core.settings.layouts import TRAINING
 from crfm_core.settings.run import Settings
+
+#: Names in paths of captions, prompts and latents that stand for other tiles than a split's or layouts'.
+RESERVED_SETS = {TRAINING, "pseudo", "unlabelled"}
 
 
 def faults_between_sections(settings: Settings) -> list[str]:
@@ -36,6 +40,8 @@ def _references(settings: Settings) -> Iterator[tuple[str, str | None, Collectio
         yield f"recipes.{name}.sampler", recipe.sampler, settings.samplers
         yield f"recipes.{name}.filter", recipe.filter, settings.filters
         yield f"recipes.{name}.resample", recipe.resample, settings.resamplings
+    for name, sampler in settings.samplers.items():
+        yield f"samplers.{name}.layouts", None if sampler.layouts == TRAINING else sampler.layouts, [TRAINING, *settings.layouts]
     for name, filter_ in settings.filters.items():
         yield f"filters.{name}.after", filter_.after, settings.filters
     for name, table in settings.experiments.items():
@@ -58,6 +64,8 @@ def unknown_names(settings: Settings) -> Iterator[str]:
             yield f"{key}: unknown name {name!r}; allowed: {', '.join(known) or '(none defined)'}"
     if "none" in settings.filters:
         yield "filters.none: none stands for no filter; give it another name"
+    for name in sorted(RESERVED_SETS & set(settings.layouts)):
+        yield f"layouts.{name}: {name} stands for other tiles; give the layouts another name"
 
 
 def guidance_needs_caption_dropout(settings: Settings) -> Iterator[str]:
@@ -167,6 +175,14 @@ def classes_of_resamplings(settings: Settings, dataset: Dataset) -> Iterator[str
             yield f"resamplings.{name}.classes: {dataset.name} has no class {unknown!r}; allowed: {', '.join(dataset.classes)}"
 
 
+def layouts_fit_the_dataset(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    for name, layouts in settings.layouts.items():
+        if name in dataset.splits:
+            yield f"layouts.{name}: is the name of a split of {dataset.name}; give the layouts another name"
+        for unknown in [one for one in layouts.named_classes if one not in dataset.classes][:1]:
+            yield f"layouts.{name}.shares: {dataset.name} has no class {unknown!r}; allowed: {', '.join(dataset.classes)}"
+
+
 def weights_per_class(settings: Settings, dataset: Dataset) -> Iterator[str]:
     for name, segmentor in settings.segmentors.items():
         if isinstance(weights := segmentor.class_weights, list) and len(weights) != len(dataset.classes):
@@ -187,4 +203,5 @@ def unlabelled_share_needs_unlabelled_scenes(settings: Settings, dataset: Datase
 DATASET_CHECKS = (
     splits_that_train, unlabelled_share_needs_unlabelled_scenes, windows_without_gaps, split_compared_with,
     classes_of_resamplings, weights_per_class,
+    splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, layouts_fit_the_dataset, weights_per_class,
 )  # fmt: skip

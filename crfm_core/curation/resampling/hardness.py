@@ -22,7 +22,10 @@ REMEDY = "use another re-sampling"
 def choose(
     settings: HardnessResampling, table: pd.DataFrame, manifest: Path, tiles: Path, class_losses: Sequence[float | None], classes: object
 ) -> np.ndarray:
-    """Which rows are kept, bool [N]. The new column ``hardness`` is that of the tile's mask, before any filter (NaN where it has none)."""
+    """Which rows are kept, bool [N]. The new column ``hardness`` is that of the tile's mask, before any filter (NaN where it has none).
+
+    New layouts that were made from one tile (column ``layout_of``) count as versions of one mask, which is as hard as they are on average.
+    """
     if "mask_of" not in table:
         raise DataError(f"{manifest}: no column mask_of, which names the tile whose mask was used; give synthetic tiles")
     masks = read_manifest(tiles)
@@ -34,8 +37,11 @@ def choose(
         print(f"{len(unknown)} masks have no class with a mean loss and rank as the easiest, first {unknown[0]}", flush=True)
     if hardness.isna().all():
         raise DataError(f"{tiles}: no mask has a class with a mean loss on real tiles; measure the losses on a split that has the classes")
-    chosen = by_hardness(table, settings.seed)
-    counts = Counter(table.mask_of[chosen].value_counts())
+    versions = table
+    if "layout_of" in table:
+        versions = table.assign(mask_of=table.layout_of, hardness=hardness.groupby(table.layout_of).transform("mean"))
+    chosen = by_hardness(versions, settings.seed)
+    counts = Counter(versions.mask_of[chosen].value_counts())
     for versions, count in sorted(counts.items()):
         print(f"{count} masks keep {versions} of their versions", flush=True)
     return chosen

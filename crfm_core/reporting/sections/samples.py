@@ -10,6 +10,7 @@ from crfm_core.manifest import paths_of
 from crfm_core.reporting import figures as draw
 from crfm_core.reporting.inputs import DatasetResults, Pair
 from crfm_core.reporting.page import Report
+from crfm_core.settings import TRAINING
 
 TITLE = "Samples"
 ROWS = 6  #: tiles of a sheet
@@ -19,8 +20,8 @@ Column = tuple[str, list[np.ndarray | None]]  #: its title, and a picture for ea
 
 
 def show_dataset(report: Report, results: DatasetResults) -> dict:
-    """Real tiles chosen by their classes, each with the first sample of every sampler and its label after a pixel filter; and the notes
-    that samples carry.
+    """Real tiles chosen by their classes, each with the first sample of every sampler and its label after a pixel filter; likewise new
+    layouts, which have no real tile; how many of those there are; and the notes that samples carry.
 
     The leading recipes' samples come first; sheets are as many as their columns need.
     """
@@ -34,16 +35,56 @@ def show_dataset(report: Report, results: DatasetResults) -> dict:
     ]
     sheets: list[dict] = []
     for leading, pairs in ((True, results.leading_pairs), (False, results.other_pairs)):
-        columns = [column for pair in pairs for column in _columns(results, pair, ids)]
-        for start in range(0, max(len(columns), int(leading)), COLUMNS):
-            figure = _sheet(report, results, [*real, *columns[start : start + COLUMNS]], len(sheets))
-            sheets.append({"figure": figure, "tiles": ids, "leading": leading})
+        by_masks: dict[str, list[Pair]] = {TRAINING: []}
+        for pair in pairs:
+            by_masks.setdefault(results.settings.samplers[pair[1]].layouts, []).append(pair)
+        for masks, drawn in by_masks.items():
+            chosen, beside = (ids, real) if masks == TRAINING else _new_layouts(results, drawn[0])
+            columns = [column for pair in drawn for column in _columns(results, pair, chosen)]
+            for start in range(0, max(len(columns), int(leading and pairs == drawn)), COLUMNS):
+                figure = _sheet(report, results, [*beside, *columns[start : start + COLUMNS]], len(sheets))
+                sheets.append({"figure": figure, "tiles": chosen, "leading": leading, "layouts": masks != TRAINING and masks})
     notes = [
         f"{results.name_of(pair)}: {count} of {len(table)} samples: {note}"
         for pair, table in results.synthetic.items()
         for note, count in table.note[table.note.astype(bool)].value_counts().items()
     ]
-    return {"sheets": sheets, "notes": notes}
+    return {"sheets": sheets, "notes": notes, "layouts": _layouts_drawn(results)}
+
+
+def _new_layouts(results: DatasetResults, pair: Pair) -> tuple[list[str], list[Column]]:
+    """New layouts chosen by their classes among those of the first copy, and their masks."""
+    table = results.synthetic[pair]
+    table = table[table["copy"] == table["copy"].min()].reset_index(drop=True)
+    shown = table.iloc[draw.choose_tiles(table, ROWS)]
+    labels = paths_of(results.files["synthetic"][pair], shown, "label", results.root)
+    return list(shown.mask_of), [("mask", [paint(read_label(label), results.dataset.palette) for label in labels])]
+
+
+def _layouts_drawn(results: DatasetResults) -> list[dict]:
+    """For each sampler that draws new layouts how many, of which kind and made from how many tiles; the share of each class among the
+    labelled pixels beside that of the training tiles, which come first."""
+    tables = {pair: table for pair, table in results.synthetic.items() if "layouts" in table}
+    rows = [
+        {
+            "sampler": results.name_of(pair),
+            "name": (name := results.settings.samplers[pair[1]].layouts),
+            "what": f"{table.layouts.iloc[0]}: {results.settings.layouts[name].describe()}",
+            "masks": len(table),
+            "tiles": table.layout_of.nunique(),
+            "pieces": int(table.pieces.sum()),
+            "shares": _shares(table),
+        }
+        for pair, table in tables.items()
+    ]
+    real = {"sampler": "", "name": "training", "what": "the training tiles", "masks": len(results.tiles), "tiles": len(results.tiles)}
+    return [real | {"pieces": 0, "shares": _shares(results.tiles)}, *rows] if rows else []
+
+
+def _shares(table: pd.DataFrame) -> list[float]:
+    """Shares of the classes among all labelled pixels."""
+    counts = np.sum(list(table.pixels), axis=0)
+    return (counts / max(1, counts.sum())).tolist()
 
 
 def _sheet(report: Report, results: DatasetResults, columns: list[Column], index: int) -> dict:
@@ -51,7 +92,8 @@ def _sheet(report: Report, results: DatasetResults, columns: list[Column], index
     pictures = [list(row) for row in zip(*(column for _, column in columns), strict=True)]
     name = f"{dataset.name}-samples" + (f"-{index + 1}" if index else "")
     draw.sample_sheet(titles, pictures, dataset.classes, dataset.palette, report.pictures.folder, name)
-    return report.pictures(name, f"Masks, real tiles and samples, one tile per row; columns: {', '.join(titles)}", "png")
+    shown = "Masks, real tiles and samples, one tile per row" if "real tile" in titles else "New layouts and samples, one per row"
+    return report.pictures(name, f"{shown}; columns: {', '.join(titles)}", "png")
 
 
 def _columns(results: DatasetResults, pair: Pair, ids: list[str]) -> list[Column]:
