@@ -143,6 +143,14 @@ CASES = [
         ways=SCENE,
     ),
     Case(
+        "draw_layouts",
+        (f"{DATASET}/layouts/rich.parquet",),
+        (tiles("train"),),
+        manifest=tiles("train"),
+        column="label",
+        beside=below(f"{DATASET}/layouts/rich"),
+    ),
+    Case(
         "synthesise_shard",
         (f"{SAMPLES}/shard-1-of-2.parquet",),
         (GENERATOR, captions("train"), f"{DATASET}/prompts/train.json", CRITIC),

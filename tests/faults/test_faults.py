@@ -142,6 +142,7 @@ def write_configurations(folder: Path, weights: str) -> None:
     filters = smallest["filters"] | {"best": {"kind": "agreement", "keep": 0.5}}
     common = {"disk_gb": 1e-12}
     more = {"base_model": base, "filters": filters, "resamplings": {"hard": {"kind": "hardness"}}}
+    more["layouts"] = {"rich": {"kind": "augmented"}}
     rewrite(folder / "faults.yaml", folder / "smallest.yaml", **more, **common)
     rewrite(folder / "given.yaml", folder / "smallest.yaml", base_model={"kind": "folder", "path": "given"}, **common)
     fixed = {"revision": REVISION}

@@ -7,7 +7,7 @@ import yaml
 from paths import ROOT
 
 from crfm_core import ConfigError
-from crfm_core.experiment import Experiment, copies, downloads, filter_chain, hub_models, keeps_every_image, selected_tables
+from crfm_core.experiment import Experiment, copies, downloads, filter_chain, hub_models, keeps_every_image, layout_copies, selected_tables
 from crfm_core.layout import Layout
 from crfm_core.settings import load_datasets, load_settings
 
@@ -52,6 +52,18 @@ def test_as_many_copies_are_made_as_the_built_tables_take_and_no_more():
     one = {"only": {"title": "?", "recipes": ["real", "ratio-1"], "segmentors": ["segformer_tiny"]}}
     assert copies(settings_of(experiments=one, tables=["only"]), "triattention", "crfm-many") == 1
     assert copies(settings_of(), "siamese", "released") == 1, "what no recipe uses"
+
+
+def test_there_are_layouts_for_the_most_demanding_of_the_samplers_that_draw_them():
+    layouts = {"rich": {"kind": "augmented"}, "unused": {"kind": "augmented"}}
+    drawn = {name: settings_of().samplers[name].model_dump() | {"layouts": "rich"} for name in ("crfm", "crfm-many")}
+    settings = settings_of(layouts=layouts, samplers=drawn)
+    assert layout_copies(settings, "rich") == 5 and layout_copies(settings, "unused") == 1
+    experiment = Experiment(settings, load_datasets(settings, ROOT))
+    assert experiment.manifest_of_masks("embedded", "crfm") == RESULTS.layouts("embedded", "rich") in experiment.stage_files()
+    assert experiment.masks_of("embedded", "crfm") == "rich" and experiment.masks_of("embedded", "plain") == "train"
+    assert experiment.manifest_of_masks("embedded", "plain") == RESULTS.tiles("embedded", "train")
+    assert RESULTS.layouts("embedded", "rich") not in world().stage_files()
 
 
 def test_a_table_named_twice_is_built_once():

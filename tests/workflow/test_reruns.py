@@ -30,6 +30,7 @@ TARGETS = (
     "results/small/exports/triattention",
     "results/small/synthetic_scenes/triattention/crfm/train-000.tif",
     "results/small/mosaics/train/train-000-image.tif",
+    "results/small/prompts/rich.json",
     "results/small/predictions/crfm/segformer_tiny/seed0/test.parquet",
     "results/small/predicted_scenes/crfm/segformer_tiny/seed0/test-000.tif",
 )
@@ -48,6 +49,7 @@ BASE = read("smallest.yaml")
 BASE["controls"]["triattention"] |= {"caption_dropout": 0.1, "mask_dropout": 0.2, "lora": {"rank": 4}}
 BASE["controls"]["other"] = BASE["controls"]["triattention"]
 BASE["samplers"]["other"] = BASE["samplers"]["crfm"]
+BASE["layouts"] = {"rich": {"kind": "augmented"}}
 BASE["segmentors"]["segformer_tiny"] |= {"pretrained": WEIGHTS}
 BASE["filters"] |= {"agreement": {"kind": "agreement", "keep": 0.5}, "clip": {"kind": "clip", "keep": 0.9, "after": "agreement"}}
 BASE["filters"]["last"] = {"kind": "pixel", "after": "clip"}
@@ -97,6 +99,7 @@ STARTS: dict[str, tuple[list[tuple[str, Any]], list[tuple[str, Any]]]] = {
     ),
     "folder": ([("base_model", {"kind": "folder", "path": "models/sd3"})], []),
     "without val": ([], [("val", None)]),
+    "new layouts": ([("samplers.crfm.layouts", "rich")], []),
 }
 
 #: Where to start, key, another value, the rules that run again by themselves.
@@ -157,6 +160,12 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
             "critic_decoder": "decoder",
         }.items()
     ),
+    ("as it is", "samplers.crfm.layouts", "rich", {"synthesise_shard", "gather_shards", "resample_tiles"}),
+    *(
+        ("as it is", f"layouts.rich.{key}", value, {"draw_layouts"})
+        for key, value in {"seed": 1, "turn": False, "scale": [1, 1], "paste": 1, "min_piece": 4, "shares": "uniform"}.items()
+    ),
+    ("new layouts", "recipes.crfm.synthetic_per_real", 2, {"draw_layouts", "synthesise_shard"}),
     *(("as it is", f"samplers.crfm.{key}", value, set()) for key, value in {"batch_size": 2, "pad": True, "compile": "default"}.items()),
     *(
         ("as it is", f"segmentors.segformer_tiny.{key}", value, {"train_segmentor"})
@@ -305,6 +314,7 @@ ELSEWHERE = {
     "dataset.name": "another name is another folder",
     **dict.fromkeys(["controls.*.unlabelled_share", "controls.*.unlabelled_masks"], "the dataset has no unlabelled scenes"),
     **dict.fromkeys(["base_model.kind", "dataset.source.kind", "dataset.split.by"], "another kind is another section"),
+    **dict.fromkeys(["base_model.kind", "layouts.*.kind", "dataset.source.kind", "dataset.split.by"], "another kind is another section"),
 }
 
 
@@ -429,7 +439,7 @@ def tried() -> set[str]:
         f"dataset.split.{key}" for _, others in SPLITS for key in others
     }
     for _, key, value, _ in TABLE:
-        key = re.sub(r"^(controls|samplers|segmentors|filters|resamplings|recipes|experiments|dataset\.select)\.\w+", r"\1.*", key)
+        key = re.sub(r"^(controls|layouts|samplers|segmentors|filters|resamplings|recipes|experiments|dataset\.select)\.\w+", r"\1.*", key)
         found |= {key} | ({f"{key}.{inner}" for inner in value} if isinstance(value, dict) else set())
     return {"dataset.source.scenes" if key.startswith("dataset.source.scenes") else key for key in found}
 

@@ -101,6 +101,20 @@ def test_masks_of_which_a_filter_left_fewer_versions_keep_what_there_is(tmp_path
     assert Counter(table.mask_of) == {"m1": 1, "m3": 3, "m0": 2, "m2": 4}  # of at most 4: 2, 3, 4, 4
 
 
+def test_layouts_made_from_one_tile_are_its_versions_as_hard_as_they_are_on_average(tmp_path):
+    """Each is a mask of its own; those from a are easy but for one, all from b are hard."""
+    easy, hard = [100, 0, 0], [0, 0, 100]
+    layouts = {"a-0": easy, "a-1": easy, "a-2": hard, "a-3": easy, "b-0": hard, "b-1": hard, "b-2": hard, "b-3": hard}
+    tiles = manifest_of(tmp_path / "layouts.parquet", layouts)
+    synthetic = manifest_of(
+        tmp_path / "all.parquet", {f"{name}-crfm-0": [10, 0, 0] for name in layouts}, mask_of=list(layouts), copy=[0] * 8,
+        layout_of=[name[0] for name in layouts],
+    )  # fmt: skip
+    table = resample_tiles(HardnessResampling(kind="hardness"), synthetic, tiles, LOSSES, CLASSES, tmp_path / "out.parquet")
+    assert Counter(table.layout_of) == {"a": 3, "b": 4}  # of two masks the easier one keeps 1 + round(4 / 2)
+    assert table.hardness.tolist() == [hardness_of(layouts[name], LOSSES) for name in table.mask_of]
+
+
 def test_which_versions_are_kept_depends_on_seed_and_id_alone(tmp_path):
     tiles = manifest_of(tmp_path / "tiles.parquet", MASKS)
     synthetic = versions(tmp_path / "all.parquet", dict.fromkeys(MASKS, 10))

@@ -67,7 +67,7 @@ def test_every_kind_of_work_has_a_rate(tmp_path, name, gpu):
     jobs += [Job("filter_tiles", same | {"filter": name}) for name in settings.filters]
     jobs += [Job("compare_corrections", same | {"preset": preset}) for preset in ("plain", *settings.comparison.presets)]
     gpu_rules = {job.rule for job in jobs} if gpu else ()
-    cut = [Job("tile_scenes", same), Job("caption_tiles", same)]
+    cut = [Job("tile_scenes", same), Job("caption_tiles", same), Job("draw_layouts", same | {"layouts": "new"})]
     plan = planned(jobs + cut, tmp_path, name, {"tables": "all"}, gpu_rules)
     assert {stage.rule: stage.basis for stage in plan.stages if "not known" in stage.basis} == {}
     assert plan.total(gpu) > 600

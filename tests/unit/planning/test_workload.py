@@ -81,6 +81,14 @@ def test_looks_at_held_out_tiles_are_counted_with_the_images_of_a_training(tmp_p
         counts.append(workload.count("generator_images", job))
     # 6 of 48 tiles at 8 noise levels, with and without masks, a third of the work of a trained image each
     assert counts == [400, pytest.approx(400 + 4 * 6 * 8 * 2 / 3)]
+def test_layouts_are_counted_by_the_copies_that_samplers_draw_of_them(tmp_path):
+    changes = {"layouts": {"rich": {"kind": "augmented"}}, "samplers.crfm.layouts": "rich"}
+    settings, found = configuration("config.yaml", tmp_path, changes)
+    workload, names = Workload(settings, found, RATES), {"dataset": "embedded", "split": "rich"}
+    assert workload.count("layouts", Job("draw_layouts", {"dataset": "embedded", "layouts": "rich"})) == 3 * 48
+    assert workload.count("captions", Job("caption_tiles", names)) == 3 * 48
+    assert workload.count("prompts", Job("encode_prompts", names)) == 1 + min(3 * 48, 2**7 - 1)
+    assert workload.count("shard_images", shard(tmp_path, 1)) == 3 * 48 / 2
 
 
 def test_latents_take_the_room_that_is_planned(tmp_path):
