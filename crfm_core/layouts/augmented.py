@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from crfm_core.data.rasters import IGNORE, encode_raster, read_label
-from crfm_core.files import hash_of, seed_of, sha256_of, write_bytes
-from crfm_core.layouts.sources import LabelledTiles, LayoutSources
-from crfm_core.manifest import in_subfolder
+from crfm_core.data.rasters import IGNORE, read_label
+from crfm_core.files import hash_of, seed_of
+from crfm_core.layouts.sources import LabelledTiles, LayoutSources, count_pixels, mask_row
 from crfm_core.settings import AugmentedLayouts
 
 #: Masks that are kept in memory.
@@ -33,34 +31,20 @@ def draw(settings: AugmentedLayouts, sources: LayoutSources, out: Path, count: i
         target = target_shares(settings.shares, sources.classes, tiles.pixels.sum(axis=0))
     masks = lru_cache(MASKS_HELD)(lambda tile: read_label(tiles.labels[tile]))
     counts = np.zeros(len(sources.classes), dtype=np.int64)
-    ids, folder, used = list(tiles.table.tile_id), Path(out).resolve().parent, np.zeros(len(tiles), dtype=int)
-    bases = _every_tile_in_turn(ids, settings.seed)
+    bases, used = _every_tile_in_turn(list(tiles.table.tile_id), settings.seed), [0] * len(tiles)
     for index in range(count):
         rng = np.random.default_rng(seed_of("layout", settings.seed, sources.name, index))
         missing = None if target is None else deficits(target, counts)
-        base = next(bases) if target is None else _base_for(target, counts, tiles.pixels, rng)
+        base = next(bases) if missing is None else _base_for(missing, tiles.pixels, rng)
         mask, pieces = _changed(settings, masks(base), missing, rng), 0
-        now = counts + _count(mask, len(counts))
-        for _ in range(settings.paste if target is not None else int(rng.integers(settings.paste + 1))):
-            missing = None if target is None else deficits(target, now)
+        for _ in range(int(rng.integers(settings.paste + 1)) if target is None else settings.paste):
+            if target is not None:
+                missing = deficits(target, counts + count_pixels(mask, len(counts)))
             piece = _piece(settings, missing, tiles.pixels, base, masks, rng)
-            if piece is not None:
-                pieces += paste(mask, *piece, rng, missing)
-                now = counts + _count(mask, len(counts))
-        counts = now
-        suffix = tiles.labels[base].suffix
-        name = f"{ids[base]}-{sources.name}-{used[base]}"
+            pieces += piece is not None and paste(mask, *piece, rng, missing)
+        counts += count_pixels(mask, len(counts))
+        yield mask_row(tiles, base, used[base], mask, sources, out, pieces=pieces)
         used[base] += 1
-        label = folder / Path(out).stem / in_subfolder(f"{name}{suffix}")
-        write_bytes(label, encode_raster(suffix, mask))
-        pixels = _count(mask, len(counts))
-        row = tiles.table.iloc[base].to_dict()
-        yield row | {key: size for key, size in (("inner_width", mask.shape[1]), ("inner_height", mask.shape[0])) if key in row} | {
-            "tile_id": name, "mask_of": ids[base], "image": os.path.relpath(tiles.images[base], folder),
-            "label": os.path.relpath(label, folder), "height": mask.shape[0], "width": mask.shape[1], "crs": "", "transform": [],
-            "classes": np.flatnonzero(pixels).tolist(), "pixels": pixels.tolist(), "digest": sha256_of(tiles.images[base], label),
-            "pieces": pieces,
-        }  # fmt: skip
 
 
 def _changed(settings: AugmentedLayouts, mask: np.ndarray, missing: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
@@ -161,11 +145,9 @@ def _every_tile_in_turn(ids: list[str], seed: int) -> Iterator[int]:
         turn += 1
 
 
-def _base_for(target: np.ndarray, counts: np.ndarray, pixels: np.ndarray, rng: np.random.Generator) -> int:
-    """A tile drawn by the share of its pixels [N,K] that are of classes that are missing."""
-    missing = deficits(target, counts)
-    weights = pixels @ (missing if missing.any() else target) / pixels.sum(axis=1)
-    base = _drawn(weights, rng)
+def _base_for(missing: np.ndarray, pixels: np.ndarray, rng: np.random.Generator) -> int:
+    """A tile drawn by the share of its pixels [N,K] that are of classes of which pixels are ``missing``, [K]; any where none are."""
+    base = _drawn(pixels @ missing / pixels.sum(axis=1), rng)
     return int(rng.integers(len(pixels))) if base is None else base
 
 
@@ -210,8 +192,3 @@ def _drawn(weights: np.ndarray, rng: np.random.Generator) -> int | None:
 def _any_position(piece: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     piece = np.rot90(piece, int(rng.integers(4)))
     return np.fliplr(piece) if rng.integers(2) else piece
-
-
-def _count(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Labelled pixels per class, int64 [K]."""
-    return np.bincount(mask.ravel(), minlength=256)[:classes].astype(np.int64)

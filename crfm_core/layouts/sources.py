@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
-from crfm_core.manifest import paths_of, read_manifest
+from crfm_core.data.rasters import encode_raster
+from crfm_core.files import sha256_of, write_bytes
+from crfm_core.manifest import in_subfolder, paths_of, read_manifest
 from crfm_core.settings import AnyLayouts
 
 
@@ -64,3 +67,26 @@ class LabelledTiles:
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+def mask_row(tiles: LabelledTiles, tile: int, again: int, mask: np.ndarray, sources: LayoutSources, out: Path, **columns: object) -> dict:
+    """Write a mask [H,W] into the folder beside the manifest ``out`` that has its name; return its row, with more ``columns``.
+
+    It was made from a ``tile``, of which it is the ``again``-th one, counted from 0. It is no real place and has no coordinates.
+    """
+    base, folder, suffix = tiles.table.iloc[tile].to_dict(), Path(out).resolve().parent, tiles.labels[tile].suffix
+    name = f"{base['tile_id']}-{sources.name}-{again}"
+    label = folder / Path(out).stem / in_subfolder(f"{name}{suffix}")
+    write_bytes(label, encode_raster(suffix, np.ascontiguousarray(mask)))
+    pixels, (height, width) = count_pixels(mask, len(sources.classes)), mask.shape
+    sides = {"height": height, "width": width, "inner_height": height, "inner_width": width}
+    return base | {key: side for key, side in sides.items() if key in base} | {
+        "tile_id": name, "mask_of": base["tile_id"], "image": os.path.relpath(tiles.images[tile], folder),
+        "label": os.path.relpath(label, folder), "crs": "", "transform": [], "classes": np.flatnonzero(pixels).tolist(),
+        "pixels": pixels.tolist(), "digest": sha256_of(tiles.images[tile], label), "pieces": 0, **columns,
+    }  # fmt: skip
+
+
+def count_pixels(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Labelled pixels per class, int64 [K]."""
+    return np.bincount(mask.ravel(), minlength=256)[:classes].astype(np.int64)

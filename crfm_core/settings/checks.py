@@ -183,6 +183,16 @@ def layouts_fit_the_dataset(settings: Settings, dataset: Dataset) -> Iterator[st
             yield f"layouts.{name}.shares: {dataset.name} has no class {unknown!r}; allowed: {', '.join(dataset.classes)}"
 
 
+def predicted_layouts_need_unlabelled_tiles(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    for name in dict.fromkeys(recipe.sampler for recipe in settings.recipes.values() if recipe.sampler):
+        layouts = settings.layouts.get(settings.samplers[name].layouts)
+        if layouts and layouts.NEEDS_UNLABELLED and not getattr(dataset, "has_unlabelled", False):
+            yield (
+                f"samplers.{name}.layouts: of kind {layouts.kind}, and {dataset.name} has no unlabelled scenes; name some in its source, "
+                "or draw other layouts"
+            )
+
+
 def weights_per_class(settings: Settings, dataset: Dataset) -> Iterator[str]:
     for name, segmentor in settings.segmentors.items():
         if isinstance(weights := segmentor.class_weights, list) and len(weights) != len(dataset.classes):
@@ -204,4 +214,6 @@ DATASET_CHECKS = (
     splits_that_train, unlabelled_share_needs_unlabelled_scenes, windows_without_gaps, split_compared_with,
     classes_of_resamplings, weights_per_class,
     splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, layouts_fit_the_dataset, weights_per_class,
+    splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, layouts_fit_the_dataset,
+    predicted_layouts_need_unlabelled_tiles, weights_per_class,
 )  # fmt: skip

@@ -25,7 +25,7 @@ from tiny_models import tiny_pipeline, tiny_transformer
 
 from crfm_core.segmentor.mmseg.architectures import ARCHITECTURES
 from crfm_core.segmentor.mmseg.networks import build_model
-from crfm_core.settings import PRESETS, SCHEMES, AnyFilter, AnyResampling, Captions, Section, load_settings
+from crfm_core.settings import PRESETS, SCHEMES, AnyFilter, AnyLayouts, AnyResampling, Captions, Section, load_settings
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -108,7 +108,7 @@ def kinds_of(*models: type[Section]) -> list[str]:
 #: Pages with a table of the kinds that the configuration names, and their names.
 KINDS_ON_PAGES = {
     "training.md": [*SCHEMES],
-    "sampling.md": [*PRESETS],
+    "sampling.md": [*PRESETS, *kinds_of(*get_args(get_args(AnyLayouts)[0]))],
     "method.md": [*PRESETS],
     "segmentors.md": [*ARCHITECTURES],
     "curation.md": kinds_of(*get_args(get_args(AnyFilter)[0]), *get_args(get_args(AnyResampling)[0])),

@@ -160,12 +160,12 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
             "critic_decoder": "decoder",
         }.items()
     ),
-    ("as it is", "samplers.crfm.layouts", "rich", {"synthesise_shard", "gather_shards", "resample_tiles"}),
+    ("as it is", "samplers.crfm.layouts", "rich", {"synthesise_shard"}),
     *(
         ("as it is", f"layouts.rich.{key}", value, {"draw_layouts"})
         for key, value in {"seed": 1, "turn": False, "scale": [1, 1], "paste": 1, "min_piece": 4, "shares": "uniform"}.items()
     ),
-    ("new layouts", "recipes.crfm.synthetic_per_real", 2, {"draw_layouts", "synthesise_shard"}),
+    ("new layouts", "recipes.crfm.synthetic_per_real", 2, {"draw_layouts"}),
     *(("as it is", f"samplers.crfm.{key}", value, set()) for key, value in {"batch_size": 2, "pad": True, "compile": "default"}.items()),
     *(
         ("as it is", f"segmentors.segformer_tiny.{key}", value, {"train_segmentor"})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from hand_made_tiles import write_by_hand
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from segmentor_tiles import CLASSES, write_tiles
 
 from crfm_core import DataError, layouts
@@ -19,6 +19,7 @@ from crfm_core.files import sha256_of
 from crfm_core.layouts import draw_layouts
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
 from crfm_core.settings import AnyLayouts, AugmentedLayouts, PredictedLayouts
+from crfm_core.settings.layouts import Layouts
 
 KINDS = [PredictedLayouts(kind="predicted"), AugmentedLayouts(kind="augmented"), AugmentedLayouts(kind="augmented", shares="uniform")]
 NAMES = ["predicted", "augmented", "uniform"]
@@ -44,6 +45,30 @@ def test_every_kind_of_the_settings_is_a_module_and_every_module_a_kind():
     modules = {path.stem for path in Path(layouts.__path__[0]).glob("*.py")} - {"__init__", "sources"}
     assert modules == {get_args(one.model_fields["kind"].annotation)[0] for one in get_args(get_args(AnyLayouts)[0])}
     assert all(callable(import_module(f"{layouts.__name__}.{kind}").draw) for kind in modules)
+
+
+class MirroredLayouts(Layouts):
+    """Training masks upside down."""
+
+    kind: Literal["mirrored"] = Field(description="kind of layouts")
+
+
+def test_a_new_kind_is_a_module_and_a_class_of_the_settings(root, monkeypatch, tmp_path):
+    (tmp_path / "mirrored.py").write_text("""
+from crfm_core.data.rasters import read_label
+from crfm_core.layouts.sources import LabelledTiles, mask_row
+
+def draw(settings, sources, out, count):
+    tiles = LabelledTiles.read(sources.tiles, sources, sources.remedy(settings))
+    for index in range(count):
+        again, tile = divmod(index, len(tiles))
+        yield mask_row(tiles, tile, again, read_label(tiles.labels[tile])[::-1], sources, out)
+""")
+    monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(tmp_path)])
+    table = draw(root, MirroredLayouts(kind="mirrored"))
+    assert list(table.tile_id) == [f"t{tile}-new-{again}" for again in (0, 1) for tile in range(6)]
+    masks = paths_of(root / "layouts" / "new.parquet", table, "label", root)
+    assert (read_label(masks[7]) == read_label(root / "tiles" / "train" / "labels" / "t1.tif")[::-1]).all()
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=NAMES)

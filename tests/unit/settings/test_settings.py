@@ -265,6 +265,13 @@ def test_what_does_not_fit_a_dataset_is_refused_with_its_key(key, value, message
         load_datasets(load_settings(changed(read(ROOT / "config.yaml"), key, value)), ROOT)
 
 
+def test_predicted_layouts_are_drawn_only_where_there_are_unlabelled_scenes():
+    content = changed(read(ROOT / "config.yaml"), "layouts", {"guessed": {"kind": "predicted"}})
+    load_datasets(load_settings(content), ROOT)  # no sampler draws them
+    with pytest.raises(ConfigError, match=r"samplers\.crfm\.layouts: of kind predicted, and embedded has no unlabelled scenes; name some"):
+        load_datasets(load_settings(changed(content, "samplers.crfm.layouts", "guessed")), ROOT)
+
+
 def test_what_the_readme_says_of_own_data_is_a_valid_configuration():
     """Own classes and splits fit the embedded default with the overlay that is printed there, whatever other tables name."""
     (overlay,) = re.findall(r"printf '([^']+)' > my_run.yaml", (ROOT / "README.md").read_text())
