@@ -19,7 +19,7 @@ from crfm_core.files import remove, seed_of, write_json
 from crfm_core.manifest import relocate, write_manifest
 from crfm_core.reporting.data_sheet import draw_data_sheet
 from crfm_core.reporting.tables import make_table
-from crfm_core.settings import Dataset, Settings, load_dataset, load_settings
+from crfm_core.settings import TRAINING, Dataset, Settings, load_dataset, load_settings
 
 REPO = ROOT
 EVIL = "<script>alert('x')</script>"
@@ -192,12 +192,15 @@ class Tree:
                      "gradient_ratio": 0.3, "clamp_ratio": 0.4 * correction.clamp}
                     for s in range(min(4, correction.steps) if correction else 0)
                 ]  # fmt: skip
+                masks, new = self.settings.samplers[sampler].layouts, {}
+                if masks != TRAINING:
+                    new = {"mask_of": f"{row['tile_id']}-{masks}-{copy}", "layout_of": row["tile_id"], "layouts": "augmented", "pieces": 2}
                 losses = {"critic_loss_before": 2.0, "critic_loss_after": 1.5} if steps else {}
                 made.append(row | dict.fromkeys(("critic_loss_before", "critic_loss_after"), np.nan) | losses | {
                     "tile_id": name, "image": f"images/{name}.tif", "label": relocate(row["label"], self.files["tiles"][0], out),
                     "mask_of": row["tile_id"], "copy": copy, "seed": 1, "sampler": sampler, "generator": "f" * 64, "source": "synthetic",
                     "corrections": json.dumps(steps), "note": "",
-                })  # fmt: skip
+                } | new)  # fmt: skip
         write_manifest(out, made)
         names, level = [row["tile_id"] for row in made], 40.0 if correction else 34.0
         path = self.add("agreement", self.root / "agreement" / control / f"{sampler}.json")
