@@ -1,4 +1,5 @@
-# Synthesis: images for the training masks or new layouts, in a fixed number of shards, gathered into one manifest; and one for a whole scene's mask.
+# Synthesis: images for the training masks or new layouts, in a fixed number of shards, gathered into one manifest; and one for a whole
+# scene's mask.
 
 
 rule synthesise_shard:

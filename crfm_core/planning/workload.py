@@ -11,9 +11,8 @@ import pyarrow.parquet as parquet
 
 from crfm_core.data.sources import open_source
 from crfm_core.data.windows import window_offsets
-from crfm_core.experiment import copies
-from crfm_core.generator.held_out import LEVELS, MOST_HELD_OUT, held_out_count
 from crfm_core.experiment import copies, layout_copies
+from crfm_core.generator.held_out import LEVELS, MOST_HELD_OUT, held_out_count
 from crfm_core.layout import Layout
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.rates import Rates, Unit, Unknown, number_of
@@ -138,12 +137,11 @@ class Workload:
         if unit == "scored_tiles":
             return self._known_tiles(dataset, dataset.test) * self._scored_area(dataset.tile.size)
         name = names.get("split", names.get("set", dataset.train))
-        tiles = self._known_tiles(dataset, UNLABELLED if name == PSEUDO else name)
         layouts = names.get("layouts", names.get("split"))
         if layouts in settings.layouts:  # masks that are drawn, captioned, and whose prompts are encoded
             tiles = layout_copies(settings, layouts) * self._known_tiles(dataset, dataset.train)
         else:
-            tiles = self._known_tiles(dataset, names.get("split", dataset.train))
+            tiles = self._known_tiles(dataset, UNLABELLED if name == PSEUDO else name)
         if unit == "tiles_to_cut":  # all of them: a selection goes by what tiles show
             return self.before_selection(dataset, names["split"]).tiles or tiles
         if unit == "captions" and settings.captions.kind == "vlm" and layouts not in settings.layouts:

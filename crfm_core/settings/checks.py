@@ -211,9 +211,6 @@ def unlabelled_share_needs_unlabelled_scenes(settings: Settings, dataset: Datase
 
 
 DATASET_CHECKS = (
-    splits_that_train, unlabelled_share_needs_unlabelled_scenes, windows_without_gaps, split_compared_with,
-    classes_of_resamplings, weights_per_class,
-    splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, layouts_fit_the_dataset, weights_per_class,
-    splits_that_train, windows_without_gaps, split_compared_with, classes_of_resamplings, layouts_fit_the_dataset,
-    predicted_layouts_need_unlabelled_tiles, weights_per_class,
+    splits_that_train, unlabelled_share_needs_unlabelled_scenes, windows_without_gaps, split_compared_with, classes_of_resamplings,
+    layouts_fit_the_dataset, predicted_layouts_need_unlabelled_tiles, weights_per_class,
 )  # fmt: skip

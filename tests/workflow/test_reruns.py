@@ -313,7 +313,6 @@ ELSEWHERE = {
     "datasets": "other datasets: all of theirs is made",
     "dataset.name": "another name is another folder",
     **dict.fromkeys(["controls.*.unlabelled_share", "controls.*.unlabelled_masks"], "the dataset has no unlabelled scenes"),
-    **dict.fromkeys(["base_model.kind", "dataset.source.kind", "dataset.split.by"], "another kind is another section"),
     **dict.fromkeys(["base_model.kind", "layouts.*.kind", "dataset.source.kind", "dataset.split.by"], "another kind is another section"),
 }
 

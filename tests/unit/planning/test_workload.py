@@ -81,6 +81,8 @@ def test_looks_at_held_out_tiles_are_counted_with_the_images_of_a_training(tmp_p
         counts.append(workload.count("generator_images", job))
     # 6 of 48 tiles at 8 noise levels, with and without masks, a third of the work of a trained image each
     assert counts == [400, pytest.approx(400 + 4 * 6 * 8 * 2 / 3)]
+
+
 def test_layouts_are_counted_by_the_copies_that_samplers_draw_of_them(tmp_path):
     changes = {"layouts": {"rich": {"kind": "augmented"}}, "samplers.crfm.layouts": "rich"}
     settings, found = configuration("config.yaml", tmp_path, changes)
