@@ -78,8 +78,8 @@ def against_baseline(rows: pd.DataFrame, question: str, recipes: dict[str, Recip
     baseline = rows.baseline.iloc[0]
     if not baseline or len(rows) < 2:
         return None
-    of_synthetic = bool(recipes[baseline].samples)
-    rival = baseline if of_synthetic else best_without_synthesis(rows, recipes)
+    of_synthetic, drawn = bool(recipes[baseline].samples), [name for name in rows.recipe if recipes[name].samples]
+    rival = best_without_synthesis(rows, recipes) if drawn and not of_synthetic else baseline
     against = rows[rows.recipe == rival].iloc[0]
     others = [row for _, row in rows.iterrows() if row.recipe != rival]
     gaps = {row.recipe: gap_between(row, against) for row in others if of_synthetic or recipes[row.recipe].samples}

@@ -138,7 +138,7 @@ class Sampler(Section):
     """A named way to draw images from the generator."""
 
     PERFORMANCE_KEYS = frozenset({"batch_size", "compile", "pad"})
-    LATER_KEYS = frozenset({"mask_guidance_scale"})
+    LATER_KEYS = frozenset({"mask_guidance_scale", "layouts"})
 
     layouts: Name = Field(TRAINING, description="masks to draw images for: training (those of the training tiles), or a name of layouts")
     num_steps: Positive = Field(23, description="Euler steps")

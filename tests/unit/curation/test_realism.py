@@ -173,7 +173,7 @@ def test_the_judges_features_are_its_deepest_map_averaged_over_the_image(trainin
     images = np.stack(images_of(training)[:3])
     maps = judge.network.extract_feat((as_input(images) - judge.mean) / judge.std)
     deepest = max(maps, key=lambda one: one.shape[1])
-    assert deepest.shape == (3, 256, 2, 2)
+    assert deepest.shape == (3, 128, 4, 4)
     extract = judge_features(judge)
     torch.testing.assert_close(extract(images), deepest.mean(dim=(2, 3)), rtol=1e-5, atol=1e-6)
     alone = torch.cat([extract(image[None]) for image in images])
@@ -185,8 +185,8 @@ def test_what_an_image_is_padded_by_is_no_part_of_its_features(training, judge):
     larger = Critic(judge.network, CLASSES, Preparation(size=(96, 96), divisor=32))
     padded = F.pad((as_input(images) - judge.mean) / judge.std, (0, 72, 0, 56))
     deepest = max(judge.network.extract_feat(padded), key=lambda one: one.shape[1])
-    assert deepest.shape == (3, 256, 3, 3)  # 2 x 1 of these cells show the image
-    torch.testing.assert_close(judge_features(larger)(images), deepest[..., :2, :1].mean(dim=(2, 3)), rtol=1e-5, atol=1e-6)
+    assert deepest.shape == (3, 128, 6, 6)  # 3 x 2 of these cells show the image
+    torch.testing.assert_close(judge_features(larger)(images), deepest[..., :3, :2].mean(dim=(2, 3)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_judge_of_transformers_shows_its_hidden_states(tmp_path, training):

@@ -62,7 +62,7 @@ WITHIN = "crfm differs from real-equal by +0.4 points of mIoU, which is within n
         ({"crfm": NOISE}, f"Not shown: {WITHIN}", "open"),
         ({"crfm": NOISE, "triattention": [68, 68, 71]}, f"Not shown: {WITHIN}, as is every other difference", "open"),
         ({"crfm": UNDEFINED}, "Open: real-equal has no defined difference to any recipe", "open"),
-        ({"real": GAIN}, "Open: real has no recipe with synthetic tiles beside it", "open"),
+        ({"real": GAIN}, "Open: real-equal has no recipe with synthetic tiles beside it", "open"),
         ({"real": GAIN, "crfm": GAIN}, "Not shown: crfm differs from real by +0.0 points", "open"),
     ],
 )

@@ -101,7 +101,7 @@ def changed(content: dict, key: str, value: object) -> dict:
         ("samplers.crfm.mask_guidance_scale", 2, "samplers.crfm.mask_guidance_scale: controls.triattention never sees a missing mask; set"),
         ("controls.triattention.patience", 2, "controls.triattention.patience: nothing is looked at while training; set validate_every"),
         ("controls.triattention.unlabelled_masks", "predicted", "controls.triattention.unlabelled_masks: predicted, and no sample is of"),
-        ("controls.triattention.mask_dropout", 1, "controls.triattention.mask_dropout: Input should be less than 1 (found 1)"),
+        ("controls.triattention.mask_dropout", 1, "controls.triattention.mask_dropout: 1 leaves all masks out, and the branch mask would"),
         # from elsewhere
         ("critic.path", "critic.pth", "critic.recipe: give recipe and segmentor of one to train, or the path of one from elsewhere"),
         ("critic", {"path": ""}, "critic.recipe: give recipe and segmentor of one to train, or the path of one from elsewhere"),
@@ -178,7 +178,7 @@ def test_a_wrong_dataset_is_refused_with_its_key_and_what_is_allowed(tmp_path, k
 
 def test_a_dataset_file_that_is_missing_or_no_yaml_is_named(tmp_path):
     embedded = load_settings(read(ROOT / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of dubai, embedded, embedded-25,"):
+    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of countries, dubai, embedded, embedded-25,"):
         load_datasets(embedded.model_copy(update={"datasets": ["nowhere"]}), ROOT)
     (tmp_path / "broken.yaml").write_text("name: [unclosed")
     with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
