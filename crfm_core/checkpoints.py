@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crfm_core import WeightsError
-from crfm_core.files import read_json
+from crfm_core.files import inside, read_json, sha256_of
 
 # Parts of an SD3 pipeline in the diffusers layout, each with the file that configures it; those with a config.json have weights.
 COMPONENTS = {
@@ -34,13 +34,17 @@ SCHEDULER_SETTINGS = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
+#: The file in a folder that tells how its model was made, with the SHA-256 of each of its files.
+CARD = "card.json"
 LARGEST_HEADER = 100_000_000  # bytes, the format's own bound
 
 
 def check_base_model(folder: Path | str) -> Path:
-    """Return ``folder`` if it is a complete diffusers folder of an SD3 pipeline, by names and lengths; nothing is hashed.
+    """Return ``folder`` if it is a complete diffusers folder of an SD3 pipeline, by names and lengths.
 
-    Raises WeightsError naming what is missing, unreadable, truncated or of another architecture.
+    Files are hashed only where a model card (:data:`CARD`) says what their hashes are.
+
+    Raises WeightsError naming what is missing, unreadable, truncated, of another architecture, or not what the card says.
     """
     folder = Path(folder)
     paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.exists()]
@@ -67,7 +71,21 @@ def check_base_model(folder: Path | str) -> Path:
             shards = {f"{name.split('/')[0]}/{shard}" for shard in configs[name].get("weight_map", {}).values()}
             if missing := sorted(shards - names):
                 raise WeightsError(f"base_model.path: {folder} lacks {', '.join(missing)}, named in {name}; fetch or copy the model again")
+    _check_card(folder)
     return folder
+
+
+def _check_card(folder: Path) -> None:
+    """Raise WeightsError for a file whose hash is not the one on the folder's model card; without a card nothing is known."""
+    if not (folder / CARD).is_file():
+        return
+    for name, expected in _read_config(folder / CARD).get("sha256", {}).items():
+        path = inside(folder, name)
+        if not path.is_file() or sha256_of(path) != expected:
+            raise WeightsError(
+                f"base_model.path: {path} is not the file that the model card {folder / CARD} tells of; restore the folder, or remove the card "
+                "if you mean to use other weights"
+            )
 
 
 def check_scheduler(config: Mapping[str, Any], source: str) -> None:

@@ -14,9 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from tiny_models import save_tiny_pipeline, tiny_pipeline
 
-from crfm_core import WeightsError
-from crfm_core.checkpoints import SCHEDULER_SETTINGS, check_base_model, write_tensors
-from crfm_core.files import sha256_of
+from crfm_core import DataError, WeightsError
+from crfm_core.checkpoints import CARD, SCHEDULER_SETTINGS, check_base_model, write_tensors
+from crfm_core.files import sha256_of, write_json
 from crfm_core.models.flow_schedule import load_scheduler
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -116,3 +116,20 @@ def test_the_same_tensors_and_metadata_give_the_same_bytes(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
     with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
         assert file.metadata() == metadata and all(torch.equal(file.get_tensor(key), value) for key, value in tensors.items())
+
+
+def test_a_folder_must_be_what_its_model_card_says(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "sd3")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    write_json(folder / CARD, {"sha256": {"vae/diffusion_pytorch_model.safetensors": sha256_of(weights)}})
+    assert check_base_model(folder) == folder
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"vae/diffusion_pytorch_model\.safetensors is not the file that the model card .*restore the folder"
+    ):
+        check_base_model(folder)
+    write_json(folder / CARD, {"sha256": {"../elsewhere": "00"}})
+    with pytest.raises(DataError, match="elsewhere"):
+        check_base_model(folder)

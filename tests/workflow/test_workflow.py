@@ -96,7 +96,10 @@ def test_without_held_out_tiles_nothing_is_compared_and_the_target_is_refused_by
     [
         ({"shard": 3}, "shard: unknown key; allowed: scale, results, device"),
         ({"judge": {"recipe": "ideal", "segmentor": "unet_tiny"}}, "judge.recipe: unknown name 'ideal'; allowed: real, crfm, reference"),
-        ({"datasets": ["nowhere"]}, "allowed: a path, or one of countries, dubai, embedded, embedded-25, embedded-50, folder, fusu, fusu4k,"),
+        (
+            {"datasets": ["nowhere"]},
+            "allowed: a path, or one of countries, dubai, embedded, embedded-25, embedded-50, folder, fusu, fusu4k,",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_made(small, changes, message):

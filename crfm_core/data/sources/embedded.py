@@ -274,7 +274,9 @@ class _Scene:
             parts = [mask & side, mask & ~side]
         ripeness = np.array([3, 3, 3, 2, 1, 1, 1]) * (1 - self.dry) + np.array([1, 1, 1, 2, 3, 3, 2]) * self.dry
         for part in parts:
-            crop = np.array(self.country.crops[self.rng.choice(len(self.country.crops), p=ripeness / ripeness.sum())]) + self.rng.normal(0, 6)
+            crop = np.array(self.country.crops[self.rng.choice(len(self.country.crops), p=ripeness / ripeness.sum())]) + self.rng.normal(
+                0, 6
+            )
             skew = self.rng.normal(0, 0.5) if self.rng.uniform() < 0.3 else 0.0
             _, across = self.turned(self.angle + self.rng.integers(2) * np.pi / 2 + skew)
             wave = np.sin(2 * np.pi * (across + 1.2 * self.blotches) / self.rng.uniform(*self.country.furrow))
@@ -315,7 +317,12 @@ class _Scene:
 
             cover = np.clip(width / 2 - np.abs(off) + 0.5, 0, 1)
             if kind == "gravel":
-                self._lay(spot, cover, np.array(self.country.gravel[0]) + self.rng.normal(0, 5), 8 * np.exp(-((np.abs(off) - 3) ** 2) / 1.5) + 4 * blotches)
+                self._lay(
+                    spot,
+                    cover,
+                    np.array(self.country.gravel[0]) + self.rng.normal(0, 5),
+                    8 * np.exp(-((np.abs(off) - 3) ** 2) / 1.5) + 4 * blotches,
+                )
             else:
                 self._lay(spot, cover, asphalt, 3 * blotches)
                 self._lay(spot, 0.55 * cover * np.exp(-((np.abs(off) - width / 2 + 1.2) ** 2)), np.array([196.0, 194, 188]))
@@ -369,7 +376,9 @@ class _Scene:
                 for j in range(lines):
                     if self.rng.uniform() < 0.9:
                         wide, deep = (u1 - u0) / columns, (v1 - v0) / lines
-                        half_wide, half_deep = self.rng.uniform(low, np.maximum(low + 1, np.minimum(high, np.array([wide, deep]) / 2 - 3.5)))
+                        half_wide, half_deep = self.rng.uniform(
+                            low, np.maximum(low + 1, np.minimum(high, np.array([wide, deep]) / 2 - 3.5))
+                        )
                         self._roof(u0 + (i + 0.5) * wide, v0 + (j + 0.5) * deep, half_wide, half_deep, palette)
 
     def _roof(self, cu: float, cv: float, a: float, b: float, palette: Colours) -> None:

@@ -178,7 +178,9 @@ def test_a_wrong_dataset_is_refused_with_its_key_and_what_is_allowed(tmp_path, k
 
 def test_a_dataset_file_that_is_missing_or_no_yaml_is_named(tmp_path):
     embedded = load_settings(read(ROOT / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of countries, dubai, embedded, embedded-25,"):
+    with pytest.raises(
+        ConfigError, match=r"datasets: no file .*nowhere\.yaml; allowed: a path, or one of countries, dubai, embedded, embedded-25,"
+    ):
         load_datasets(embedded.model_copy(update={"datasets": ["nowhere"]}), ROOT)
     (tmp_path / "broken.yaml").write_text("name: [unclosed")
     with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
