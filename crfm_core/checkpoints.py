@@ -83,8 +83,8 @@ def _check_card(folder: Path) -> None:
         path = inside(folder, name)
         if not path.is_file() or sha256_of(path) != expected:
             raise WeightsError(
-                f"base_model.path: {path} is not the file that the model card {folder / CARD} tells of; restore the folder, or remove the card "
-                "if you mean to use other weights"
+                f"base_model.path: {path} is not the file that the model card {folder / CARD} tells of; restore the folder, or remove the "
+                "card if you mean to use other weights"
             )
 
 

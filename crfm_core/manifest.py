@@ -15,7 +15,8 @@ from crfm_core.files import atomic_path, hash_of, inside
 #: Columns every tile manifest has. Later stages add to them (caption, prompt, source, mask_of, seed, sampler, ...).
 #: ``image`` and ``label`` are paths relative to the manifest; ``classes`` lists the ids present in order;
 #: ``pixels`` counts them, one entry per class of the dataset; ``transform`` holds six affine numbers (empty without
-#: georeference), ``crs`` a WKT text or ""; ``digest`` is the hash of the image and label files.
+#: georeference), ``crs`` a WKT text or ""; ``digest`` is the hash of the image and label files. Tiles without a label have the
+#: label "", no class, zeros as pixels and the hash of the image alone.
 TILE_COLUMNS = (
     "tile_id", "dataset", "split", "scene", "row", "col", "width", "height", "image", "label",
     "crs", "transform", "classes", "pixels", "digest",
@@ -39,7 +40,7 @@ def write_manifest(path: Path | str, rows: pd.DataFrame | list[dict]) -> pd.Data
 
 def read_manifest(path: Path | str, without: str | None = None, labelled: bool = True) -> pd.DataFrame:
     """Read a manifest, except for the column ``without``. DataError when it is missing, damaged or empty, lacks columns or has a broken
-    row, which one without a label is unless ``labelled`` is False."""
+    row: with ``labelled`` also one without a label."""
     table = read_table(path, TILE_COLUMNS, "tile_id", without, labelled)
     for tile_id, classes, pixels in zip(table.tile_id, table.classes, table.pixels, strict=True):
         if classes is None or pixels is None or len(classes) and not 0 <= min(classes) <= max(classes) < len(pixels):
@@ -48,8 +49,8 @@ def read_manifest(path: Path | str, without: str | None = None, labelled: bool =
 
 
 def read_table(path: Path | str, columns: Sequence[str], name: str, without: str | None = None, labelled: bool = True) -> pd.DataFrame:
-    """Read a parquet file with at least these ``columns``, whose rows have an image, a label and the column ``name``; errors as of
-    :func:`read_manifest`."""
+    """Read a parquet file with at least these ``columns``, whose rows have an image, a label ("" is allowed unless ``labelled``) and the
+    column ``name``; errors as of :func:`read_manifest`."""
     try:
         table = pd.read_parquet(path, columns=without and [column for column in read_schema(path).names if column != without])
     except FileNotFoundError:
@@ -62,7 +63,7 @@ def read_table(path: Path | str, columns: Sequence[str], name: str, without: str
         raise DataError(f"{path}: it has no rows")
     for column in ("image", "label") if labelled else ("image",):
         for row, value in zip(table[name], table[column], strict=True):
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not value and (labelled or column == "image"):
                 raise broken_row(path, row, f"its {column} is {value!r}, which is no path")
     return table
 
@@ -79,9 +80,15 @@ def exists_listed(path: Path, listed: dict[Path, set[str]]) -> bool:
     return path.name in listed[path.parent]
 
 
-def check_paths(manifest: Path | str, table: pd.DataFrame, root: Path | str, listed: dict[Path, set[str]] | None = None) -> None:
-    """Check both columns as :func:`paths_of` does: for stages that pass rows on without opening their files."""
-    for column in ("image", "label"):
+def check_paths(
+    manifest: Path | str,
+    table: pd.DataFrame,
+    root: Path | str,
+    listed: dict[Path, set[str]] | None = None,
+    columns: Sequence[str] = ("image", "label"),
+) -> None:
+    """Check the columns as :func:`paths_of` does: for stages that pass rows on without opening their files."""
+    for column in columns:
         paths_of(manifest, table, column, root, listed)
 
 

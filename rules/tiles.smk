@@ -40,6 +40,8 @@ rule check_splits:
     resources:
         mem_mb=times_attempt(2000),
         runtime=times_attempt(30),
+    params:
+        train=lambda wildcards: dataset_of(wildcards).train,
     message:
         "Checking that splits of {wildcards.dataset} share no ground"
     script:

@@ -13,20 +13,22 @@ import pandas as pd
 from rasterio.crs import CRS
 
 from crfm_core import DataError
-from crfm_core.data.grid import grid_of, require_same_size
+from crfm_core.data.grid import grid_of, metres_per_pixel, require_same_size
 from crfm_core.data.rasters import open_raster, scene_limits
 from crfm_core.data.sources import FoundScene, open_source
 from crfm_core.data.splits import assign
 from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import broken_row, exists_listed, read_table
-from crfm_core.settings import BlockSplit, Dataset, GroupSplit
+from crfm_core.settings import UNLABELLED, BlockSplit, Dataset, GroupSplit
 
 #: ``image`` and ``label`` are paths; a split by group keeps ``group`` together; ``low`` and ``high`` are the values per band that become
 #: 0 and 255 (empty: pixels stay as they are); ``caption`` is the text that came with the scene. With a split by blocks ``split`` is "",
-#: since a scene may have ground in several.
+#: since a scene may have ground in several. Scenes of the split ``unlabelled`` have the label "", and names that begin with its name.
 SCENE_COLUMNS = ("dataset", "split", "scene", "image", "label", "group", "low", "high", "caption")
 
 LONGEST_NAME = 120
+#: How many times as large, or as small, as those of labelled scenes the pixels of one without a label may be on the ground.
+LARGEST_ZOOM = 1.1
 
 
 def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, note: Path | str | None = None) -> None:
@@ -38,50 +40,54 @@ def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, note: Path 
     and absolute otherwise: this is the one manifest that points to a user's own files.
 
     Raises DataError when nothing is found, an image has no label or one of another size or place, a file is unreadable, two scenes
-    have one name, or a scene is in two splits.
+    have one name, or a scene is in two splits. A scene without a label may be one of the training split too; its pixels must be as large
+    on the ground as those of labelled scenes.
     """
     out, source = Path(out).resolve(), open_source(dataset, root, note)
     source.require_folder()
-    rows = _rows(dataset, source.find_scenes(out.with_suffix("")))
-    _check_scenes(rows)
-    source.write_labels(rows, out.with_suffix(""))
-    for row in rows:
+    labelled = _rows(dataset, source.find_scenes(out.with_suffix("")))
+    labels = {row["label"] for row in labelled}  # which may lie among the images
+    found = [one for one in source.find_unlabelled(out.with_suffix("")) if one.image not in labels]
+    unlabelled = [_row(dataset, one) | {"label": ""} for one in found]
+    rows = labelled + unlabelled
+    _check_scenes(rows, dataset.train)
+    source.write_labels(labelled, out.with_suffix(""))
+    for row in labelled:
         check_pair(row["image"], row["label"])
+    check_unlabelled([row["image"] for row in unlabelled], [row["image"] for row in labelled], dataset.tile.ground_distance)
     if scale := dataset.tile.scale:
         training = [row["split"] in ("", dataset.train) for row in rows]
         limits = scene_limits([row["image"] for row in rows], training, scale, dataset.tile.bands)
         rows = [row | {"low": low, "high": high} for row, (low, high) in zip(rows, limits, strict=True)]
     for row in rows:
         for column in ("image", "label"):
-            path = row[column]
-            row[column] = str(path.relative_to(out.parent) if path.is_relative_to(out.parent) else path)
+            if path := row[column]:
+                row[column] = str(path.relative_to(out.parent) if path.is_relative_to(out.parent) else path)
     table = pd.DataFrame([{"low": [], "high": []} | row for row in rows])[list(SCENE_COLUMNS)]
     with atomic_path(out) as temporary:
         table.to_parquet(temporary, index=False)
 
 
 def read_scenes(path: Path | str, split: str | None = None, needed: Sequence[str] = ("image", "label")) -> pd.DataFrame:
-    """A scene manifest, or one split of it, with ``image`` and ``label`` as absolute paths.
+    """A scene manifest, or one split of it, with ``image`` and ``label`` as absolute paths; the label "" stays as it is.
 
     Raises DataError when it is missing or damaged, or a row names no file, or in a ``needed`` column one that is not there.
     """
-    table, folder = read_table(path, SCENE_COLUMNS, "scene"), Path(path).resolve().parent
+    table, folder = read_table(path, SCENE_COLUMNS, "scene", labelled=False), Path(path).resolve().parent
     for column in ("image", "label"):
         listed: dict[Path, set[str]] = {}
-        for scene, value in zip(table.scene, table[column], strict=True):
-            if column in needed and not exists_listed(folder / value, listed):
+        for scene, value, own in zip(table.scene, table[column], table.split, strict=True):
+            if not value and own != UNLABELLED:
+                raise broken_row(path, scene, f"its {column} is {value!r}, which is no path")
+            if value and column in needed and not exists_listed(folder / value, listed):
                 raise broken_row(path, scene, f"its {column} {folder / value} is not there")
-        table[column] = [str(folder / value) for value in table[column]]
+        table[column] = [value and str(folder / value) for value in table[column]]
     return table if split is None else table[table.split == split].reset_index(drop=True)
 
 
 def _rows(dataset: Dataset, found: list[FoundScene]) -> list[dict]:
-    """Rows of the scenes with names and splits; paths are absolute."""
-    rows = [
-        {"dataset": dataset.name, "split": one.split, "scene": scene_name(one.key), "image": one.image, "label": one.label}
-        | {"group": one.group, "caption": one.caption}
-        for one in found
-    ]
+    """Rows of labelled scenes with names and splits; paths are absolute."""
+    rows = [_row(dataset, one) for one in found]
     if isinstance(dataset.split, BlockSplit):
         return [row | {"split": ""} for row in rows]
     if isinstance(dataset.split, GroupSplit):
@@ -90,6 +96,13 @@ def _rows(dataset: Dataset, found: list[FoundScene]) -> list[dict]:
         assigned = assign(sizes, dataset.split.shares, dataset.split.seed)
         return [row | {"group": group, "split": assigned[group]} for row, group in zip(rows, groups, strict=True)]
     return rows
+
+
+def _row(dataset: Dataset, one: FoundScene) -> dict:
+    # Of a scene that is also listed with a label, the name tells which is meant, and so do the ids of its tiles.
+    key = (UNLABELLED, *one.key) if one.split == UNLABELLED else one.key
+    row = {"dataset": dataset.name, "split": one.split, "scene": scene_name(key), "image": one.image, "label": one.label}
+    return row | {"group": one.group, "caption": one.caption}
 
 
 def scene_name(key: tuple[str, ...]) -> str:
@@ -116,24 +129,34 @@ def _group(row: dict, relative: Path, how: str) -> str:
     return match[1]
 
 
-def _check_scenes(rows: list[dict]) -> None:
-    """Refuse a scene that occurs twice, by its file or its name, and content that is in two splits."""
-    files: dict[Path, dict] = {}
-    names: dict[str, dict] = {}
+def _check_scenes(rows: list[dict], train: str) -> None:
+    """Refuse a scene that occurs twice, by its file or its name, and content that is in two splits; but one without a label, which come
+    last, may be one of the split ``train`` too."""
+    files: dict[tuple[Path, bool], dict] = {}
+    names: dict[tuple[str, bool], dict] = {}
     sizes = defaultdict(list)
+
+    def check(known: dict, key: Path | str, row: dict, how: str) -> None:
+        unlabelled = row["split"] == UNLABELLED
+        for first in ([known.get((key, False), row)] if unlabelled else []) + [known.setdefault((key, unlabelled), row)]:
+            if first is not row and not (unlabelled and first["split"] == train):
+                _refuse(first, row, how)
+
     for row in rows:
-        if (first := files.setdefault(row["image"].resolve(), row)) is not row:
-            _refuse(first, row, "is the same file as")
-        if (first := names.setdefault(row["scene"], row)) is not row:
-            _refuse(first, row, f"has the same scene name {row['scene']!r} as")
+        check(files, row["image"].resolve(), row, "is the same file as")
+        name = row["scene"].removeprefix(f"{UNLABELLED}-") if row["split"] == UNLABELLED else row["scene"]
+        check(names, name, row, f"has the same scene name {name!r} as")
         sizes[row["image"].stat().st_size].append(row)
     hashes: dict[str, dict] = {}
     for group in sizes.values():
         if len({row["split"] for row in group}) > 1:  # only files of equal length can be equal, so few are read
             for row in group:
                 first = hashes.setdefault(sha256_of(row["image"]), row)
-                if first["split"] != row["split"]:
+                if first["split"] != row["split"] and (first["split"], row["split"]) != (train, UNLABELLED):
                     _refuse(first, row, "has the same content as")
+    taken = {row["scene"] for row in rows if row["split"] != UNLABELLED}
+    if again := [row for row in rows if row["split"] == UNLABELLED and row["scene"] in taken]:
+        raise DataError(f"{again[0]['image']}: its scene name {again[0]['scene']!r} is that of a labelled scene; rename that one")
 
 
 def _refuse(first: dict, second: dict, how: str) -> None:
@@ -158,3 +181,25 @@ def check_pair(image: Path, label: Path) -> None:
     one, other = (np.array([grid.transform @ corner for corner in corners]) for grid in (ours, theirs))
     if np.abs(one - other).max() > np.hypot(ours.transform.a, ours.transform.d) / 2:
         raise DataError(f"{label}: lies elsewhere on the ground than its image {image}; {remedy}")
+
+
+def check_unlabelled(images: Sequence[Path], labelled: Sequence[Path], ground_distance: float | None = None) -> None:
+    """Raise DataError unless the images without labels can be read and their pixels are about as large as those of the labelled ones,
+    where both are georeferenced and ``ground_distance`` does not make them alike."""
+    known = [size for path in labelled if (size := pixel_size(path))] if images and not ground_distance else []
+    for image in images:
+        size = pixel_size(image)
+        if size and known and not min(known) / LARGEST_ZOOM <= size <= max(known) * LARGEST_ZOOM:
+            span = f"{min(known):.3g} m" if max(known) < 1.01 * min(known) else f"{min(known):.3g} to {max(known):.3g} m"
+            raise DataError(
+                f"{image}: has pixels of {size:.3g} m, and those of the labelled scenes have {span}; set tile.ground_distance, so that all "
+                "are cut at one scale, or leave it out of source.unlabelled"
+            )
+
+
+def pixel_size(image: Path) -> float | None:
+    """Side of a raster's pixels in metres; None without a georeference, or where the units of its system are not known."""
+    with open_raster(image) as picture:
+        if not picture.crs or not (picture.crs.is_geographic or picture.crs.is_projected):
+            return None
+        return float(np.sqrt(np.prod(metres_per_pixel(picture))))

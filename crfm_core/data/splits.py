@@ -17,7 +17,7 @@ from crfm_core.data.grid import Grid, grid_of
 from crfm_core.data.rasters import GDAL_FAULTS, open_raster
 from crfm_core.files import hash_of
 from crfm_core.manifest import read_manifest
-from crfm_core.settings import BlockSplit, Dataset
+from crfm_core.settings import UNLABELLED, BlockSplit, Dataset
 
 Region = tuple[int, int, int, int]  #: row, column, height, width in pixels of a scene's grid
 
@@ -42,10 +42,10 @@ def assign(sizes: dict, shares: dict[str, float], seed: int) -> dict:
 
 def regions_of(scenes: pd.DataFrame, dataset: Dataset, split: str) -> dict[str, list[Region] | None]:
     """The scenes of a split, each with the regions of it that belong to the split; None: all of it."""
-    if not isinstance(dataset.split, BlockSplit):
+    if split == UNLABELLED or not isinstance(dataset.split, BlockSplit):
         return dict.fromkeys(scenes.scene[scenes.split == split])
     grids = {}
-    for row in scenes.itertuples():
+    for row in scenes[scenes.split != UNLABELLED].itertuples():
         with open_raster(row.image) as picture:
             grids[row.scene] = grid_of(picture, dataset.tile.ground_distance)
     return {scene: regions for scene, regions in block_regions(grids, dataset.split, split).items() if regions}
@@ -130,14 +130,17 @@ def _lattices(grids: dict[str, Grid], block: int) -> dict[str, tuple[np.ndarray,
     return lattices
 
 
-def check_disjoint(manifests: list[Path | str]) -> None:
+def check_disjoint(manifests: list[Path | str], train: str | None = None) -> None:
     """Raise DataError, naming both tiles, when two tile manifests share a tile.
 
     Tiles are shared when they have the same id and scene, the same files (digest) or pixels (image_digest), or overlapping footprints
-    on the ground, in whatever CRS; touching edges are allowed.
+    on the ground, in whatever CRS; touching edges are allowed. Unlabelled tiles may be shared with the split ``train``: scenes that are
+    labelled in part are often listed as both.
     """
-    tables = [read_manifest(path) for path in manifests]
+    tables = [read_manifest(path, labelled=False) for path in manifests]
     for (path_a, a), (path_b, b) in combinations(zip(manifests, tables, strict=True), 2):
+        if {*a.split, *b.split} == {train, UNLABELLED}:
+            continue
         # Tiles of one colour, such as water that scaling makes black, look the same anywhere.
         shown_a, shown_b = (table[~table.get("uniform", pd.Series(False, table.index)).astype(bool)] for table in (a, b))
         found = (

@@ -45,7 +45,7 @@ from crfm_core.data.splits import Region, regions_of
 from crfm_core.data.windows import window_offsets
 from crfm_core.files import write_bytes, write_text
 from crfm_core.manifest import paths_of, read_manifest, write_manifest
-from crfm_core.settings import Dataset, Tiling
+from crfm_core.settings import UNLABELLED, Dataset, Tiling
 
 #: Tiles that a process cuts at once: neighbours, which share what is read, and few enough to keep all processes busy to the end.
 CHUNK = 16
@@ -56,7 +56,7 @@ class Scene:
     """One scene to cut: its files, how it is cut, and what its tiles' manifest rows say."""
 
     image: Path
-    label: Path
+    label: Path | None  #: None for a scene without a label: no label is written for its tiles
     out_dir: Path
     tiling: Tiling
     dataset: str
@@ -81,7 +81,7 @@ class TileWindow:
 
 def tile_scene(
     image: Path | str,
-    label: Path | str,
+    label: Path | str | None,
     out_dir: Path | str,
     size: int,
     stride: int | None = None,
@@ -103,7 +103,8 @@ def tile_scene(
     to the folder that holds ``out_dir``, where the manifest lies. The scene is read window by window.
 
     Args:
-        image, label: rasters of one size; see :class:`crfm_core.data.labels.LabelMap` for what a label may hold.
+        image, label: rasters of one size; see :class:`crfm_core.data.labels.LabelMap` for what a label may hold. None: there is none;
+            the tiles have the label "" and no class, and only those that are wholly nodata are left out.
         limits: see :func:`crfm_core.data.rasters.rgb_of`.
         label_map: from values of the labels to ids 0...K-1 or 255 (ignore); None: the values are training ids.
         num_classes: K; None: the largest id plus one.
@@ -122,10 +123,11 @@ def tile_scene(
         raise ConfigError(f"tile.stride: {stride} with tiles of {size} pixels leaves gaps; it must be 1...{size}")
     mapped = None if label_map is None else tuple(label_map.items())
     about = (dataset, split, scene or Path(image).stem, licence, "")
-    task = Scene(Path(image), Path(label), Path(out_dir), Tiling(size=size, stride=stride, **tiling), *about, limits, mapped, num_classes)
+    files = Path(image), None if label is None else Path(label), Path(out_dir)
+    task = Scene(*files, Tiling(size=size, stride=stride, **tiling), *about, limits, mapped, num_classes)
     rows = list(_cut_all([(task, tile_windows(task))], processes))
     if num_classes is None:
-        largest = max((row["classes"][-1] for row in rows), default=0)
+        largest = max((row["classes"][-1] for row in rows if row["classes"]), default=0)
         for row in rows:
             row["pixels"] = row["pixels"][: largest + 1]
     return rows
@@ -137,6 +139,8 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     Where the dataset selects tiles of the split, labels are read first and only the selected tiles are written, with the list of their
     ids in ``<split>.ids.txt`` beside the manifest; ``select: {SPLIT: {ids: FILE}}`` takes such a file.
 
+    Tiles of the split ``unlabelled`` have no labels, and a selection draws them by its seed alone.
+
     Raises DataError when the split has no scene, no labelled tile or only one class, and the errors of :func:`tile_scene`.
     """
     out_manifest, tiling = Path(out_manifest), dataset.tile
@@ -144,16 +148,17 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     scenes = read_scenes(scenes_manifest)
     regions = regions_of(scenes, dataset, dataset.scenes_split(split))
     if not regions:
-        raise DataError(f"{scenes_manifest}: no scene in split {split!r}; give it scenes in the dataset's source")
+        remedy = "name them in source.unlabelled" if split == UNLABELLED else "give it scenes in the dataset's source"
+        raise DataError(f"{scenes_manifest}: no scene in split {split!r}; {remedy}")
     tasks = []
     for row in scenes[scenes.scene.isin(list(regions))].itertuples():
         about = (dataset.name, split, row.scene, dataset.licence, row.caption)
         limits = (row.low, row.high) if tiling.scale else None
-        task = Scene(Path(row.image), Path(row.label), folder, tiling, *about, limits, label_map, len(dataset.classes))
+        task = Scene(Path(row.image), Path(row.label) if row.label else None, folder, tiling, *about, limits, label_map, len(dataset.classes))
         tasks.append((task, tile_windows(task, regions[row.scene])))
     title = f"{dataset.name}/{split}"
     if selection := dataset.select.get(split):
-        found = list(_cut_all(tasks, processes, f"labels of {title}", write=False))
+        found = list(_cut_all(tasks, processes, f"{'tiles' if split == UNLABELLED else 'labels'} of {title}", write=False))
         _require_classes(found, dataset, scenes_manifest, split)
         tiles = pd.DataFrame(found)
         if base := selection.rest_of:
@@ -244,17 +249,24 @@ def _cut(chunk: tuple[Scene, list[TileWindow], bool]) -> list[dict]:
     scene, tiles, write = chunk
     tiling, labels = scene.tiling, _label_map(scene.label_map, scene.num_classes)
     rows = []
-    with open_scene(scene.image, scene.label, tiling.ground_distance) as (picture, ids):
+    # without a label the image stands in for it: nothing of it is read
+    with open_scene(scene.image, scene.label or scene.image, tiling.ground_distance) as (picture, ids):
         holes, crs = has_holes(picture), picture.crs.to_wkt() if picture.crs else ""
         for tile in tiles:
             window = Window(tile.col, tile.row, tile.width, tile.height)
-            mask = labels.ids_of(ids, window)
-            if holes:
-                mask[invalid_of(picture, window, tiling.bands)] = IGNORE
-            mask = _padded(mask, tiling.size, IGNORE)
-            pixels = np.bincount(mask.ravel(), minlength=256)[: scene.num_classes or IGNORE]
-            if not pixels.any() or pixels.sum() < tiling.min_labelled * mask.size:
-                continue
+            invalid = invalid_of(picture, window, tiling.bands) if holes else None
+            mask, pixels = None, np.zeros(scene.num_classes or IGNORE, int)
+            if scene.label is None:
+                if invalid is not None and invalid.all():
+                    continue
+            else:
+                mask = labels.ids_of(ids, window)
+                if invalid is not None:
+                    mask[invalid] = IGNORE
+                mask = _padded(mask, tiling.size, IGNORE)
+                pixels = np.bincount(mask.ravel(), minlength=256)[: scene.num_classes or IGNORE]
+                if not pixels.any() or pixels.sum() < tiling.min_labelled * mask.size:
+                    continue
             row = {"tile_id": _tile_id(scene, tile), "scene": scene.name, "row": tile.row, "col": tile.col}
             row |= {"classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
             if write:
@@ -277,13 +289,17 @@ def _tile_id(scene: Scene, tile: TileWindow) -> str:
     return f"{scene.name}_{tile.row}_{tile.col}"
 
 
-def _write(scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs: str, image: np.ndarray, mask: np.ndarray) -> dict:
-    """Write a tile's two files and return its row; ``crs`` is that of ``picture`` as WKT, which is slow to make."""
+def _write(
+    scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs: str, image: np.ndarray, mask: np.ndarray | None
+) -> dict:
+    """Write a tile's two files, or its image alone, and return its row; ``crs`` is that of ``picture`` as WKT, which is slow to make."""
     transform = [float(v) for v in tuple(picture.transform @ Affine.translation(tile.col, tile.row))[:6]] if crs else []
     suffix = f".{scene.tiling.format}" if scene.tiling.format else ".tif" if crs else ".png"
     tags = {"licence": scene.licence} if scene.licence else {}
-    tile_id, digest, paths = _tile_id(scene, tile), hashlib.sha256(), {}
+    tile_id, digest, paths = _tile_id(scene, tile), hashlib.sha256(), {"image": "", "label": ""}
     for kind, array in (("image", image), ("label", mask)):
+        if array is None:
+            continue
         path = scene.out_dir / f"{kind}s" / f"{tile_id}{suffix}"
         content = encode_raster(suffix, array, picture.crs, transform, tags)
         write_bytes(path, content)
@@ -302,6 +318,8 @@ def _write(scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs:
 
 def _require_classes(rows: list[dict], dataset: Dataset, manifest: Path | str, split: str) -> None:
     """Refuse a split without labelled tiles, and a training split of one class, from which no segmentor can learn."""
+    if not rows and split == UNLABELLED:
+        raise DataError(f"{manifest}: the scenes without labels have no tile: all are nodata; check source.unlabelled and the edge rule")
     if not rows:
         raise DataError(
             f"{manifest}: split {split!r} has no tile with labelled pixels: all are nodata or ignored; "
@@ -329,8 +347,10 @@ def mosaic(manifest: Path | str, root: Path | str, scene: str, kind: str, out: P
 
     Raises DataError for a scene that the manifest does not have, and ResourceError when the disk is full.
     """
-    out, table = Path(out), read_manifest(manifest)
+    out, table = Path(out), read_manifest(manifest, labelled=False)
     rows = table[table.scene == scene]
+    if kind == "label" and not rows.label.all():
+        raise DataError(f"{manifest}: its tiles have no labels; join their images, or what a segmentor predicts for them")
     if rows.empty:
         raise DataError(f"{manifest}: no tile of scene {scene!r}; it has {', '.join(sorted(set(table.scene))[:8])}, ...")
     first, paths = rows.iloc[0], paths_of(manifest, rows, kind, root)

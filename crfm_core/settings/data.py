@@ -154,7 +154,9 @@ class Dataset(Section):
     source: AnySource = Field(description="where the scenes are")
     split: AnySplit | None = Field(None, description="makes the splits; null: the source has them")
     tile: Tiling = Field(description="how scenes are cut into tiles")
-    select: dict[Name, Selection] = Field({}, description="split name to which of its tiles are kept; splits not listed keep all")
+    select: dict[Name, Selection] = Field(
+        {}, description="split name to which of its tiles are kept; splits not listed keep all; unlabelled ones are drawn"
+    )
     train: Name = Field("train", description="split the generator, the critic and the recipes train on")
     test: Name = Field("test", description="split that is scored; nothing trains on it")
     val: Name | None = Field(None, description="split that chooses the best checkpoint of a segmentor; null: the last one is used")
@@ -166,7 +168,7 @@ class Dataset(Section):
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits, in the order of the file; those that a selection makes of another one's rest come last."""
+        """Names of the labelled splits, in the order of the file; those that a selection makes of another one's rest come last."""
         own = list(self.split.shares) if self.split else self.source.split_names()
         return own + [name for name, selection in self.select.items() if selection.rest_of and name not in own]
 
@@ -174,6 +176,11 @@ class Dataset(Section):
         """The split whose scenes a split is cut from: itself, or the one whose rest it is."""
         selection = self.select.get(split)
         return selection.rest_of if selection and selection.rest_of else split
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether it has scenes without labels, which are the split :data:`UNLABELLED`."""
+        return getattr(self.source, "unlabelled", None) is not None
 
     @property
     def held_out_split(self) -> str | None:
@@ -210,6 +217,7 @@ class Dataset(Section):
     def _consistent(self) -> Dataset:
         self._check_classes()
         self._check_splits()
+        self._check_unlabelled()
         self._check_label_map()
         self._check_blocks()
         return self
@@ -226,7 +234,7 @@ class Dataset(Section):
         if not self.splits:
             raise ValueError("split: the source has no splits; add the section split, or splits to the source")
         named = {key: name for key in ("train", "test", "val", "held_out") if (name := getattr(self, key)) is not None}
-        for key, name in [*named.items(), *(("select", name) for name in self.select)]:
+        for key, name in [*named.items(), *(("select", name) for name in self.select if name != UNLABELLED)]:
             if name not in self.splits:
                 raise ValueError(f"{key}: {name!r} is no split of the source; it has: {', '.join(self.splits)}")
         if self.val in (self.train, self.test):
@@ -245,6 +253,19 @@ class Dataset(Section):
                 raise ValueError(f"select.{name}.rest_of: {name!r} is a split already; give the rest of {base} another name")
             if base not in own or base not in self.select:
                 raise ValueError(f"select.{name}.rest_of: needs a split of which `select` keeps some tiles (found {base!r})")
+
+    def _check_unlabelled(self) -> None:
+        own = list(self.split.shares) if self.split else self.source.split_names()
+        if UNLABELLED in own:
+            raise ValueError(f"split: the name {UNLABELLED!r} is that of the scenes in source.unlabelled; give the labelled split another")
+        if (selection := self.select.get(UNLABELLED)) is None:
+            return
+        if selection.rest_of:
+            raise ValueError(f"select.{UNLABELLED}.rest_of: the rest of {selection.rest_of} has labels; give it another name")
+        if not self.has_unlabelled:
+            raise ValueError(f"select.{UNLABELLED}: source.unlabelled names no scenes; set it, or leave out the selection")
+        if selection.n_shot:
+            raise ValueError(f"select.{UNLABELLED}.n_shot: tiles without labels show no known class; give tiles or fraction")
 
     def _check_label_map(self) -> None:
         for raw, new in (self.label_map or {}).items():

@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from crfm_core.settings.base import Name, Positive, Section
+
+#: One glob or several.
+Globs = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)]
+UNLABELLED_GLOBS = "glob of images without labels below the root, or a list of globs; they become the split unlabelled"
 
 
 class Source(Section):
@@ -48,6 +52,7 @@ class EmbeddedSource(Source):
     country: Literal["home", "other"] = Field(
         "home", description="home: all scenes are of one kind of country | other: each is of another, of far wider variety, to pre-train on"
     )
+    unlabelled: Positive | None = Field(None, description="number of scenes to draw without labels; they become the split unlabelled")
 
     def split_names(self) -> list[str]:
         return list(self.scenes)
@@ -72,6 +77,7 @@ class FolderSource(Source):
     labels: str | None = Field(None, description="glob of all label rasters, where the section split makes the splits")
     label_suffix: str = Field("", description="what follows the image's stem in the stem of its label, e.g. _label")
     exclude: list[str] = Field([], description="globs below the root of images to leave out")
+    unlabelled: Globs | None = Field(None, description=UNLABELLED_GLOBS)
 
     @model_validator(mode="after")
     def _consistent(self) -> FolderSource:
@@ -94,6 +100,7 @@ class GeotiffSource(Source):
     layer: str | None = Field(None, description="vector labels: the layer; null: the only one")
     background: int = Field(255, description="training id of ground that no label covers; 255: ignored")
     exclude: list[str] = Field([], description="globs below the root of scenes to leave out")
+    unlabelled: Globs | None = Field(None, description=UNLABELLED_GLOBS)
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -124,6 +131,7 @@ class ReleasedSource(Source):
     kind: Literal["released"] = Field(description="kind of source")
     root: str = Field(description="the folder that the paths in the index start from")
     splits: dict[Name, str] = Field(description="split name to its index file below the root")
+    unlabelled: Globs | None = Field(None, description=UNLABELLED_GLOBS)
 
 
 class LoveDASource(Source):
@@ -135,6 +143,7 @@ class LoveDASource(Source):
     kind: Literal["loveda"] = Field(description="kind of source")
     root: str = Field("data/LoveDA", description="the folder that holds, or will hold, Train/ and Val/")
     download: bool = Field(True, description="download what is missing; false: refuse to start without it")
+    unlabelled: Globs | None = Field(None, description=UNLABELLED_GLOBS)
 
     def split_names(self) -> list[str]:
         return ["train", "val"]
@@ -156,6 +165,7 @@ class FusuSource(Source):
     revision: str = Field("main", pattern=r"^[\w./-]+$", description="commit; a branch is fixed to its commit by the first download")
     date: Literal[1, 2] = Field(1, description="which of the two dates: im1 or im2")
     splits: list[Name] | None = Field(None, description="folders train, val, test if the copy has them; null: the section split makes them")
+    unlabelled: Globs | None = Field(None, description=UNLABELLED_GLOBS)
 
 
 AnySource = Annotated[

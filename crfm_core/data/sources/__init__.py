@@ -16,7 +16,7 @@ from typing import Any
 from crfm_core import ConfigError, DataError, ResourceError
 from crfm_core.files import exclusive, read_json, sha256_of, write_json
 from crfm_core.hub import FETCH_RECORD, read_record
-from crfm_core.settings import Dataset
+from crfm_core.settings import UNLABELLED, Dataset
 
 WORK = ".fetching"  #: folder of unfinished downloads, below the dataset's
 LISTED_FILES = 1000  #: files that the note of a downloaded dataset lists; of more it names the record
@@ -28,7 +28,7 @@ class FoundScene:
 
     key: tuple[str, ...]  #: identifies it, and becomes its name
     image: Path
-    label: Path | None  #: None where :meth:`SceneSource.write_labels` writes it
+    label: Path | None  #: None where there is none, or :meth:`SceneSource.write_labels` writes it
     relative: Path  #: of the image, below the source's folder
     split: str = ""  #: "" where the dataset's section ``split`` decides
     group: str = ""  #: the part of the key that its folders gave
@@ -70,12 +70,35 @@ class SceneSource:
     def write_labels(self, rows: list[dict], out: Path) -> None:
         """Write into ``out`` the labels that have to be made first, and name them in the rows (of the scene manifest, paths absolute)."""
 
+    def find_unlabelled(self, out: Path) -> list[FoundScene]:
+        """The scenes of ``source.unlabelled``, of which only the image is read; ``out`` as of :meth:`find_scenes`. DataError when a glob
+        matches nothing."""
+        from crfm_core.data.sources.folder import files_by_key
+
+        scenes: dict[Path, FoundScene] = {}  # an image that two of the globs match is one scene
+        for pattern in getattr(self.settings, "unlabelled", None) or []:
+            images = files_by_key(self.folder, pattern, exclude=getattr(self.settings, "exclude", None))
+            if not images:
+                raise DataError(
+                    f"dataset {self.dataset.name}: no file matches unlabelled: {pattern} below {self.folder}; correct the glob or the root"
+                )
+            for key, image in sorted(images.items()):
+                scenes.setdefault(image, FoundScene(key, image, None, image.relative_to(self.folder), UNLABELLED, "-".join(key[:-1])))
+        return list(scenes.values())
+
     def faults(self) -> list[str]:
         """Which files are missing by a quick check: no image is read and nothing is paired."""
         return []
 
+    def faults_of_unlabelled(self) -> list[str]:
+        """The same of the images without labels."""
+        return unmatched(self.dataset, self.folder, getattr(self.settings, "unlabelled", None) or [])
+
     def expected(self, split: str) -> ExpectedScenes | None:
-        """The number of scenes of a split by configuration or publication; None if it is known only after listing."""
+        """The number of scenes of a labelled split by configuration or publication; None if it is known only after listing."""
+
+    def expected_unlabelled(self) -> ExpectedScenes | None:
+        """The number of scenes without labels; None if it is known only after listing."""
 
     # sources whose settings class has CAN_DOWNLOAD:
 

@@ -17,6 +17,7 @@ from scipy import ndimage
 from crfm_core.data.rasters import write_raster
 from crfm_core.data.sources import ExpectedScenes, FoundScene, SceneSource
 from crfm_core.files import seed_of
+from crfm_core.settings import UNLABELLED
 
 #: Classes of LoveDA in the order of its training ids (Wang et al., arXiv 2110.08733).
 CLASSES = ("background", "building", "road", "water", "barren", "forest", "agriculture")
@@ -122,28 +123,44 @@ class EmbeddedWorld(SceneSource):
 
     def find_scenes(self, out: Path) -> list[FoundScene]:
         """Draw the scenes into ``out``; those of a split lie in a row and never touch."""
-        settings, scenes = self.settings, []
-        for line, (split, count) in enumerate(settings.scenes.items()):
+        scenes = []
+        for line, (split, count) in enumerate(self.settings.scenes.items()):
             for index in range(count):
-                name = f"{split}-{index:03d}"
-                place = self.dataset.name, split, index, settings.seed
-                country = other_country(seed_of("country", *place)) if settings.country == "other" else HOME
-                image, label = draw_scene(seed_of("scene", *place), settings.size, country)
-                pitch = 2 * settings.size * METRES_PER_PIXEL
-                corner = 400_000 + index * pitch, 5_000_000 + line * 20_000
-                transform = METRES_PER_PIXEL, 0.0, corner[0], 0.0, -METRES_PER_PIXEL, corner[1]
-                paths = out / split / f"{name}.tif", out / split / f"{name}_label.tif"
-                for path, array in zip(paths, (image, label), strict=True):
-                    write_raster(path, array, CRS, transform)
-                scenes.append(FoundScene((name,), *paths, paths[0].relative_to(out), split))
+                image, label = self._draw(out, split, index, line)
+                scenes.append(FoundScene((image.stem,), image, label, image.relative_to(out), split))
         return scenes
+
+    def find_unlabelled(self, out: Path) -> list[FoundScene]:
+        """Draw the scenes without labels, in a row of their own beyond those of all splits."""
+        scenes = []
+        for index in range(self.settings.unlabelled or 0):
+            image, _ = self._draw(out, UNLABELLED, index, len(self.settings.scenes), labelled=False)
+            scenes.append(FoundScene((f"{index:03d}",), image, None, image.relative_to(out), UNLABELLED))
+        return scenes
+
+    def _draw(self, out: Path, split: str, index: int, line: int, labelled: bool = True) -> tuple[Path, Path]:
+        """Draw one scene of a split, the ``line``-th; its image, and its label, which is written only if ``labelled``."""
+        settings, name = self.settings, f"{split}-{index:03d}"
+        place = self.dataset.name, split, index, settings.seed
+        country = other_country(seed_of("country", *place)) if settings.country == "other" else HOME
+        image, label = draw_scene(seed_of("scene", *place), settings.size, country)
+        pitch = 2 * settings.size * METRES_PER_PIXEL
+        corner = 400_000 + index * pitch, 5_000_000 + line * 20_000
+        transform = METRES_PER_PIXEL, 0.0, corner[0], 0.0, -METRES_PER_PIXEL, corner[1]
+        paths = out / split / f"{name}.tif", out / split / f"{name}_label.tif"
+        for path, array in zip(paths, (image, label) if labelled else (image,), strict=False):
+            write_raster(path, array, CRS, transform)
+        return paths
 
     def expected(self, split: str) -> ExpectedScenes:
         return ExpectedScenes(self.settings.scenes[split], self.settings.size, "of scenes to draw")
 
+    def expected_unlabelled(self) -> ExpectedScenes | None:
+        return ExpectedScenes(self.settings.unlabelled or 0, self.settings.size, "of scenes to draw")
+
 
 def draw_scene(seed: int, size: int = 256, country: Country = HOME) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the scene of a seed in a country: image uint8 [size,size,3] and label uint8 [size,size] with the ids of :data:`CLASSES`, every pixel set."""
+    """Draw the scene of a seed: image uint8 [size,size,3], label uint8 [size,size] with the ids of :data:`CLASSES`, every pixel set."""
     scene = _Scene(seed, size, country)
     scene.lay_out()
     scene.flood()
