@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from crfm_core import ConfigError
 from crfm_core.layout import Layout
-from crfm_core.settings import PLAIN, TRAINING, Dataset, Download, HubBase, Judge, Model, Settings, Table
+from crfm_core.settings import PLAIN, TRAINING, UNLABELLED, Dataset, Download, HubBase, Judge, Model, Settings, Table
 
 #: Stands in paths for tiles that pass no filter.
 NO_FILTER = "none"
@@ -123,10 +123,21 @@ class Experiment:
         return _once((r.control, r.sampler, r.filter or NO_FILTER, r.resample) for r in used if r.resample)
 
     def used_splits(self, dataset: str) -> list[str]:
-        """The splits that anything trains on, is chosen by, is compared with or is scored on."""
+        """The splits that anything trains on, is chosen by, is compared with or is scored on, the unlabelled one last."""
         one, settings = self.datasets[dataset], self.settings
         named = [recipe.split for recipe in settings.recipes.values()] + [one.split_of_losses for one in settings.filters.values()]
-        return _once(filter(None, [one.train, one.test, one.val, one.held_out, *named, settings.generation.split]))
+        unlabelled = UNLABELLED if self.uses_unlabelled(dataset) else None
+        return _once(filter(None, [one.train, one.test, one.val, one.held_out, *named, settings.generation.split, unlabelled]))
+
+    def uses_unlabelled(self, dataset: str) -> bool:
+        """Whether the configuration has something that reads unlabelled tiles: recipes with pseudo-labels, generators that train on them,
+        layouts that are predicted for them."""
+        settings, layouts = self.settings, getattr(self.settings, "layouts", {})
+        return self.datasets[dataset].has_unlabelled and (
+            any(getattr(recipe, "pseudo", None) for recipe in settings.recipes.values())
+            or any(getattr(control, "unlabelled_share", 0) > 0 for control in settings.controls.values())
+            or any(layout.kind == "predicted" for layout in layouts.values())
+        )
 
     def checkpoint_of(self, judge: Judge, dataset: str) -> str:
         """The configured critic or judge: the user's checkpoint or folder, or the checkpoint of the one that is trained."""

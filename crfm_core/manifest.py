@@ -61,7 +61,7 @@ def read_table(path: Path | str, columns: Sequence[str], name: str, without: str
         raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
     if table.empty:
         raise DataError(f"{path}: it has no rows")
-    for column in ("image", "label") if labelled else ("image",):
+    for column in ("image", "label"):
         for row, value in zip(table[name], table[column], strict=True):
             if not isinstance(value, str) or not value and (labelled or column == "image"):
                 raise broken_row(path, row, f"its {column} is {value!r}, which is no path")

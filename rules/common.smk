@@ -44,6 +44,7 @@ validate(config, str(HERE / "configs" / "schema.json"), set_default=False)  # th
 
 results = Layout(settings.results)
 CONFIGURATION = hash_of(settings.model_dump(), [dataset.model_dump() for dataset in datasets.values()])
+CAPTIONS = settings.captions.model_dump(mode="json", exclude={"unlabelled"})  # of everything that shows known classes
 GPU = int(settings.device == "cuda")
 
 # Which is which of two checkpoints: the engine compares the names of inputs as a set, in which it makes no difference.
@@ -128,7 +129,13 @@ def palette_of(wildcards):
 def captions_of(wildcards):
     """How the tiles of a split are captioned; new layouts, which have no image of their own, by the template."""
     template = {"kind": "template", "model": None}
-    return settings.captions.model_copy(update=template if wildcards.split in settings.layouts else {})
+    return settings.captions.model_copy(update=template if getattr(wildcards, "split", None) in settings.layouts else {})
+
+
+def caption_keys(wildcards):
+    """The same as parameters; the caption of unlabelled tiles matters to a dataset that has them, and to no labelled split's tiles."""
+    takes = getattr(wildcards, "split", UNLABELLED) == UNLABELLED and dataset_of(wildcards).has_unlabelled
+    return {key: value for key, value in captions_of(wildcards).result_keys().items() if takes or key != "unlabelled"}
 
 
 def copies_of(wildcards):

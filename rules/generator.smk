@@ -41,7 +41,8 @@ elif settings.base_model.IS_BUILT:
             runtime=times_attempt(60),
         params:
             classes=classes_of,
-            captions=settings.captions.result_keys(),
+            captions=caption_keys,
+            unlabelled=lambda wildcards: dataset_of(wildcards).has_unlabelled,
             base=settings.base_model.result_keys(),
         message:
             "Building the base model of {wildcards.dataset}"

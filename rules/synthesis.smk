@@ -111,7 +111,7 @@ rule synthesise_scene:
     params:
         **dataset_without("licence", "palette", "select", "split", "test", "val"),
         **section(sampler=sampler_of),
-        captions=settings.captions.result_keys(),
+        captions=CAPTIONS,
         seed=settings.seed,
         device=untracked(settings.device),
     message:

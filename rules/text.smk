@@ -28,7 +28,7 @@ rule caption_tiles:
         runtime=times_attempt(by_model(1440, 60)),
     params:
         **dataset_without("licence", "palette", "select", "split", "test", "val"),
-        captions=lambda wildcards: captions_of(wildcards).result_keys(),
+        captions=caption_keys,
         device=untracked(by_model(settings.device, "cpu")),
     message:
         "Captioning {wildcards.dataset}/{wildcards.split}"

@@ -17,7 +17,7 @@ with job(snakemake):
         manifest=captioned,
         root=Layout.base_model.root(snakemake.output.folder),
         num_classes=len(classes),
-        captions=vocabulary_of(captioned, classes, Captions(**snakemake.params.captions)),
+        captions=vocabulary_of(captioned, classes, Captions(**snakemake.params.captions), snakemake.params.unlabelled),
         settings=EmbeddedBase(**snakemake.params.base),
         out=Path(snakemake.output.folder),
         work=Path(f"{snakemake.output.folder}.unfinished"),

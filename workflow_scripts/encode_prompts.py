@@ -10,5 +10,5 @@ with job(snakemake):
 
     use_threads(snakemake.threads)
     device = resolve(snakemake.params.device)
-    captions = read_manifest(snakemake.input.captions).caption
+    captions = read_manifest(snakemake.input.captions, labelled=False).caption
     encode_prompts_file(base_folder(snakemake.input.base), captions, snakemake.output.prompts, device, compute_dtype(device))

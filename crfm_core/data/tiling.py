@@ -154,7 +154,9 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     for row in scenes[scenes.scene.isin(list(regions))].itertuples():
         about = (dataset.name, split, row.scene, dataset.licence, row.caption)
         limits = (row.low, row.high) if tiling.scale else None
-        task = Scene(Path(row.image), Path(row.label) if row.label else None, folder, tiling, *about, limits, label_map, len(dataset.classes))
+        task = Scene(
+            Path(row.image), Path(row.label) if row.label else None, folder, tiling, *about, limits, label_map, len(dataset.classes)
+        )
         tasks.append((task, tile_windows(task, regions[row.scene])))
     title = f"{dataset.name}/{split}"
     if selection := dataset.select.get(split):
@@ -199,8 +201,10 @@ def tile_windows(scene: Scene, regions: Sequence[Region] | None = None) -> list[
 def read_mask(image: Path | str, label: Path | str, dataset: Dataset) -> tuple[np.ndarray, Grid]:
     """A whole scene's label as training ids, uint8 [H, W] with 255 where ignored, and the grid of its tiles, on which it lies.
 
-    Errors as of :func:`tile_scene`.
+    Errors as of :func:`tile_scene`; and for a scene without a label, whose ``label`` is "".
     """
+    if not str(label):
+        raise DataError(f"{image}: the scene has no label, and an image is drawn for one; name a labelled scene")
     with open_scene(image, label, dataset.tile.ground_distance) as (picture, ids):
         return LabelMap(dataset.tile_label_map, len(dataset.classes)).ids_of(ids), grid_of(picture)
 
@@ -289,9 +293,7 @@ def _tile_id(scene: Scene, tile: TileWindow) -> str:
     return f"{scene.name}_{tile.row}_{tile.col}"
 
 
-def _write(
-    scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs: str, image: np.ndarray, mask: np.ndarray | None
-) -> dict:
+def _write(scene: Scene, tile: TileWindow, picture: rasterio.DatasetReader, crs: str, image: np.ndarray, mask: np.ndarray | None) -> dict:
     """Write a tile's two files, or its image alone, and return its row; ``crs`` is that of ``picture`` as WKT, which is slow to make."""
     transform = [float(v) for v in tuple(picture.transform @ Affine.translation(tile.col, tile.row))[:6]] if crs else []
     suffix = f".{scene.tiling.format}" if scene.tiling.format else ".tif" if crs else ".png"

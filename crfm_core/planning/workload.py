@@ -107,7 +107,9 @@ class Workload:
 
     def before_selection(self, dataset: Dataset, split: str) -> TileCount:
         """All tiles of a split."""
-        expected = None if dataset.tile.ground_distance else open_source(dataset).expected(dataset.scenes_split(split))
+        source = open_source(dataset)
+        found = source.expected_unlabelled() if split == UNLABELLED else source.expected(dataset.scenes_split(split))
+        expected = None if dataset.tile.ground_distance else found
         if expected is None:
             return TileCount(None, "unknown until they are cut")
         tile = dataset.tile
@@ -131,7 +133,8 @@ class Workload:
         if unit == "drawn_scenes":
             if not isinstance(dataset.source, EmbeddedSource):
                 raise Unknown("nothing was measured for scenes of others")
-            return sum(dataset.source.scenes.values()) * (dataset.source.size / 256) ** 2
+            scenes = sum(dataset.source.scenes.values()) + (dataset.source.unlabelled or 0)
+            return scenes * (dataset.source.size / 256) ** 2
         if unit == "segmentor_files":  # the last weights, and the best where a split chooses them
             return 2 if dataset.val else 1
         if unit == "scored_tiles":
@@ -147,6 +150,8 @@ class Workload:
         if unit == "captions" and settings.captions.kind == "vlm" and layouts not in settings.layouts:
             raise Unknown("nothing was measured for captioning models")
         if unit == "prompts":  # distinct ones, as many as there can be, with the empty one
+            if names.get("split") == UNLABELLED and settings.captions.kind != "vlm":
+                return 2
             by_template = settings.captions.kind == "template" or layouts in settings.layouts
             by_classes = by_template and "{classes}" in settings.captions.template
             return 1 + (min(tiles, 2 ** len(dataset.classes) - 1) if by_classes else tiles)

@@ -25,7 +25,7 @@ from crfm_core.reporting.figures import choose_tiles
 from crfm_core.reporting.findings import listed
 from crfm_core.reporting.measurements import read_model
 from crfm_core.reporting.rendering import embed, environment
-from crfm_core.settings import Dataset, Scale
+from crfm_core.settings import UNLABELLED, Dataset, Scale
 
 CONTACTS = 8  #: tiles of a contact sheet
 VIEWS = 12  #: scenes of the tile map
@@ -42,6 +42,13 @@ class PictureFile(BaseModel):
     caption: str
 
 
+class UnlabelledNumbers(BaseModel):
+    """The scenes without labels."""
+
+    scenes: int
+    tiles: int | None  #: None where they are not cut, as nothing uses them
+
+
 class DataSheet(BaseModel):
     """What ``data_sheet.json`` holds."""
 
@@ -56,6 +63,7 @@ class DataSheet(BaseModel):
     distances: list[Distance]
     notes: list[Note]
     pictures: list[PictureFile]
+    unlabelled: UnlabelledNumbers | None = None
 
     def of_kind(self, kind: str, split: str | None = None) -> PictureFile | None:
         """The first picture of a kind, of one split if it is given."""
@@ -67,31 +75,34 @@ def draw_data_sheet(dataset: Dataset, scenes: Path, tiles: dict[str, Path], root
 
     Args:
         scenes: the dataset's scene manifest.
-        tiles: split name to its tile manifest, in the order in which splits are shown.
+        tiles: split name to its tile manifest, in the order in which splits are shown. Tiles of the split ``unlabelled`` are counted and
+            placed; nothing is said of their classes.
         root: the dataset's results folder, which no path of a manifest may leave.
 
     Raises DataError naming the file, and the row or scene in it, that is missing, damaged or contradicts another.
     """
-    tables = {split: read_manifest(path) for split, path in tiles.items()}
+    tables = {split: read_manifest(path, labelled=split != UNLABELLED) for split, path in tiles.items()}
     for split, table in tables.items():
         composition.check_table(tiles[split], table, len(dataset.classes))
     scene_table, sizes = read_scenes(scenes, needed=()), composition.scene_sizes(list(tables.values()))
     _check_scenes(scenes, scene_table, tiles, tables)
-    splits = {split: composition.count_split(table, sizes) for split, table in tables.items()}
+    labelled = {split: table for split, table in tables.items() if split != UNLABELLED}
+    splits = {split: composition.count_split(table, sizes) for split, table in labelled.items()}
     distances = composition.compare(splits, dataset.classes)
     notes = composition.notes_on(splits, distances, dataset.classes, dataset.train, dataset.test)
     notes += [*_without_tiles(scene_table, tables), *_same_pictures(tables)]
     with atomic_path(out) as folder:
         folder.mkdir()
-        pictures = [_contact(dataset, split, tiles[split], table, root, folder) for split, table in tables.items()]
+        pictures = [_contact(dataset, split, tiles[split], table, root, folder) for split, table in labelled.items()]
         pictures += [_shares(dataset, splits, folder), _scene_map(dataset, scene_table, tables, sizes, folder)]
         pictures += _ground_map(tables, folder)
         sheet = DataSheet(
             dataset=dataset.name, about=dataset.about, licence=dataset.licence, classes=dataset.classes, palette=dataset.palette,
             train=dataset.train, test=dataset.test, splits=splits, distances=distances, notes=notes, pictures=pictures,
+            unlabelled=_count_unlabelled(scene_table, tables.get(UNLABELLED)),
         )  # fmt: skip
         _class_shares(sheet).to_csv(folder / "class_shares.csv", index=False)
-        write_json(folder / "data_sheet.json", sheet.model_dump(mode="json"))
+        write_json(folder / "data_sheet.json", sheet.model_dump(mode="json", exclude=None if sheet.unlabelled else {"unlabelled"}))
         shown = [{"kind": picture.kind, **shown_picture(folder, picture, out)} for picture in pictures]
         page = environment().get_template("data_sheet.html")
         files = [str(path) for path in (scenes, *tiles.values())]
@@ -117,6 +128,11 @@ def _check_scenes(scenes: Path, scene_table: pd.DataFrame, tiles: dict[str, Path
     for split, table in tables.items():
         if unknown := sorted(set(table.scene) - known):
             raise DataError(f"{tiles[split]}: scene {unknown[0]!r} is not in {scenes}; delete both and run the workflow again")
+
+
+def _count_unlabelled(scene_table: pd.DataFrame, table: pd.DataFrame | None) -> UnlabelledNumbers | None:
+    scenes = int((scene_table.split == UNLABELLED).sum())
+    return UnlabelledNumbers(scenes=scenes, tiles=None if table is None else len(table)) if scenes else None
 
 
 def _class_shares(sheet: DataSheet) -> pd.DataFrame:

@@ -61,11 +61,12 @@ def predict_tiles(
     the same way and of the same tile (its tags say so); anything else in the folder is removed.
 
     Returns the manifest: the tiles' rows with the predictions as ``label``, and ``predicted_by``, the start of the checkpoint's hash.
+    Labels that the tiles have are not read, and tiles of the split ``unlabelled`` have none.
     Raises DataError for a tile that cannot be read, WeightsError for a checkpoint that cannot, or is for other classes than ``classes``,
     ResourceError when the disk is full.
     """
     evaluation, out = evaluation or Evaluation(), Path(out)
-    table, folder = read_manifest(manifest), out.with_suffix("")
+    table, folder = read_manifest(manifest, labelled=False), out.with_suffix("")
     images, weights = paths_of(manifest, table, "image", root), sha256_of(checkpoint)
     made_by = [hash_of(weights, evaluation.result_keys(), digest) for digest in table.digest]
     require_disk(folder, int((table.width * table.height).sum()))

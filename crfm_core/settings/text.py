@@ -55,6 +55,11 @@ class Captions(Section):
         "in percent or in words, the largest first. With the other kinds it captions the windows of whole scenes, which are no tiles",
     )
     model: CaptionModel | None = Field(None, description="kind vlm: the model that describes the images")
+    unlabelled: str = Field(
+        "a satellite image",
+        pattern=r"\S",
+        description="caption of every tile of the split unlabelled, which shows no known class; with kind vlm the model describes it",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Captions:

@@ -11,7 +11,7 @@ import pandas as pd
 from crfm_core import DataError
 from crfm_core.layout import Layout
 from crfm_core.manifest import check_paths, paths_of, read_manifest, relocate_all, write_manifest
-from crfm_core.settings import Captions, Dataset
+from crfm_core.settings import UNLABELLED, Captions, Dataset
 from crfm_core.text.encoders import prompt_key
 from crfm_core.text.vision_language import describe_images
 
@@ -44,26 +44,30 @@ def caption_tiles(
     """Write the manifest ``tiles`` again as ``out``, with ``caption`` and ``prompt`` (its key in the prompt cache) per tile.
 
     Args:
-        tiles: the tile manifest; kind ``given`` takes its column ``given_caption``.
+        tiles: the tile manifest; kind ``given`` takes its column ``given_caption``. Tiles of the split ``unlabelled`` all get the caption
+            ``settings.unlabelled``, except with kind ``vlm``.
         model: for kind ``vlm`` the model's folder. Its answers are kept in the folder ``answers`` beside ``out``.
         device: "cpu" or "cuda", for the model.
 
     Raises DataError when a tile has no caption, and what :func:`crfm_core.text.vision_language.describe_images` raises.
     """
-    table = read_manifest(tiles)
-    root = Layout.captions.root(out)
-    check_paths(tiles, table, root)
-    if settings.kind == "given":
-        table["caption"] = _source_captions(table, tiles)
-    elif settings.kind == "vlm":
+    labelled = Layout.captions.names(out)["split"] != UNLABELLED
+    table = read_manifest(tiles, labelled=labelled)
+    root, columns = Layout.captions.root(out), ("image", "label") if labelled else ("image",)
+    check_paths(tiles, table, root, columns=columns)
+    if settings.kind == "vlm":
         assert model and settings.model, "kind vlm has a model"
         names, images = list(table.tile_id), paths_of(tiles, table, "image", root)
         digests = list(table.image_digest) if "image_digest" in table else None
         table["caption"] = describe_images(names, images, digests, model, settings.model, out.parent / "answers", out.stem, device)
+    elif not labelled:
+        table["caption"] = settings.unlabelled
+    elif settings.kind == "given":
+        table["caption"] = _source_captions(table, tiles)
     else:
         table["caption"] = [caption_of(list(pixels), dataset.classes, settings) for pixels in table.pixels]
     table["prompt"] = [prompt_key(caption) for caption in table.caption]
-    for column in ("image", "label"):
+    for column in columns:
         table[column] = relocate_all(table[column], tiles, out)
     return write_manifest(out, table)
 
@@ -79,13 +83,13 @@ def _source_captions(table: pd.DataFrame, tiles: Path) -> pd.Series:
     return table.given_caption
 
 
-def vocabulary_of(captioned: Path, classes: Sequence[str], settings: Captions) -> list[str]:
+def vocabulary_of(captioned: Path, classes: Sequence[str], settings: Captions, unlabelled: bool = False) -> list[str]:
     """Texts with all words of the captions, the longest as long as any caption: the vocabulary of the embedded base model's tokenizers.
 
     With a template they cover any possible tile; otherwise they are the captions of the manifest ``captioned``, and the template's for
-    whole scenes. Words of other captions may be spelled by letters.
+    whole scenes. With ``unlabelled`` the caption of tiles without labels is one of them. Words of other captions may be spelled by letters.
     """
-    texts = [caption_of([1] * len(classes), classes, settings)]
+    texts = [caption_of([1] * len(classes), classes, settings)] + [settings.unlabelled] * unlabelled
     if settings.kind != "template":
         texts += sorted(set(read_manifest(captioned).caption))
     if re.search(r"\{(shares|words)\}", settings.template):

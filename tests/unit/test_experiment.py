@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from paths import ROOT
@@ -116,6 +118,26 @@ def test_filters_and_resamplings_of_the_used_recipes_come_with_those_that_go_bef
 
 def test_every_split_that_is_trained_on_or_scored_is_used():
     assert set(world().used_splits("embedded")) >= {"train", "test", "reference"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "used"),
+    [
+        ({}, False),
+        ({"recipes": {"r": SimpleNamespace(split=None, pseudo=None)}, "controls": {"c": SimpleNamespace(unlabelled_share=0)}}, False),
+        ({"recipes": {"r": SimpleNamespace(split=None, pseudo=0.5)}}, True),
+        ({"controls": {"c": SimpleNamespace(unlabelled_share=0.5)}}, True),
+        ({"layouts": {"l": SimpleNamespace(kind="predicted")}}, True),
+        ({"layouts": {"l": SimpleNamespace(kind="augmented")}}, False),
+    ],
+)
+def test_tiles_without_labels_are_used_where_something_reads_them_and_the_dataset_has_some(changes, used):
+    found = world()
+    found.settings = SimpleNamespace(**dict(found.settings) | {"layouts": {}} | changes)
+    assert "unlabelled" not in found.used_splits("embedded")
+    dataset = found.datasets["embedded"]
+    found.datasets["embedded"] = dataset.model_copy(update={"source": dataset.source.model_copy(update={"unlabelled": 2})})
+    assert ("unlabelled" in found.used_splits("embedded")) == used
 
 
 # ------------------------------------------------------------------------------------------------------------------ files

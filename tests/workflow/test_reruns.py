@@ -100,6 +100,7 @@ STARTS: dict[str, tuple[list[tuple[str, Any]], list[tuple[str, Any]]]] = {
     "folder": ([("base_model", {"kind": "folder", "path": "models/sd3"})], []),
     "without val": ([], [("val", None)]),
     "new layouts": ([("samplers.crfm.layouts", "rich")], []),
+    "unlabelled": ([], [("source.unlabelled", 1)]),
 }
 
 #: Where to start, key, another value, the rules that run again by themselves.
@@ -125,6 +126,8 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
     ("folder", "base_model.path", "models/other", {"check_base_model"}),
     ("as it is", "captions.kind", "given", {"caption_tiles"}),
     ("as it is", "captions.template", "a {classes}", {"caption_tiles"}),
+    ("as it is", "captions.unlabelled", "from above", set()),
+    ("unlabelled", "captions.unlabelled", "from above", {"build_base_model"}),
     ("fetched", "captions.model.repo", "owner/other", {"fetch_model"}),
     ("fetched", "captions.model.revision", "1" * 40, {"fetch_model"}),
     ("fetched", "captions.model.path", "models/other", {"fetch_model"}),
@@ -246,6 +249,7 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
     ("as it is", "dataset.palette", [[1, 1, 1]] * 7, {"draw_data_sheet", "predict_scene", "sample_validation"}),
     ("as it is", "dataset.label_map", {0: 1}, {"list_scenes"}),
     *(("as it is", f"dataset.source.{key}", value, {"list_scenes"}) for key, value in {"scenes.train": 3, "size": 128, "seed": 1}.items()),
+    ("unlabelled", "dataset.source.unlabelled", 2, {"list_scenes"}),
     *(
         ("as it is", f"dataset.tile.{key}", value, {"list_scenes"})
         for key, value in {
@@ -276,7 +280,11 @@ FOLDER, GEOTIFF = (
     {"kind": "geotiff", "root": "scenes", "labels": "*.tif"},
 )
 SOURCES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
-    (FOLDER, BY_GROUP, {"root": "other", "images": "*.jpg", "labels": "*.tif", "label_suffix": "_label", "exclude": ["a*"]}),
+    (
+        FOLDER,
+        BY_GROUP,
+        {"root": "other", "images": "*.jpg", "labels": "*.tif", "label_suffix": "_label", "exclude": ["a*"], "unlabelled": "b"},
+    ),
     (
         {"kind": "folder", "root": "scenes", "splits": {name: {"images": "a", "labels": "b"} for name in SHARES}},
         {},
@@ -286,14 +294,27 @@ SOURCES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     (
         GEOTIFF | {"images": "*.tif", "attribute": "kind"},
         BY_BLOCKS,
-        {"root": "other", "images": "*.vrt", "labels": "*.shp", "attribute": "use", "layer": "l", "background": 0, "exclude": ["a*"]},
+        {
+            "root": "other",
+            "images": "*.vrt",
+            "labels": "*.shp",
+            "attribute": "use",
+            "layer": "l",
+            "background": 0,
+            "exclude": ["a*"],
+            "unlabelled": "b",
+        },
     ),
-    ({"kind": "released", "root": "r", "splits": dict.fromkeys(SHARES, "i")}, {}, {"root": "o", "splits": dict.fromkeys(SHARES, "j")}),
-    ({"kind": "loveda"}, {}, {"root": "other", "download": False}),
+    (
+        {"kind": "released", "root": "r", "splits": dict.fromkeys(SHARES, "i")},
+        {},
+        {"root": "o", "splits": dict.fromkeys(SHARES, "j"), "unlabelled": "b"},
+    ),
+    ({"kind": "loveda"}, {}, {"root": "other", "download": False, "unlabelled": "b"}),
     (
         {"kind": "fusu"},
         BY_GROUP,
-        {"root": "other", "download": False, "repo": "o/other", "revision": "1" * 40, "date": 2},
+        {"root": "other", "download": False, "repo": "o/other", "revision": "1" * 40, "date": 2, "unlabelled": "b"},
     ),
     ({"kind": "fusu", "splits": ["train", "test", "val"]}, {}, {"splits": ["train", "test", "val", "more"]}),
 ]

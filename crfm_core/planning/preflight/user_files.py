@@ -157,7 +157,7 @@ def check_datasets(run: PendingRun, found: CheckResults) -> None:
         with found.collect():
             source = open_source(run.datasets[name], Path.cwd(), note if note.is_file() else None)
             source.require_folder()
-            found.problems += source.faults()
+            found.problems += source.faults() + source.faults_of_unlabelled()
     for job in run.of("tile_scenes"):
         name, split = job.names["dataset"], job.names["split"]
         if selection := run.datasets[name].select.get(split):

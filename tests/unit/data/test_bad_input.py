@@ -241,6 +241,15 @@ CASES = [
      r"has no im1 .* beside it; it has splits of its own: set source\.splits to \[train\]"),
     ("FUSU without splits", fusu_data, lambda r, c: merged(c, source={"splits": ["train", "test"]}) | {"split": None},
      r"has no im1 .* it has no splits: leave out source\.splits and add the section split"),
+    # ---- images without labels
+    ("unlabelled images missing", folder_data, changes(source={"unlabelled": ["train/images/*", "more/*.png"]}),
+     r"no file matches unlabelled: more/\*\.png below .*; correct the glob or the root"),
+    ("unlabelled images elsewhere", folder_data, changes(source={"unlabelled": "../*"}), r"the glob \.\./\* leads outside"),
+    ("scored scene unlabelled", tif_data, changes(source={"unlabelled": "*/images/*.tif"}),
+     r"c\.tif \(split unlabelled\) is the same file as .*c\.tif \(split test\); a scene belongs to one split"),
+    ("unlabelled pixels of another size", tif_data, lambda r, c: write_tif(r / "more.tif", pattern(9)[0], transform=PLACE @
+     Affine.translation(900, 0) @ Affine.scale(4)) and merged(c, source={"unlabelled": "more.tif"}),
+     r"more\.tif: has pixels of 2 m, and those of the labelled scenes have 0\.5 m; set tile\.ground_distance"),
     # ---- splits and selections
     ("fewer groups than splits", fusu_data, changes(split={"shares": dict.fromkeys(("train", "test", "c", "d", "e"), 1.0)}),
      r"split: 4 groups or blocks for 5 splits"),

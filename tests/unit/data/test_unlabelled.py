@@ -269,7 +269,10 @@ def test_values_are_scaled_by_the_training_scenes_alone(tmp_path):
     ("changes", "message"),
     [
         ({"select": {UNLABELLED: {"n_shot": 2}}}, r"select\.unlabelled\.n_shot: tiles without labels show no known class"),
-        ({"select": {UNLABELLED: {"tiles": 2, "rest_of": "test"}, "test": {"tiles": 1}}}, r"unlabelled\.rest_of: the rest of test has labels"),
+        (
+            {"select": {UNLABELLED: {"tiles": 2, "rest_of": "test"}, "test": {"tiles": 1}}},
+            r"unlabelled\.rest_of: the rest of test has labels",
+        ),
         ({"source": {"unlabelled": None}, "select": {UNLABELLED: {"tiles": 2}}}, r"source\.unlabelled names no scenes; set it"),
         ({"source": {"unlabelled": []}}, "at least 1 item"),
         ({"train": UNLABELLED}, "train: 'unlabelled' is no split of the source"),
@@ -283,7 +286,9 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, changes, message
 def test_the_name_of_the_split_is_reserved(tmp_path):
     config = folder_data(tmp_path)
     config["source"]["splits"][UNLABELLED] = config["source"]["splits"]["test"]
-    with pytest.raises(ValidationError, match=r"the name 'unlabelled' is that of the scenes in source\.unlabelled; give the labelled split"):
+    with pytest.raises(
+        ValidationError, match=r"the name 'unlabelled' is that of the scenes in source\.unlabelled; give the labelled split"
+    ):
         dataset_of(config)
 
 

@@ -145,6 +145,7 @@ FAULTS = [
      "{here}/scenes: no such folder; set source.root of dataset small to where its scenes lie"),
     (scenes, "list_scenes", {"source": {"kind": "folder", "root": "scenes", "splits": WORLD}},
      "dataset small: no file matches reference/*.png below {here}/scenes; correct the glob or the root"),
+    (scenes, "list_scenes", {"source": RELEASED | {"unlabelled": "more/*"}}, "dataset small: no file matches more/* below {here}/scenes"),
     (scenes, "list_scenes", {"source": RELEASED}, "{here}/scenes/train.jsonl: no such file; correct source.root or source.splits.train"),
     (nothing, "tile_scenes", {"select": {"train": {"ids": "no.txt"}}},
      "select.train.ids: no such file: no.txt (from {here}); give a file"),

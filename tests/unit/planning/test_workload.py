@@ -10,6 +10,7 @@ from results_tree import draw_tile
 from crfm_core.manifest import write_manifest
 from crfm_core.planning.jobs import Job
 from crfm_core.planning.workload import Workload
+from crfm_core.settings import Selection
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,21 @@ def test_tiles_are_counted_from_the_configuration_or_said_to_be_unknown(tmp_path
     settings, found = configuration("config.yaml", tmp_path, changes)
     count = Workload(settings, found, RATES).tile_count(name, split)
     assert (count.tiles, count.basis) == (tiles, basis)
+
+
+def test_scenes_without_labels_and_their_tiles_are_counted(tmp_path):
+    settings, found = configuration("config.yaml", tmp_path, {"datasets": ["embedded"]})
+    plain = found["embedded"]
+    source = plain.source.model_copy(update={"unlabelled": 3})
+    selected = plain.model_copy(update={"source": source, "select": {"unlabelled": Selection(fraction=0.25)}})
+    more = Workload(settings, {"embedded": selected}, RATES)
+    assert more.before_selection(selected, "unlabelled").tiles == 3 * 16 and more.tile_count("embedded", "unlabelled").tiles == 12
+    job = Job("list_scenes", {"dataset": "embedded"})
+    drawn = [Workload(settings, {"embedded": one}, RATES).count("drawn_scenes", job) for one in (plain, selected)]
+    assert drawn[1] - drawn[0] == pytest.approx(3 * (plain.source.size / 256) ** 2)
+    assert more.count("prompts", Job("encode_prompts", {"dataset": "embedded", "split": "unlabelled"})) == 2
+    settings, found = configuration("config.yaml", tmp_path, {"datasets": ["loveda"], "recipes.reference": {}, "generation.split": None})
+    assert Workload(settings, found, RATES).tile_count("loveda", "unlabelled").tiles is None
 
 
 def test_cut_tiles_are_counted_unless_they_will_be_cut_again(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
-from data_sheets import CLASSES, EVIL, PALETTE, build, dataset_of, row_of, write_scene_manifest
+from data_sheets import CLASSES, EVIL, PALETTE, build, dataset_of, label_of, row_of, write_scene_manifest
 from PIL import Image
 
 from crfm_core import DataError
@@ -53,6 +53,27 @@ def test_the_numbers_of_csv_and_json_equal_a_hand_count(drawn):
 
 def test_what_was_written_is_what_is_read(drawn):
     assert read_data_sheet(drawn[0]["out"]) == drawn[1]
+
+
+def test_scenes_without_labels_are_counted_and_placed_and_no_part_of_the_classes(tmp_path):
+    plain, arguments = build(tmp_path / "plain", crs=UTM), build(tmp_path, crs=UTM)
+    rows = [row_of("unlabelled", "w0", "unlabelled-c", 0, 0, label_of("0000 0000 0000 0000"), UTM, [0.5, 0, 6e5, 0, -0.5, 5e6])]
+    rows[0] |= {"label": "", "classes": [], "pixels": [0, 0, 0]}
+    scenes = [{"scene": name, "split": split, "image": f"scenes/{name}.png"} for name, split in (("a", "train"), ("b", "test"))]
+    scenes.append({"scene": "unlabelled-c", "split": "unlabelled", "image": "scenes/b.png", "label": ""})
+    write_scene_manifest(arguments["scenes"], scenes)
+    sheet = draw_data_sheet(**arguments)
+    assert (sheet.unlabelled.scenes, sheet.unlabelled.tiles) == (1, None)
+    assert "Without labels: 1 scene, which nothing here uses." in (arguments["out"] / "index.html").read_text()
+    manifest = arguments["root"] / "tiles" / "unlabelled.parquet"
+    write_manifest(manifest, rows)
+    sheet = draw_data_sheet(**arguments | {"tiles": arguments["tiles"] | {"unlabelled": manifest}})
+    assert (sheet.unlabelled.scenes, sheet.unlabelled.tiles) == (1, 1) and list(sheet.splits) == ["train", "test"]
+    assert "Without labels: 1 scene, cut into 1 tile." in (arguments["out"] / "index.html").read_text()
+    assert "4 tiles" in sheet.of_kind("ground").alt and "unlabelled-c" in sheet.of_kind("scenes").alt
+    before = draw_data_sheet(**plain)
+    assert before.unlabelled is None and before.splits == sheet.splits and before.distances == sheet.distances
+    assert "unlabelled" not in json.loads((plain["out"] / "data_sheet.json").read_text())
 
 
 def table_of(boxes, scene="a", **columns):

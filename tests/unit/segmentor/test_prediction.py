@@ -92,6 +92,17 @@ def test_predictions_of_tiles_lie_where_the_tiles_lie_and_stand_in_their_manifes
     assert (after.digest != before.digest).all()
 
 
+def test_tiles_without_labels_are_predicted_as_those_with_labels_are(tmp_path, checkpoint):
+    image, label = write(tmp_path / "a.tif", picture(64, 32)), write(tmp_path / "b.tif", np.zeros((1, 64, 32), np.uint8))
+    tables = []
+    for name, own in (("test", label), ("unlabelled", None)):
+        manifest = tmp_path / "tiles" / f"{name}.parquet"
+        write_manifest(manifest, tile_scene(image, own, tmp_path / "tiles" / name, 32, num_classes=3, split=name, scene="a"))
+        tables.append(predict_tiles(checkpoint, manifest, tmp_path, tmp_path / "predictions" / f"{name}.parquet"))
+    assert [pixels.tolist() for pixels in map(np.array, tables[0].pixels)] == [list(pixels) for pixels in tables[1].pixels]
+    assert read_manifest(tmp_path / "predictions" / "unlabelled.parquet").split.tolist() == ["unlabelled"] * 2
+
+
 def test_what_tiles_show_beyond_their_scene_is_not_predicted_and_the_tiles_make_the_scene(tmp_path, checkpoint, critic):
     image, label = write(tmp_path / "a.tif", picture(50, 70)), write(tmp_path / "b.tif", np.zeros((1, 50, 70), np.uint8))
     manifest = tmp_path / "tiles" / "test.parquet"
