@@ -194,11 +194,12 @@ def train_network(job: GeneratorTraining, group: ProcessGroup, work: Path) -> tu
             numbers = range(turn * control.batch_size, (turn + 1) * control.batch_size)
             batch = draw_batch(numbers, tiles.latents, vae, shift, control, rows, unlabelled.latents if unlabelled else None)
             text, pooled = (part.to(accelerator.device, torch.float32) for part in embeddings_of(batch, tiles, unlabelled))
-            clean, mask, noise, sigma = (part.to(accelerator.device) for part in batch[:4])
-            # a sample without a mask goes through the same forward pass: all processes then do the same, whichever samples they have
-            present = None if all(batch.masked) else torch.tensor(batch.masked, device=accelerator.device)
-            if control.mask_dropout == 1:  # none of any batch has one
-                mask = present = None
+            clean, noise, sigma = (part.to(accelerator.device) for part in (batch.clean, batch.noise, batch.sigma))
+            mask, present = None, None
+            if control.mask_dropout < 1:
+                mask = batch.mask.to(accelerator.device)
+                # a sample without a mask goes through the same forward pass: all processes then do the same, whichever samples they have
+                present = None if all(batch.masked) else torch.tensor(batch.masked, device=accelerator.device)
             # the processes average their gradients once per update; FSDP would keep whole ones for as long as they do not
             synchronise = micro + 1 == control.accumulate or control.parallel == "fsdp"
             with contextlib.nullcontext() if synchronise else accelerator.no_sync(network):

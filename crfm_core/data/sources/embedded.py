@@ -10,6 +10,7 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -88,9 +89,10 @@ def other_country(seed: int) -> Country:
     spans = ("road", "track", "furrow", "crown", "lot", "house", "river", "pond")
     parcel = scale * HOME.parcel * np.exp(rng.normal(0, 0.2))
     light = rng.uniform(0.7, 1.15)
+    changes: dict[str, Any] = {name: recolour(getattr(HOME, name)) for name in kinds}
+    changes |= {name: lengths(*getattr(HOME, name)) for name in spans}
     return Country(
-        **{name: recolour(getattr(HOME, name)) for name in kinds},
-        **{name: lengths(*getattr(HOME, name)) for name in spans},
+        **changes,
         gain=(0.9 * light, 1.1 * light),
         haze=(0, rng.uniform(0, 0.35)),
         sky=tuple(rng.uniform(150, 235) + rng.normal(0, 12, 3)),
