@@ -254,6 +254,8 @@ def test_names_that_become_folders_are_letters_digits_and_dashes(name):
     for key in ("controls", "samplers", "segmentors", "filters", "recipes", "experiments"):
         with pytest.raises(ConfigError, match="should match pattern"):
             load_settings(SMALLEST | {key: SMALLEST[key] | {name: next(iter(SMALLEST[key].values()))}})
+    with pytest.raises(ConfigError, match="should match pattern"):
+        load_settings(SMALLEST | {"layouts": {name: {"kind": "augmented"}}})
     with pytest.raises(ConfigError, match=r"should match pattern|control characters"):
         load_settings(SMALLEST | {"tables": ["main", name]})
     for changes in ({"name": name}, {"source": WORLD["source"] | {"scenes": {"train": 1, "test": 1, name: 1}}}):

@@ -146,6 +146,17 @@ def test_without_labels_of_unlabelled_tiles_none_are_predicted(root, tmp_path):
         draw_layouts(KINDS[0], *arguments, pseudo_labels=root / "unsure.parquet")
 
 
+@pytest.mark.parametrize("settings", KINDS[:2], ids=NAMES[:2])
+@pytest.mark.parametrize(("label", "message"), [("../../elsewhere.png", "leads outside"), ("nothing.png", "its label .* is not there")])
+def test_a_mask_that_lies_elsewhere_or_nowhere_is_refused_with_its_row(tmp_path, settings, label, message):
+    for manifest in (tmp_path / "d" / "tiles" / "train.parquet", tmp_path / "d" / "pseudo_labels.parquet"):
+        table = read_manifest(write_tiles(manifest, 2))
+        table.loc[1, "label"] = label
+        write_manifest(manifest, table)
+    with pytest.raises(DataError, match=rf"row t1: .*{message}"):
+        draw(tmp_path / "d", settings)
+
+
 def test_tiles_of_other_classes_are_refused(root):
     with pytest.raises(DataError, match=r"train\.parquet: row t0: counts 3 classes, the dataset has 2"):
         draw_layouts(KINDS[1], root / "tiles" / "train.parquet", 1, CLASSES[:2], root / "layouts" / "new.parquet")
