@@ -117,7 +117,7 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
         for key, value in {
             "seed": 1, "vae.channels": [8, 8], "vae.latent_channels": 8, "vae.steps": 21, "vae.batch_size": 5, "vae.learning_rate": 0.1,
             "transformer.layers": 3, "transformer.heads": 1, "transformer.head_dim": 16, "transformer.patch_size": 4,
-            "transformer.text_dim": 8,
+            "transformer.text_dim": 8, "transformer.text_length": 4, "transformer.words": ["tree"], "transformer.largest_tile": 64,
         }.items()
     ),
     ("fetched", "base_model.repo", "owner/other", {"fetch_model"}),
@@ -249,6 +249,7 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
     ("as it is", "dataset.palette", [[1, 1, 1]] * 7, {"draw_data_sheet", "predict_scene", "sample_validation"}),
     ("as it is", "dataset.label_map", {0: 1}, {"list_scenes"}),
     *(("as it is", f"dataset.source.{key}", value, {"list_scenes"}) for key, value in {"scenes.train": 3, "size": 128, "seed": 1}.items()),
+    ("as it is", "dataset.source.country", "other", {"list_scenes"}),
     ("unlabelled", "dataset.source.unlabelled", 2, {"list_scenes"}),
     *(
         ("as it is", f"dataset.tile.{key}", value, {"list_scenes"})

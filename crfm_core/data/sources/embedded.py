@@ -27,7 +27,7 @@ BACKGROUND, BUILDING, ROAD, WATER, BARREN, FOREST, AGRICULTURE = range(len(CLASS
 METRES_PER_PIXEL = 0.3
 CRS = "EPSG:32631"
 
-Colours = tuple[tuple[float, float, float], ...]
+Tints = tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Country:
     Colours are sRGB 0..255 under a clear noon sky, lengths pixels, pairs the ends of a uniform range.
     """
 
-    grass: Colours = ((100, 128, 70), (148, 142, 94))  #: lush and dry, the two ends of a season
-    crops: Colours = ((92, 142, 58), (118, 152, 72), (76, 116, 60), (140, 144, 80), (196, 178, 116), (184, 160, 92), (136, 106, 80))
-    woods: Colours = ((42, 72, 40), (52, 82, 44), (78, 82, 44))
-    soils: Colours = ((172, 142, 108), (190, 164, 132), (164, 124, 96))
-    waters: Colours = ((38, 64, 80), (50, 82, 88), (72, 92, 84))
-    roofs: Colours = ((168, 92, 70), (146, 76, 62), (88, 92, 102), (206, 202, 194), (92, 120, 152), (186, 148, 116))
-    asphalt: Colours = ((104, 104, 110),)
-    gravel: Colours = ((204, 190, 162),)
-    paving: Colours = ((162, 158, 150),)
-    cars: Colours = ((214, 214, 216), (60, 62, 70), (168, 52, 46), (66, 92, 140))
+    grass: Tints = ((100, 128, 70), (148, 142, 94))  #: lush and dry, the two ends of a season
+    crops: Tints = ((92, 142, 58), (118, 152, 72), (76, 116, 60), (140, 144, 80), (196, 178, 116), (184, 160, 92), (136, 106, 80))
+    woods: Tints = ((42, 72, 40), (52, 82, 44), (78, 82, 44))
+    soils: Tints = ((172, 142, 108), (190, 164, 132), (164, 124, 96))
+    waters: Tints = ((38, 64, 80), (50, 82, 88), (72, 92, 84))
+    roofs: Tints = ((168, 92, 70), (146, 76, 62), (88, 92, 102), (206, 202, 194), (92, 120, 152), (186, 148, 116))
+    asphalt: Tints = ((104, 104, 110),)
+    gravel: Tints = ((204, 190, 162),)
+    paving: Tints = ((162, 158, 150),)
+    cars: Tints = ((214, 214, 216), (60, 62, 70), (168, 52, 46), (66, 92, 140))
     gain: tuple[float, float] = (0.88, 1.1)  #: light
     haze: tuple[float, float] = (0, 0.16)
     sky: tuple[float, float, float] = (196, 204, 212)  #: colour of the haze
@@ -75,7 +75,7 @@ def other_country(seed: int) -> Country:
     rng = np.random.default_rng(seed)
     anywhere = rng.random() < 1 / 3
 
-    def recolour(colours: Colours) -> Colours:
+    def recolour(colours: Tints) -> Tints:
         hue = rng.uniform(-0.5, 0.5) if anywhere else rng.normal(0, 0.05)
         saturation, lightness = np.exp(rng.normal(0, 0.35)), np.exp(rng.normal(0, 0.2))
         return tuple(_recoloured(colour, hue, saturation, lightness, rng) for colour in colours)
@@ -207,7 +207,7 @@ class _Scene:
         x, y = self.cols - self.size / 2, self.rows - self.size / 2
         return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
-    def pick(self, colours: Colours, spread: float = 6.0) -> np.ndarray:
+    def pick(self, colours: Tints, spread: float = 6.0) -> np.ndarray:
         """One of the colours, a little off."""
         return np.array(colours[self.rng.integers(len(colours))]) + self.rng.normal(0, spread) + self.rng.normal(0, spread / 2, 3)
 
@@ -400,7 +400,7 @@ class _Scene:
                         )
                         self._roof(u0 + (i + 0.5) * wide, v0 + (j + 0.5) * deep, half_wide, half_deep, palette)
 
-    def _roof(self, cu: float, cv: float, a: float, b: float, palette: Colours) -> None:
+    def _roof(self, cu: float, cv: float, a: float, b: float, palette: Tints) -> None:
         du, dv = self.u - cu, self.v - cv
         near = np.nonzero((np.abs(du) < a + 0.5) & (np.abs(dv) < b + 0.5))
         du, dv = du[near], dv[near]
