@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crfm_core import ConfigError, DataError, ResourceError
+from crfm_core.data.globs import files_by_key
 from crfm_core.files import exclusive, read_json, sha256_of, write_json
 from crfm_core.hub import FETCH_RECORD, read_record
 from crfm_core.settings import UNLABELLED, Dataset
@@ -73,8 +74,6 @@ class SceneSource:
     def find_unlabelled(self, out: Path) -> list[FoundScene]:
         """The scenes of ``source.unlabelled``, of which only the image is read; ``out`` as of :meth:`find_scenes`. DataError when a glob
         matches nothing."""
-        from crfm_core.data.sources.folder import files_by_key
-
         scenes: dict[Path, FoundScene] = {}  # an image that two of the globs match is one scene
         for pattern in getattr(self.settings, "unlabelled", None) or []:
             images = files_by_key(self.folder, pattern, exclude=getattr(self.settings, "exclude", None))

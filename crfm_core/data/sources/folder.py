@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import re
-from fnmatch import fnmatch
 from pathlib import Path
 
 from crfm_core import DataError
+from crfm_core.data.globs import files_by_key, folder_pattern
 from crfm_core.data.sources import FoundScene, SceneSource, unmatched
 from crfm_core.settings import FolderSplit
 
@@ -49,7 +47,7 @@ def pair_files(
     of folder wildcards the stem alone must identify the pair.
     """
     where = f"dataset {name}, split {split}" if split else f"dataset {name}"
-    by_stem = _folder_pattern(files.images).groups != _folder_pattern(files.labels).groups
+    by_stem = folder_pattern(files.images).groups != folder_pattern(files.labels).groups
     labels = files_by_key(root, files.labels, label_suffix, by_stem)
     # Labels may lie among the images: a glob like *.tif then matches both.
     skip = set(labels.values()) if label_suffix or files.images != files.labels else set()
@@ -66,47 +64,6 @@ def pair_files(
         FoundScene(key, image, labels[key], image.relative_to(root), split, "-".join(key[:-1]) or str(image.parent.relative_to(root)))
         for key, image in sorted(images.items())
     ]
-
-
-def files_by_key(
-    root: Path, pattern: str, suffix: str = "", by_stem: bool = False, skip: set[Path] | None = None, exclude: list[str] | None = None
-) -> dict[tuple[str, ...], Path]:
-    """Files below ``root`` that match a glob, by what its folder wildcards stand for and their stem without ``suffix``.
-
-    Raises DataError when two files have one key, or the glob leads outside ``root``.
-    """
-    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        raise DataError(f"the glob {pattern} leads outside {root}; give one below the root, or another root")
-    if Path(pattern).name == "**":
-        pattern += "/*"
-    found: dict[tuple[str, ...], Path] = {}
-    for relative in sorted(glob.glob(pattern, root_dir=root, recursive=True)):
-        path = root / relative
-        if path in (skip or ()) or not path.is_file() or not path.stem.endswith(suffix):
-            continue
-        if any(fnmatch(Path(relative).as_posix(), unwanted) for unwanted in exclude or []):
-            continue
-        parts: tuple[str | None, ...] = ()
-        if not by_stem:
-            match = _folder_pattern(pattern).fullmatch(str(Path(relative).parent))
-            assert match, f"the glob {pattern} matches {relative}"
-            parts = match.groups()
-        key = (*(part.replace("/", "-") for part in parts if part and part != "."), path.stem.removesuffix(suffix))
-        if key in found:
-            raise DataError(f"{found[key]} and {path} both belong to scene {'-'.join(key)}; narrow the glob {pattern}")
-        found[key] = path
-    return found
-
-
-def _folder_pattern(pattern: str) -> re.Pattern:
-    """The folder part of a glob as a regular expression with one group per wildcard."""
-
-    def piece(part: str) -> str:
-        if part.startswith("["):
-            return f"({part.replace('[!', '[^')})"
-        return {"**": "(.*)", "**/": "((?:.*/)?)", "/**": "(?:/(.*))?", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part)
-
-    return re.compile("".join(map(piece, re.split(r"(/\*\*$|\*\*/?|\*|\?|\[[^]]+\])", str(Path(pattern).parent)))))
 
 
 def holds_images(folder: Path) -> bool:

@@ -19,10 +19,10 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from crfm_core import DataError
+from crfm_core.data.globs import files_by_key
 from crfm_core.data.labels import LabelMap, require_ids
 from crfm_core.data.rasters import create_raster, open_raster, read_bands, strips_of
 from crfm_core.data.sources import FoundScene, SceneSource, unmatched
-from crfm_core.data.sources.folder import files_by_key
 from crfm_core.settings import Dataset, GeotiffSource
 
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".gml", ".kml")
