@@ -25,7 +25,7 @@ from tiny_models import tiny_pipeline, tiny_transformer
 
 from crfm_core.segmentor.mmseg.architectures import ARCHITECTURES
 from crfm_core.segmentor.mmseg.networks import build_model
-from crfm_core.settings import PRESETS, SCHEMES, AnyFilter, AnyLayouts, AnyResampling, Captions, Section, load_settings
+from crfm_core.settings import PRESETS, SCHEMES, AnyFilter, AnyLayouts, AnyResampling, Captions, Section, load_settings, merge_layers
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -218,8 +218,7 @@ def test_pieces_of_configuration_go_over_the_default(path):
         content = yaml.safe_load(body)
         if body.startswith("# ") or not set(content) <= set(default):
             continue
-        for key, value in content.items():
-            default[key] = default[key] | value if isinstance(value, dict) and default[key] else value
+        default, _ = merge_layers([default, content])
     load_settings(default)
 
 
