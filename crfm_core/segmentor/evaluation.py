@@ -83,7 +83,7 @@ def class_maps(critic: Critic, images: Tensor, evaluation: Evaluation) -> Tensor
     if evaluation.mode == "slide":
         window, stride = window_and_stride(evaluation, max(height, width))
         answer = partial(slide, critic, window=window, stride=stride)
-    if evaluation.scales == [1.0] and not evaluation.flip:
+    if not _has_views(evaluation):
         return answer(images)
     views = list(product(evaluation.scales, (False, True) if evaluation.flip else (False,)))
     total = images.new_zeros(())
@@ -95,6 +95,11 @@ def class_maps(critic: Critic, images: Tensor, evaluation: Evaluation) -> Tensor
     return total / len(views)
 
 
+def _has_views(evaluation: Evaluation) -> bool:
+    """Whether there is test-time augmentation, after which maps are probabilities."""
+    return evaluation.scales != [1.0] or evaluation.flip
+
+
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
@@ -104,6 +109,16 @@ def predict(critic: Critic, images: np.ndarray, batch_size: int = 16, evaluation
     evaluation, device = evaluation or Evaluation(), critic.mean.device
     batches = (as_input(images[start : start + batch_size], device) for start in range(0, len(images), batch_size))
     return np.concatenate([class_maps(critic, batch, evaluation).argmax(dim=1).to(torch.uint8).cpu().numpy() for batch in batches])
+
+
+def predict_with_doubt(critic: Critic, images: np.ndarray, evaluation: Evaluation | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Most likely class per pixel, as :func:`predict` finds it, and the probability that it is another: images uint8 [N,H,W,3] -> uint8
+    and float32 [N,H,W]. The doubt is exact where it is tiny, too, which 1 minus the class's probability is not."""
+    evaluation = evaluation or Evaluation()
+    maps = class_maps(critic, as_input(images, critic.mean.device), evaluation)
+    labels = maps.argmax(dim=1, keepdim=True)
+    doubt = (maps if _has_views(evaluation) else maps.softmax(dim=1)).scatter(1, labels, 0).sum(dim=1)
+    return labels[:, 0].to(torch.uint8).cpu().numpy(), doubt.float().cpu().numpy()
 
 
 def agreement(critic: Critic, manifest: Path | str, root: Path | str, batch_size: int = 16) -> dict:

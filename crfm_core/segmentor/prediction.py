@@ -84,9 +84,9 @@ def predict_tiles(
             with tqdm(total=len(missing), desc="tiles", unit="tile", disable=None) as progress:
                 for rows, pictures in batches:
                     for row, label in zip(rows, predict(critic, pictures, evaluation.batch_size, evaluation), strict=True):
-                        _write_tile(paths[row], label, table.iloc[row], {"made_by": made_by[row], "checkpoint": weights[:12]})
+                        write_prediction(paths[row], label, table.iloc[row], {"made_by": made_by[row], "checkpoint": weights[:12]})
                     progress.update(len(rows))
-        entries = [_row(table.iloc[row], images[row], paths[row], manifest, out) for row in range(len(table))]
+        entries = [predicted_row(table.iloc[row], images[row], paths[row], manifest, out) for row in range(len(table))]
         return write_manifest(out, [entry | {"predicted_by": weights[:12]} for entry in entries])
 
 
@@ -98,7 +98,8 @@ def is_whole(path: Path, made_by: str | None = None) -> bool:
         return False
 
 
-def _write_tile(path: Path, label: np.ndarray, row: pd.Series, tags: Mapping[str, str]) -> None:
+def write_prediction(path: Path, label: np.ndarray, row: pd.Series, tags: Mapping[str, str]) -> None:
+    """Write the label [H,W] that was predicted for a tile in the tile's place; what the tile shows beyond its scene becomes 255."""
     label[int(row.get("inner_height", len(label))) :] = IGNORE
     label[:, int(row.get("inner_width", label.shape[1])) :] = IGNORE
     tags = {**tags, "prediction_of": row.tile_id} | ({"licence": row.licence} if row.get("licence") else {})
@@ -106,7 +107,8 @@ def _write_tile(path: Path, label: np.ndarray, row: pd.Series, tags: Mapping[str
     write_raster(path, label, crs, transform, tags)
 
 
-def _row(row: pd.Series, image: Path, label: Path, manifest: Path | str, out: Path) -> dict:
+def predicted_row(row: pd.Series, image: Path, label: Path, manifest: Path | str, out: Path) -> dict:
+    """The row of a tile of ``manifest`` with its predicted label, for the manifest ``out``."""
     pixels = np.bincount(read_label(label).ravel(), minlength=256)[: len(row.pixels)]
     return {
         **row.to_dict(),

@@ -14,6 +14,7 @@ from crfm_core.settings.curation import (
     Filter,
     HardnessResampling,
     PixelFilter,
+    PseudoLabels,
     RareResampling,
     Recipe,
     Resampling,

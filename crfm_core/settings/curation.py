@@ -144,11 +144,24 @@ class RareResampling(Resampling):
         )
 
 
+class PseudoLabels(Section):
+    """The critic's labels of unlabelled tiles (class-balanced self-training, Zou et al., ECCV 2018)."""
+
+    keep: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="share of the pixels predicted as a class that keep this label, the surest; the others are ignored",
+    )
+
+
 AnyResampling = Annotated[HardnessResampling | RareResampling, Field(discriminator="kind")]
 
 
 class Recipe(Section):
     """What a segmentor is trained on."""
+
+    LATER_KEYS = frozenset({"pseudo", "pseudo_weight"})
 
     split: Name | None = Field(None, description="split of real tiles; null: the dataset's train split")
     schedule: Annotated[float, Field(gt=0)] | Literal["longest"] = Field(
@@ -164,6 +177,8 @@ class Recipe(Section):
         description="synthetic tiles mixed in per real one; after a filter of images or a re-sampling at most this many",
     )
     real_weight: float = Field(1.0, gt=0, description="how often a real tile is drawn relative to a synthetic one")
+    pseudo: bool = Field(False, description="mixes in the dataset's unlabelled tiles with the critic's labels (pseudo_labels)")
+    pseudo_weight: float = Field(1.0, gt=0, description="how often a pseudo-labelled tile is drawn relative to a synthetic one")
 
     @property
     def samples(self) -> tuple[str, str] | None:
@@ -183,4 +198,6 @@ class Recipe(Section):
         for key in ("filter", "resample"):
             if getattr(self, key) and not any(synthetic):
                 raise ValueError(f"{key}: is for synthetic tiles, and this recipe has none")
+        if self.pseudo_weight != 1 and not self.pseudo:
+            raise ValueError("pseudo_weight: is for pseudo-labelled tiles, and this recipe has none; set pseudo: true")
         return self

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from crfm_core.settings.base import Location, Name, Positive, Section
-from crfm_core.settings.curation import AnyFilter, AnyResampling, Recipe
+from crfm_core.settings.curation import AnyFilter, AnyResampling, PseudoLabels, Recipe
 from crfm_core.settings.generator import AnyBase, Control
 from crfm_core.settings.layouts import AnyLayouts
 from crfm_core.settings.report import Generation, Table
@@ -38,6 +38,7 @@ class Settings(Section):
     clip: Model | None = Field(
         None, description="CLIP-like model of transformers, for filters of kind clip and generation.cmmd; null: none"
     )
+    pseudo_labels: PseudoLabels = Field(PseudoLabels(), description="labels of unlabelled tiles, by the critic")
     recipes: dict[Name, Recipe] = Field(description="what segmentors are trained on, by name")
     critic: Judge = Field(description="the segmentor that guides the sampling and filters pixels")
     judge: Judge = Field(description="an independent segmentor that says whether samples agree with their masks")

@@ -120,7 +120,7 @@ def test_a_stopped_prediction_goes_on_with_the_rest_and_keeps_nothing_of_another
     manifest, out = write_tiles(tmp_path / "tiles" / "test.parquet", 6), tmp_path / "predictions" / "test.parquet"
     single = Evaluation(batch_size=1)
     folder, made = out.with_suffix(""), []
-    write_tile = prediction._write_tile
+    write_tile = prediction.write_prediction
 
     def counting(path, *arguments):
         if len(made) == 3 and not out.exists():
@@ -128,7 +128,7 @@ def test_a_stopped_prediction_goes_on_with_the_rest_and_keeps_nothing_of_another
         made.append(path.name)
         write_tile(path, *arguments)
 
-    monkeypatch.setattr(prediction, "_write_tile", counting)
+    monkeypatch.setattr(prediction, "write_prediction", counting)
     with pytest.raises(KeyboardInterrupt):
         predict_tiles(checkpoint, manifest, tmp_path, out, single)
     assert made == ["t0.png", "t1.png", "t2.png"] and not out.exists()
