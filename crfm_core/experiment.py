@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from crfm_core import ConfigError
 from crfm_core.layout import Layout
 from crfm_core.settings import PLAIN, TRAINING, UNLABELLED, Dataset, Download, HubBase, Judge, Model, Settings, Table
+from crfm_core.settings.checks import faults_of_compared
 
 #: Stands in paths for tiles that pass no filter.
 NO_FILTER = "none"
@@ -166,6 +167,28 @@ class Experiment:
             return self.results.resampled(dataset, recipe.control, recipe.sampler, recipe.filter or NO_FILTER, recipe.resample)
         return self.filtered(dataset, recipe.control, recipe.sampler, recipe.filter)
 
+    def pseudo_labels(self, dataset: str, name: str) -> str | None:
+        """The critic's labels of unlabelled tiles that a recipe mixes in; None for recipes without.
+
+        Raises ConfigError when the dataset has no unlabelled scenes.
+        """
+        if not self.settings.recipes[name].pseudo:
+            return None
+        if faults := faults_of_compared(self.settings, self.datasets[dataset], [name]):
+            raise ConfigError(faults[0])
+        return self.results.pseudo_labels(dataset)
+
+    def uses_pseudo_labels(self, dataset: str) -> bool:
+        """Whether what the selected tables compare on a dataset needs the critic's labels of unlabelled tiles."""
+        settings = self.settings
+        controls = [settings.controls[name] for name in self.used_controls(dataset)]
+        layouts = [settings.layouts.get(settings.samplers[sampler].layouts) for _, sampler in self.used_pairs(dataset)]
+        return (
+            any(settings.recipes[name].pseudo for name in self.used_recipes(dataset))
+            or any(one.unlabelled_share and one.unlabelled_masks == "predicted" for one in controls)
+            or any(one.NEEDS_UNLABELLED for one in layouts if one)
+        )
+
     def scores(self, table: Table) -> list[str]:
         """The scores that a table is made from."""
         return [self.results.scores(*run, seed) for run in self.runs([table]) for seed in self.settings.seeds]
@@ -186,6 +209,7 @@ class Experiment:
         results, files, count = self.results, [], self.settings.shards
         for name in self.used_datasets:
             files += [results.scenes(name), results.captions(name, self.datasets[name].train)]
+            files += [results.pseudo_labels(name)] if self.uses_pseudo_labels(name) else []
             files += [results.generator(name, control) for control in self.used_controls(name)]
             for pair in self.used_pairs(name):
                 files += [self.manifest_of_masks(name, pair[1])] if self.draws_new_layouts(pair[1]) else []
@@ -205,6 +229,7 @@ class Experiment:
             "synthetic": {pair: results.synthetic(name, *pair) for pair in pairs},
             "filtered": {one: results.filtered(name, *one) for one in self.used_filters(name)},
             "resampled": {one: results.resampled(name, *one) for one in self.used_resamplings(name)},
+            "pseudo_labels": {name: results.pseudo_labels(name)} if self.uses_pseudo_labels(name) else {},
             "mixes": {recipe: results.mix(name, recipe) for recipe in self.used_recipes(name)},
             "agreement": {pair: results.agreement(name, *pair) for pair in pairs},
             "generation": {pair: results.generation(name, *pair) for pair in pairs},

@@ -127,9 +127,9 @@ def palette_of(wildcards):
 
 
 def captions_of(wildcards):
-    """How the tiles of a split are captioned; new layouts, which have no image of their own, by the template."""
+    """How the tiles of a split are captioned; by the template new layouts, which have no image of their own, and the critic's labels."""
     template = {"kind": "template", "model": None}
-    return settings.captions.model_copy(update=template if getattr(wildcards, "split", None) in settings.layouts else {})
+    return settings.captions.model_copy(update=template if getattr(wildcards, "split", None) in (PSEUDO, *settings.layouts) else {})
 
 
 def caption_keys(wildcards):

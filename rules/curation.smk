@@ -1,5 +1,5 @@
-# Curation: how well samples agree with their masks, which pixels and images are kept, which are used how often, and what a recipe
-# trains on.
+# Curation: how well samples agree with their masks, which pixels and images are kept, which are used how often, the critic's labels of
+# unlabelled tiles, and what a recipe trains on.
 
 
 rule measure_class_losses:
@@ -82,10 +82,39 @@ rule resample_tiles:
         "../workflow_scripts/resample_tiles.py"
 
 
+rule label_tiles:
+    input:
+        tiles=results.tiles("{dataset}", UNLABELLED),
+        critic=critic,
+    output:
+        manifest=results.pseudo_labels("{dataset}"),
+    log:
+        results.log("{dataset}/label_tiles"),
+    benchmark:
+        results.benchmark("{dataset}/label_tiles")
+    retries: RETRIES
+    conda:
+        "../envs/segmentor.yaml"
+    resources:
+        **gpus(GPU),
+        mem_mb=times_attempt(16000 if GPU else 2000),
+        runtime=times_attempt(1440),
+    params:
+        **section(evaluation=settings.evaluation),
+        pseudo_labels=settings.pseudo_labels.result_keys(),
+        classes=classes_of,
+        device=untracked(settings.device),
+    message:
+        "Labelling the unlabelled tiles of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/label_tiles.py"
+
+
 rule mix_tiles:
     input:
         real=real_tiles,
         synthetic=synthetic_tiles,
+        pseudo=pseudo_labelled_tiles,
         disjoint=results.disjoint("{dataset}"),
     output:
         manifest=results.mix("{dataset}", "{recipe}"),

@@ -40,7 +40,9 @@ def held_out(kind):
 
 
 def tiles_to_caption(wildcards):
-    """The tiles of a split, or new layouts."""
+    """The tiles of a split, unlabelled ones with the critic's labels, or new layouts."""
+    if wildcards.split == PSEUDO:
+        return results.pseudo_labels(wildcards.dataset)
     return (results.layouts if wildcards.split in settings.layouts else results.tiles)(wildcards.dataset, wildcards.split)
 
 
@@ -109,6 +111,12 @@ def synthetic_tiles(wildcards):
     """The synthetic tiles of a recipe; nothing for recipes of real tiles alone."""
     with refusals():
         return experiment.samples(wildcards.dataset, wildcards.recipe) or []
+
+
+def pseudo_labelled_tiles(wildcards):
+    """The unlabelled tiles of a recipe with the critic's labels; nothing for recipes without."""
+    with refusals():
+        return experiment.pseudo_labels(wildcards.dataset, wildcards.recipe) or []
 
 
 def source_note(wildcards):

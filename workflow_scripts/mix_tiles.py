@@ -1,4 +1,4 @@
-"""Choose what a recipe trains on: the real tiles and, if it has them, synthetic ones in, one manifest with weights out."""
+"""Choose what a recipe trains on: the real tiles, and synthetic and pseudo-labelled ones if it has them, in; one manifest out."""
 
 from job import job
 
@@ -17,4 +17,6 @@ with job(snakemake):
         exactly=snakemake.params.exactly,
         classes=snakemake.params.classes,
         root=Layout.mix.root(snakemake.output.manifest),
+        pseudo_manifest=snakemake.input.pseudo or None,
+        pseudo_weight=recipe.pseudo_weight,
     )

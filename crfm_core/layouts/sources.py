@@ -38,7 +38,7 @@ class LayoutSources:
     def remedy(self, settings: AnyLayouts) -> str:
         """What to do where these tiles give no layouts."""
         if settings.NEEDS_UNLABELLED:
-            return "lower the confidence below which the critic's labels are ignored, or give more unlabelled scenes"
+            return "raise pseudo_labels.keep, or give more unlabelled scenes"
         return "give training tiles of more classes"
 
 

@@ -18,7 +18,7 @@ ByName = float | dict[str, float]
 #: What jobs are counted in (:meth:`crfm_core.planning.workload.Workload.count`).
 Unit = Literal[
     "jobs", "drawn_scenes", "tiles", "tiles_to_cut", "captions", "prompts", "autoencoder_images", "generator_images", "crops",
-    "segmentor_files", "scored_tiles", "layouts", "synthetic_tiles", "shard_images", "passes",
+    "segmentor_files", "scored_tiles", "layouts", "unlabelled_tiles", "synthetic_tiles", "shard_images", "passes",
 ]  # fmt: skip
 
 

@@ -139,6 +139,8 @@ class Workload:
             return 2 if dataset.val else 1
         if unit == "scored_tiles":
             return self._known_tiles(dataset, dataset.test) * self._scored_area(dataset.tile.size)
+        if unit == "unlabelled_tiles":
+            return self._known_tiles(dataset, UNLABELLED)
         name = names.get("split", names.get("set", dataset.train))
         layouts = names.get("layouts", names.get("split"))
         if layouts in settings.layouts:  # masks that are drawn, captioned, and whose prompts are encoded

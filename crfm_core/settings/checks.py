@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from crfm_core.settings.data import Dataset
+from crfm_core.settings.data import PSEUDO, UNLABELLED, Dataset
 from crfm_core.settings.layouts import TRAINING
 from crfm_core.settings.run import Settings
 
 #: Names in paths of captions, prompts and latents that stand for other tiles than a split's or layouts'.
-RESERVED_SETS = {TRAINING, "pseudo", "unlabelled"}
+RESERVED_SETS = {TRAINING, PSEUDO, UNLABELLED}
 
 
 def faults_between_sections(settings: Settings) -> list[str]:
@@ -24,6 +24,16 @@ def faults_between_sections(settings: Settings) -> list[str]:
 def faults_with_dataset(settings: Settings, dataset: Dataset) -> list[str]:
     """What the settings say that does not fit a dataset."""
     return [fault for check in DATASET_CHECKS for fault in check(settings, dataset)]
+
+
+def faults_of_compared(settings: Settings, dataset: Dataset, recipes: Collection[str]) -> list[str]:
+    """What these recipes, which are built on a dataset, need and it does not have."""
+    return [
+        f"recipes.{name}.pseudo: {dataset.name} has no unlabelled scenes; name some in its source.unlabelled, or leave {name} out of the "
+        f"tables that are built on {dataset.name}"
+        for name in recipes
+        if settings.recipes[name].pseudo and not getattr(dataset, "has_unlabelled", False)
+    ]
 
 
 def _chain(settings: Settings, name: str | None) -> Iterator[str]:
@@ -112,6 +122,8 @@ def judges_train_on_real_tiles(settings: Settings) -> Iterator[str]:
     for key, judge in (("critic", settings.critic), ("judge", settings.judge)):
         if judge.recipe in settings.recipes and settings.recipes[judge.recipe].control:
             yield f"{key}.recipe: must train on real tiles only; {judge.recipe!r} has synthetic ones"
+        if judge.recipe in settings.recipes and settings.recipes[judge.recipe].pseudo:
+            yield f"{key}.recipe: must train on real labels only; {judge.recipe!r} has labels that the critic makes; name another recipe"
 
 
 def judge_is_not_the_critic(settings: Settings) -> Iterator[str]:
@@ -175,6 +187,11 @@ def classes_of_resamplings(settings: Settings, dataset: Dataset) -> Iterator[str
             yield f"resamplings.{name}.classes: {dataset.name} has no class {unknown!r}; allowed: {', '.join(dataset.classes)}"
 
 
+def splits_are_no_sets_of_unlabelled_tiles(settings: Settings, dataset: Dataset) -> Iterator[str]:
+    if PSEUDO in dataset.splits:
+        yield f"split: {dataset.name} has a split {PSEUDO!r}, which is the name of unlabelled tiles with the critic's labels; rename it"
+
+
 def layouts_fit_the_dataset(settings: Settings, dataset: Dataset) -> Iterator[str]:
     for name, layouts in settings.layouts.items():
         if name in dataset.splits:
@@ -211,6 +228,6 @@ def unlabelled_share_needs_unlabelled_scenes(settings: Settings, dataset: Datase
 
 
 DATASET_CHECKS = (
-    splits_that_train, unlabelled_share_needs_unlabelled_scenes, windows_without_gaps, split_compared_with, classes_of_resamplings,
-    layouts_fit_the_dataset, predicted_layouts_need_unlabelled_tiles, weights_per_class,
+    splits_that_train, splits_are_no_sets_of_unlabelled_tiles, unlabelled_share_needs_unlabelled_scenes, windows_without_gaps,
+    split_compared_with, classes_of_resamplings, layouts_fit_the_dataset, predicted_layouts_need_unlabelled_tiles, weights_per_class,
 )  # fmt: skip

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from crfm_core import ConfigError
-from crfm_core.settings.checks import faults_between_sections, faults_with_dataset
+from crfm_core.settings.checks import faults_between_sections, faults_of_compared, faults_with_dataset
 from crfm_core.settings.data import Dataset
 from crfm_core.settings.run import Settings
 from crfm_core.settings.schema import faults_of
@@ -78,8 +78,11 @@ def load_datasets(settings: Settings, root: Path | str) -> dict[str, Dataset]:
                 if dataset.name != name:
                     raise ConfigError(f"experiments.{key}.datasets: {folder / name}.yaml is named {dataset.name!r}; let both be the same")
                 datasets[name] = dataset
+    own = list(datasets)[: len(settings.datasets)]
     compared = [name for table in settings.tables for name in settings.experiments[table].datasets or []]
-    for name in dict.fromkeys([*list(datasets)[: len(settings.datasets)], *compared]):
-        if faults := faults_with_dataset(settings, datasets[name]):
+    for name in dict.fromkeys([*own, *compared]):
+        tables = [settings.experiments[key] for key in settings.tables]
+        recipes = dict.fromkeys(recipe for table in tables if name in (table.datasets or own) for recipe in table.recipes)
+        if faults := faults_with_dataset(settings, datasets[name]) + faults_of_compared(settings, datasets[name], recipes):
             raise ConfigError("\n".join(faults))
     return datasets

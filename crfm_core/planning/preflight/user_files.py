@@ -15,7 +15,7 @@ from crfm_core.settings import Download, EmbeddedBase, FolderBase, HubBase, Mode
 #: Rules whose jobs read the critic, the judge, the base model.
 READ_CRITIC = (
     "synthesise_shard", "synthesise_scene", "compare_corrections", "measure_class_losses", "measure_agreement",
-    "measure_reconstruction",
+    "measure_reconstruction", "label_tiles",
 )  # fmt: skip
 READ_JUDGE = ("compare_corrections", "measure_agreement", "measure_reconstruction")
 READ_BASE_MODEL = ("check_base_model", "encode_prompts", "encode_latents", "encode_set_latents", "train_generator", "sample_validation")

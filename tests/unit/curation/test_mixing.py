@@ -1,4 +1,4 @@
-"""Real and synthetic tiles in one training set: counts, weights, and what is refused."""
+"""Real, synthetic and pseudo-labelled tiles in one training set: counts, weights, and what is refused."""
 
 from __future__ import annotations
 
@@ -130,3 +130,49 @@ def test_a_mix_of_other_classes_is_refused(tmp_path):
     with pytest.raises(DataError, match="row s0: pixels of another number of classes than 2"):
         mix(real, synthetic, tmp_path / "mix.parquet", 1, classes=CLASSES[:2])
     assert isinstance(mix(real, synthetic, tmp_path / "mix.parquet", 1), pd.DataFrame)
+
+
+def pseudo_tiles(manifest, count=5, **columns):
+    return write_tiles(manifest, count, prefix="u", seed=3, source=["pseudo"] * count, labelled_by=["a1b2"] * count, **columns)
+
+
+@pytest.mark.parametrize("per_real", [0, 2])
+def test_pseudo_labelled_tiles_are_mixed_in_with_a_weight_of_their_own(tmp_path, capsys, per_real):
+    real = write_tiles(tmp_path / "tiles" / "train.parquet", 4, prefix="r")
+    synthetic = write_tiles(tmp_path / "synthetic" / "all.parquet", 8, prefix="s", copy=[0, 1] * 4)
+    pseudo = pseudo_tiles(tmp_path / "pseudo_labels.parquet")
+    out, how = tmp_path / "mixes" / "m.parquet", {"synthetic_per_real": per_real, "real_weight": 3, "root": tmp_path}
+    without = mix(real, synthetic if per_real else None, tmp_path / "mixes" / "without.parquet", **how)
+    capsys.readouterr()
+    table = mix(real, synthetic if per_real else None, out, **how, pseudo_manifest=pseudo, pseudo_weight=0.5)
+    assert Counter(table.source) == Counter({"real": 4, "synthetic": 4 * per_real, "pseudo": 5})
+    assert table.groupby("source").weight.unique().explode().to_dict() | {"synthetic": 1} == {"real": 3, "pseudo": 0.5, "synthetic": 1}
+    assert table.tile_id.tolist()[:-5] == without.tile_id.tolist(), "the others are the same as without"
+    for column in ("image", "label"):
+        assert all(path.is_file() for path in paths_of(out, table, column, tmp_path))
+    said = capsys.readouterr().out
+    everything = 12 + 4 * per_real + 2.5
+    assert f"5 pseudo-labelled tiles, each drawn 0.166667 times as often as a real one: {100 * 2.5 / everything:.1f} % of all draws" in said
+    if per_real:
+        assert f"a real tile is drawn 3 times as often as a synthetic one: {100 * 12 / everything:.1f} % of all draws are real" in said
+    draws = WeightedDraws(table.weight.to_numpy(), seed=0)
+    drawn = Counter(table.source.iloc[draw.row] for draw in islice(draws, 2 * len(draws)))
+    assert drawn["pseudo"] / drawn["real"] == pytest.approx(2.5 / 12, rel=0.05)
+
+
+def test_whole_numbers_of_synthetic_tiles_stay_whole_beside_pseudo_labelled_ones(tmp_path):
+    real, seeds = write_tiles(tmp_path / "real.parquet", 2, prefix="r"), [2**62 + 1, 2**53 + 1]
+    synthetic = write_tiles(tmp_path / "s.parquet", 2, prefix="s")
+    write_manifest(synthetic, read_manifest(synthetic).assign(seed=seeds))
+    mix(real, synthetic, tmp_path / "m.parquet", 1, pseudo_manifest=pseudo_tiles(tmp_path / "p.parquet"))
+    table = read_manifest(tmp_path / "m.parquet")
+    assert sorted(table.seed.dropna()) == sorted(seeds) and table.labelled_by.dropna().tolist() == ["a1b2"] * 5
+
+
+def test_a_pseudo_label_that_is_gone_or_elsewhere_is_an_error_that_names_its_row(tmp_path):
+    real, pseudo = write_tiles(tmp_path / "d" / "real.parquet", 2, prefix="r"), pseudo_tiles(tmp_path / "d" / "p.parquet")
+    table = read_manifest(pseudo)
+    for label, message in (("../../x.png", "row u1: path .* leads outside"), ("gone.png", "row u1: its label .* is not there")):
+        write_manifest(pseudo, table.assign(label=table.label.mask(table.tile_id == "u1", label)))
+        with pytest.raises(DataError, match=message):
+            mix(real, None, tmp_path / "d" / "m.parquet", root=tmp_path / "d", pseudo_manifest=pseudo)

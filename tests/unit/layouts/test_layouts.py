@@ -142,7 +142,7 @@ def test_without_labels_of_unlabelled_tiles_none_are_predicted(root, tmp_path):
     nothing = read_manifest(root / "pseudo_labels.parquet")
     nothing["pixels"] = [np.zeros(3, int)] * len(nothing)
     write_manifest(root / "unsure.parquet", nothing)
-    with pytest.raises(DataError, match=r"unsure\.parquet: no tile has a labelled pixel, .*; lower the confidence"):
+    with pytest.raises(DataError, match=r"unsure\.parquet: no tile has a labelled pixel, .*; raise pseudo_labels.keep"):
         draw_layouts(KINDS[0], *arguments, pseudo_labels=root / "unsure.parquet")
 
 
