@@ -31,7 +31,7 @@ from crfm_core.data.rasters import read_rgb
 from crfm_core.data.scenes import list_scenes, read_scenes
 from crfm_core.data.sources import open_source
 from crfm_core.data.splits import check_disjoint
-from crfm_core.data.tiling import mosaic, tile_scene, tile_split
+from crfm_core.data.tiling import mosaic, read_mask, tile_scene, tile_split
 from crfm_core.manifest import check_paths, read_manifest, read_table
 from crfm_core.settings import UNLABELLED, Dataset
 
@@ -315,3 +315,9 @@ def test_a_labelled_scene_without_label_is_a_broken_row(tmp_path):
     table.assign(split="train").to_parquet(path)
     with pytest.raises(DataError, match="row unlabelled-d: its label is '', which is no path"):
         read_scenes(path)
+
+
+def test_no_mask_is_read_of_a_scene_without_label(tmp_path):
+    dataset = with_unlabelled(tif_data(tmp_path))
+    with pytest.raises(DataError, match=r"d\.tif: the scene has no label, and an image is drawn for one; name a labelled scene"):
+        read_mask(beside(tmp_path), "", dataset)
