@@ -189,6 +189,18 @@ class Experiment:
             or any(one.NEEDS_UNLABELLED for one in layouts if one)
         )
 
+    def needs_critic(self, name: str) -> bool:
+        """Whether a recipe's tiles rest on the critic: it labels them, steers their sampling or filters them, or labels what their
+        generator or their layouts are made from."""
+        settings, recipe = self.settings, self.settings.recipes[name]
+        if recipe.pseudo or recipe.control is None or recipe.sampler is None:
+            return recipe.pseudo
+        control, sampler = settings.controls[recipe.control], settings.samplers[recipe.sampler]
+        layouts = settings.layouts.get(sampler.layouts)
+        filters = [settings.filters[one] for one in filter_chain(settings, recipe.filter)]
+        labels = control.unlabelled_masks == "predicted" or (layouts is not None and layouts.NEEDS_UNLABELLED)
+        return labels or sampler.rectify is not None or any(one.NEEDS_CRITIC for one in filters)
+
     def scores(self, table: Table) -> list[str]:
         """The scores that a table is made from."""
         return [self.results.scores(*run, seed) for run in self.runs([table]) for seed in self.settings.seeds]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from crfm_core import DataError
+from crfm_core.experiment import Experiment
 from crfm_core.planning.durations import duration, hours
 from crfm_core.reporting.findings import Finding, listed
 from crfm_core.settings import Settings
@@ -56,6 +59,36 @@ def read_costs(folder: Path, gpu_stages: Collection[str], settings: Settings) ->
         stage.gpu += seconds * _gpus(rule, rest, settings) if stage.on_gpu else 0.0
         stage.memory = max(stage.memory, memory)
     return list(stages.values())
+
+
+def recipe_seconds(experiment: Experiment, dataset: str, recipe: str, segmentor: str) -> float:
+    """Clock seconds of all jobs that one segmentor of a recipe rests on, one after another: its own training (the mean over seeds), and
+    where the recipe needs them the generator, its samples, and the critic that steers, filters or labels. NaN where a time is not noted.
+    """
+    settings, one = experiment.settings, experiment.settings.recipes[recipe]
+    folder = Path(experiment.results.benchmarks()) / dataset
+    seconds = _mean_seconds([folder / f"train_segmentor-{recipe}-{segmentor}-{seed}.tsv" for seed in settings.seeds])
+    needed: list[Path] = []
+    if one.samples:
+        control, sampler = one.samples
+        needed.append(folder / f"train_generator-{control}.tsv")
+        needed += [
+            folder / f"synthesise_shard-{control}-{sampler}-{shard}-of-{settings.shards}.tsv" for shard in range(1, settings.shards + 1)
+        ]
+        needed += [folder / "build_base_model.tsv"] if settings.base_model.IS_BUILT else []
+    critic = settings.critic
+    if experiment.needs_critic(recipe) and not critic.path:
+        needed.append(folder / f"train_segmentor-{critic.recipe}-{critic.segmentor}-{critic.seed}.tsv")
+    return seconds + sum(_mean_seconds([path]) for path in needed)
+
+
+def _mean_seconds(paths: list[Path]) -> float:
+    """The mean clock time that files of single jobs note; NaN where one is missing or notes none."""
+    try:
+        tables = [pd.read_csv(path, sep="\t", na_values="-") for path in paths]
+    except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
+        return math.nan
+    return float(np.mean([pd.to_numeric(table["s"], errors="coerce").mean() if "s" in table else math.nan for table in tables]))
 
 
 def _gpus(rule: str, rest: str, settings: Settings) -> int:
