@@ -75,8 +75,8 @@ def _of_generator(results: DatasetResults) -> list[tuple[str, str]]:
             found.append(
                 (
                     "Samples that show their masks",
-                    f"By the judge, {results.name_of(pair)} samples show their masks at {number(one.judge.mIoU)} mIoU, real tiles theirs at "
-                    f"{number(real)}: a longer training, a larger base or more correction would help.",
+                    f"By the judge, {results.name_of(pair)} samples show their masks at {number(one.judge.mIoU)} mIoU, real tiles theirs "
+                    f"at {number(real)}: a longer training, a larger base or more correction would help.",
                 )
             )
     return found
@@ -101,4 +101,9 @@ def _of_imagery(results: DatasetResults) -> list[tuple[str, str]]:
     """Whether there is imagery without labels."""
     if results.dataset.has_unlabelled:
         return []
-    return [("Unlabelled imagery", f"{results.dataset.name} names no unlabelled scenes (source.unlabelled): they cost nothing to label.")]
+    return [
+        (
+            "Unlabelled imagery",
+            f"{results.dataset.name} names no unlabelled scenes (source.unlabelled), which need no labels: a generator and pseudo-labels learn from them.",
+        )
+    ]
