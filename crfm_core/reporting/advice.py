@@ -101,9 +101,5 @@ def _of_imagery(results: DatasetResults) -> list[tuple[str, str]]:
     """Whether there is imagery without labels."""
     if results.dataset.has_unlabelled:
         return []
-    return [
-        (
-            "Unlabelled imagery",
-            f"{results.dataset.name} names no unlabelled scenes (source.unlabelled), which need no labels: a generator and pseudo-labels learn from them.",
-        )
-    ]
+    lacking = f"{results.dataset.name} names no unlabelled scenes (source.unlabelled), which need no labels"
+    return [("Unlabelled imagery", f"{lacking}: a generator and pseudo-labels learn from them.")]
