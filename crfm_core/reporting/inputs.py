@@ -64,6 +64,10 @@ class DatasetResults:
         return self._read("resampled", read_manifest)
 
     @cached_property
+    def pseudo_labels(self) -> dict[str, pd.DataFrame]:
+        return self._read("pseudo_labels", read_manifest)
+
+    @cached_property
     def mixes(self) -> dict[str, Mix]:
         return self._read("mixes", read_mix)
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from crfm_core import DataError
 from crfm_core.files import read_json
 from crfm_core.manifest import read_manifest
+from crfm_core.settings import PSEUDO
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 Score = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  #: NaN, in files null: undefined
@@ -189,7 +190,10 @@ class Mix:
 
     real: int
     synthetic: pd.DataFrame
+    pseudo: int  #: unlabelled tiles with labels of the critic
     draws: float  #: share of the draws in training that are real tiles
+    synthetic_draws: float
+    pseudo_draws: float
 
     @property
     def per_real(self) -> float:
@@ -202,7 +206,9 @@ def read_mix(path: Path) -> Mix:
     table = read_manifest(path)
     if missing := [name for name in ("source", "weight") if name not in table]:
         raise DataError(f"{path}: columns missing: {', '.join(missing)}; delete it and run the workflow again")
-    is_real = table.source == "real"
+    is_real, is_pseudo = table.source == "real", table.source == PSEUDO
+    is_synthetic = ~is_real & ~is_pseudo
     if not is_real.any():
         raise DataError(f"{path}: holds no real tile; delete it and run the workflow again")
-    return Mix(int(is_real.sum()), table[~is_real], float(table.weight[is_real].sum() / table.weight.sum()))
+    draws = [float(table.weight[chosen].sum() / table.weight.sum()) for chosen in (is_real, is_synthetic, is_pseudo)]
+    return Mix(int(is_real.sum()), table[is_synthetic], int(is_pseudo.sum()), *draws)

@@ -124,6 +124,7 @@ def make_table(
                 row: dict[str, Any] = {"dataset": dataset, "segmentor": segmentor, "recipe": recipe}
                 row |= {"verdict": "baseline" if recipe == table.baseline else "", "n": len(seeds), "seeds": " ".join(map(str, seeds))}
                 row |= {"real_tiles": mix.real, "synthetic_tiles": len(mix.synthetic)}
+                row |= {"pseudo_tiles": mix.pseudo} if any(recipes[name].pseudo for name in table.recipes) else {}
                 rows.append(row | _of_runs(runs[recipe], baseline, seeds) | seen[recipe])
     provenance = {"scale": scale, "baseline": table.baseline or "", "configuration": configuration[:12]}
     frame = pd.DataFrame(rows).assign(**provenance, **installed_versions())

@@ -30,13 +30,17 @@ def plain_text(frame: pd.DataFrame, title: str, versions: Sequence[str]) -> str:
 
 
 def _scores(rows: pd.DataFrame, baseline: str) -> list[str]:
-    cells = [["recipe", "synthetic", *SHOWN, f"mIoU against {baseline} [95 %]" if baseline else ""]]
+    counts = {"synthetic": "synthetic_tiles", "pseudo": "pseudo_tiles"}
+    counts = {name: column for name, column in counts.items() if column in rows}
+    cells = [["recipe", *counts, *SHOWN, f"mIoU against {baseline} [95 %]" if baseline else ""]]
     for _, row in rows.iterrows():
         said = row.verdict
         if pd.notna(gap := row.get("mIoU_difference")):
             interval = "" if pd.isna(row.mIoU_low) else f" [{row.mIoU_low:+.1f}, {row.mIoU_high:+.1f}]"
             said = f"{gap:+.1f}{interval}  {row.verdict}"
-        cells.append([row.recipe, str(row.synthetic_tiles or "-"), *(_spread(row, score) for score in SHOWN), said])
+        cells.append(
+            [row.recipe, *(str(row[column] or "-") for column in counts.values()), *(_spread(row, score) for score in SHOWN), said]
+        )
     return _aligned(cells)
 
 

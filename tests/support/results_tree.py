@@ -145,6 +145,7 @@ class Tree:
 
     def fill(self, forms=None) -> dict[str, list[Path]]:
         self.tiles()
+        self.pseudo_label()
         used = [self.settings.recipes[name] for name in self.recipes]
         for control, sampler in dict.fromkeys((r.control, r.sampler) for r in used if r.control):
             self.synthesise(control, sampler)
@@ -177,6 +178,16 @@ class Tree:
         row = {"dataset": name, "split": "", "scene": "s", "image": "scenes/s.tif", "label": "scenes/s.tif"}
         pd.DataFrame([row | {"group": "", "low": [], "high": [], "caption": ""}]).to_parquet(self.root / "scenes.parquet")
         draw_data_sheet(self.dataset, self.root / "scenes.parquet", manifests, self.root, self.add("data_sheets", self.root / "data_sheet"))
+
+    def pseudo_label(self) -> None:
+        """Unlabelled tiles with labels of the critic, where a recipe has them."""
+        if any(self.settings.recipes[name].pseudo for name in self.recipes):
+            classes, name = len(self.dataset.classes), self.dataset.name
+            rows = [draw_tile(self.root / "pseudo", f"unlabelled-{i}", self.rng, classes, "unlabelled", name) for i in range(5)]
+            out = self.add("pseudo_labels", self.root / "pseudo_labels.parquet")
+            for row in rows:
+                row |= {key: f"pseudo/{row[key]}" for key in ("image", "label")} | {"source": "pseudo", "labelled_by": "c" * 12}
+            write_manifest(out, rows)
 
     def synthesise(self, control: str, sampler: str) -> None:
         """The gathered manifest of one sampler, and what was measured of its samples."""
@@ -223,7 +234,8 @@ class Tree:
         out = self.add("mixes", self.root / "mixes" / f"{name}.parquet")
         exactly = keeps_every_image(self.settings, name)
         real = self.root / "tiles" / "train.parquet"
-        mix(real, current, out, recipe.synthetic_per_real, recipe.real_weight, exactly=exactly)
+        pseudo = {"pseudo_manifest": self.root / "pseudo_labels.parquet", "pseudo_weight": recipe.pseudo_weight} if recipe.pseudo else {}
+        mix(real, current, out, recipe.synthetic_per_real, recipe.real_weight, exactly=exactly, **pseudo)
 
     def filter(self, before: Path, step: str, out: Path) -> Path:
         if self.settings.filters[step].kind != "pixel":

@@ -127,8 +127,8 @@ def test_every_split_that_is_trained_on_or_scored_is_used():
         ({"recipes": {"r": SimpleNamespace(split=None, pseudo=None)}, "controls": {"c": SimpleNamespace(unlabelled_share=0)}}, False),
         ({"recipes": {"r": SimpleNamespace(split=None, pseudo=0.5)}}, True),
         ({"controls": {"c": SimpleNamespace(unlabelled_share=0.5)}}, True),
-        ({"layouts": {"l": SimpleNamespace(kind="predicted")}}, True),
-        ({"layouts": {"l": SimpleNamespace(kind="augmented")}}, False),
+        ({"layouts": {"l": SimpleNamespace(NEEDS_UNLABELLED=True)}}, True),
+        ({"layouts": {"l": SimpleNamespace(NEEDS_UNLABELLED=False)}}, False),
     ],
 )
 def test_tiles_without_labels_are_used_where_something_reads_them_and_the_dataset_has_some(changes, used):

@@ -34,7 +34,7 @@ SECTIONS: dict[str, Callable[[Experiment], list[str]]] = {
     "samples": results_of("tiles", "synthetic", "filtered"),
     "failures": results_of("agreement", "synthetic"),
     "corrections": results_of("synthetic"),
-    "curation": results_of("synthetic", "filtered", "resampled", "mixes"),
+    "curation": results_of("tiles", "synthetic", "filtered", "resampled", "pseudo_labels", "mixes"),
     "data": results_of("data_sheet"),
     "others": results_of(),
     "provenance": results_of("synthetic"),

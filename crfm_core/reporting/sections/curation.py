@@ -69,7 +69,8 @@ class Curated:
 
 
 def show_dataset(report: Report, results: DatasetResults) -> dict:
-    """The steps of every recipe with synthetic tiles, what all recipes were mixed of, and a figure of what is left per class."""
+    """The steps of every recipe with synthetic tiles, the critic's labels of unlabelled tiles, what all recipes were mixed of, and a
+    figure of what is left per class."""
     settings, name = report.settings, results.dataset.name
     curated = [
         Curated(recipe, _steps(recipe, pair, results, settings), recipe in results.leading)
@@ -91,6 +92,7 @@ def show_dataset(report: Report, results: DatasetResults) -> dict:
     return {
         "curated": curated,
         "reasons": [{"step": step, "why": why, "recipes": names} for (step, why), names in reasons.items()],
+        "pseudo_labels": next((_labelled(table, results) for table in results.pseudo_labels.values()), None),
         "mixes": [{"name": recipe, "recipe": settings.recipes[recipe], "mix": mix} for recipe, mix in results.mixes.items()],
         "warnings": [
             f"The mix of {one.name} holds no synthetic tile: it was trained on its {results.mixes[one.name].real} real tiles alone."
@@ -99,6 +101,19 @@ def show_dataset(report: Report, results: DatasetResults) -> dict:
         ],
         "figure": figure,
     }
+
+
+def _labelled(table: pd.DataFrame, results: DatasetResults) -> dict:
+    """The critic's labels of unlabelled tiles: how many tiles, and per class the pixels, their shares beside those of the real tiles, and
+    the tiles that show it."""
+    (file,), dataset = results.files["pseudo_labels"].values(), results.dataset
+    pixels, real = _pixels(table, file, dataset), _pixels(results.tiles, results.files["tiles"][dataset.train], dataset)
+    shown = (pd.DataFrame(table.pixels.tolist(), columns=dataset.classes) > 0).sum()
+    shares = [counts / counts.sum() for counts in (pixels, real)]
+    rows = [
+        {"name": one, "pixels": pixels[one], "share": shares[0][one], "real": shares[1][one], "tiles": shown[one]} for one in pixels.index
+    ]
+    return {"tiles": len(table), "labelled": pixels.sum() / (table.width.astype(int) * table.height).sum(), "classes": rows}
 
 
 def _steps(name: str, pair: Pair, results: DatasetResults, settings: Settings) -> list[Step]:

@@ -356,6 +356,7 @@ def test_both_meanings_of_three_to_one_are_told(wide):
     assert "real 6 0 – – – 100.0 % 0 %" in text
     assert "crfm 6 18 3 3.00 3 50.0 % 50.0 %" in text  # 6 tiles of weight 3 and 18 of weight 1
     assert "agreement 6 12 3 2.00 3 60.0 % 40.0 %" in text
+    assert "pseudo-labelled" not in text, "no recipe has any"
 
 
 def test_a_mix_that_lost_its_synthetic_tiles_is_pointed_out(odd):

@@ -182,6 +182,7 @@ def test_tiles_of_the_mixes_are_counted(tmp_path):
     path, text = table_of(tmp_path, {"real-equal": [50, 60], "crfm": [55, 66]})
     frame = read_score_table(path)
     assert frame.real_tiles.tolist() == [4, 4] and frame.synthetic_tiles.tolist() == [0, 8] and frame.test_tiles.tolist() == [192, 192]
+    assert "pseudo_tiles" not in frame, "no recipe has any"
     assert any(line.split()[:2] == ["crfm", "8"] for line in text.read_text().splitlines())
 
 
