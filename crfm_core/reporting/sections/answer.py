@@ -86,6 +86,11 @@ class Ranking:
     rival: str
     lines: list[Ranked]
 
+    @property
+    def with_pseudo(self) -> bool:
+        """Whether the table counts tiles with labels of the critic."""
+        return "pseudo_tiles" in self.lines[0].row
+
 
 def ranking(report: Report, table: ScoreTable, group: TableGroup) -> Ranking:
     """The recipes of a table by their mean mIoU, with the difference to the best without synthetic tiles and the time they take."""

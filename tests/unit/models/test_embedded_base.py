@@ -1,4 +1,4 @@
-"""The base model of the embedded scale that ships: small, what its card says, and of use for tiles, classes and words it was not made for."""
+"""The base model that ships: small, what its card says, of use for tiles, classes and words that it was not made for."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_it_is_small_in_16_bits_and_what_its_card_says():
     assert sorted(files) == sorted(path.relative_to(BASE).as_posix() for path in BASE.rglob("*.safetensors"))
     for name in files:
         with safe_open(BASE / name, framework="pt") as weights:
-            assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}
+            assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118  # it is no dict
 
 
 def test_it_keeps_tiles_of_a_country_it_has_not_seen(vae):
