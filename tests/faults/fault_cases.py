@@ -206,6 +206,13 @@ CASES = [
         manifest=f"{DATASET}/filtered/triattention/crfm/pixel.parquet",
     ),
     Case(
+        "label_tiles",
+        (f"{DATASET}/pseudo_labels.parquet",),
+        (tiles("unlabelled"), CRITIC),
+        manifest=tiles("unlabelled"),
+        beside=below(f"{DATASET}/pseudo_labels"),
+    ),
+    Case(
         "mix_tiles",
         (f"{DATASET}/mixes/crfm.parquet",),
         (tiles("train"), f"{DATASET}/filtered/triattention/crfm/pixel.parquet", f"{DATASET}/tiles/disjoint.json"),

@@ -143,6 +143,9 @@ def write_configurations(folder: Path, weights: str) -> None:
     common = {"disk_gb": 1e-12}
     more = {"base_model": base, "filters": filters, "resamplings": {"hard": {"kind": "hardness"}}}
     more["layouts"] = {"rich": {"kind": "augmented"}}
+    small = yaml.safe_load((folder / "small_world.yaml").read_text())
+    rewrite(folder / "faults_world.yaml", folder / "small_world.yaml", source=small["source"] | {"unlabelled": 1})
+    more["datasets"] = ["faults_world.yaml"]
     rewrite(folder / "faults.yaml", folder / "smallest.yaml", **more, **common)
     rewrite(folder / "given.yaml", folder / "smallest.yaml", base_model={"kind": "folder", "path": "given"}, **common)
     fixed = {"revision": REVISION}

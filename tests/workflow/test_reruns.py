@@ -101,6 +101,7 @@ STARTS: dict[str, tuple[list[tuple[str, Any]], list[tuple[str, Any]]]] = {
     "without val": ([], [("val", None)]),
     "new layouts": ([("samplers.crfm.layouts", "rich")], []),
     "unlabelled": ([], [("source.unlabelled", 1)]),
+    "pseudo": ([("recipes.crfm.pseudo", True)], [("source.unlabelled", 1)]),
 }
 
 #: Where to start, key, another value, the rules that run again by themselves.
@@ -207,6 +208,14 @@ TABLE: list[tuple[str, str, Any, set[str]]] = [
             "split": "reference", "schedule": 2, "filter": "agreement", "resample": "hardness", "real_weight": 2, "sampler": "other",
         }.items()
     ),
+    ("pseudo", "recipes.crfm.pseudo", False, {"mix_tiles", "check_splits", "draw_data_sheet"}),
+    ("pseudo", "recipes.crfm.pseudo_weight", 2, {"mix_tiles"}),
+    ("pseudo", "pseudo_labels.keep", 0.5, {"label_tiles"}),
+    ("pseudo", "critic", {"path": "critic.pth"}, SAMPLING | GUIDED | {"label_tiles"}),
+    ("pseudo", "evaluation.flip", True, SCORING | {"label_tiles"}),
+    ("pseudo", "evaluation.batch_size", 4, set()),
+    ("pseudo", "captions.template", "a {classes}", {"caption_tiles"}),
+    ("as it is", "pseudo_labels.keep", 0.5, set()),
     ("as it is", "recipes.crfm.control", "other", {"mix_tiles"}),
     ("as it is", "recipes.crfm.synthetic_per_real", 2, {"synthesise_shard"}),
     ("as it is", "critic.recipe", "reference", SAMPLING | GUIDED),

@@ -78,9 +78,6 @@ ELSEWHERE = {
     "samplers.NAME.compile": "unit/sampling/test_shards.py",
     "segmentors.NAME.processes": "unit/segmentor/test_segmentor_processes.py",
     "segmentors.NAME.pretrained.path": "unit/segmentor/test_pretrained.py",
-    "pseudo_labels.keep": "unit/curation/test_pseudo_labels.py",
-    "recipes.NAME.pseudo": "unit/settings/test_pseudo_settings.py",
-    "recipes.NAME.pseudo_weight": "unit/curation/test_mixing.py",
     "critic.path": "unit/segmentor/test_critic.py",
     "generation.weights.path": "unit/segmentor/test_pretrained.py",  # downloads of both kinds of weights are one class
     "source.label_suffix": "unit/data/test_scenes.py",
