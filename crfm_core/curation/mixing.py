@@ -51,7 +51,7 @@ def mix(
     real = read_manifest(real_manifest).assign(source="real", weight=float(real_weight))
     parts, pseudo = [relocate_rows(real, real_manifest, out)], None
     if pseudo_manifest is not None:
-        pseudo = read_manifest(pseudo_manifest).assign(source=PSEUDO, weight=float(pseudo_weight))
+        pseudo = _read_pseudo(pseudo_manifest, out, real).assign(source=PSEUDO, weight=float(pseudo_weight))
     wanted = round(synthetic_per_real * len(real))
     if wanted:
         if synthetic_manifest is None:
@@ -86,6 +86,20 @@ def _read_synthetic(manifest: Path | str, out: Path | str) -> pd.DataFrame:
     if not any(pixels.any() for pixels in table.pixels):
         raise DataError(f"{out}: none of the {len(table)} synthetic tiles of {manifest} has a labelled pixel left; {remedy}")
     return table
+
+
+def _read_pseudo(manifest: Path | str, out: Path | str, real: pd.DataFrame) -> pd.DataFrame:
+    """The pseudo-labelled tiles, without those that are real tiles, too: a scene that is trained on may also be among the unlabelled ones.
+    Raises DataError when none is left."""
+    table = read_manifest(manifest)
+    known = table.tile_id.isin(real.tile_id)
+    if "image_digest" in table and "image_digest" in real:
+        known |= table.image_digest.isin(real.image_digest)
+    if known.any():
+        print(f"{known.sum()} of {len(table)} pseudo-labelled tiles are real ones, whose labels are taken", flush=True)
+    if known.all():
+        raise DataError(f"{out}: all {len(table)} tiles of {manifest} are among the real ones; name other unlabelled scenes")
+    return table[~known]
 
 
 def _print_pseudo(others: pd.DataFrame, pseudo: pd.DataFrame) -> None:

@@ -176,3 +176,16 @@ def test_a_pseudo_label_that_is_gone_or_elsewhere_is_an_error_that_names_its_row
         write_manifest(pseudo, table.assign(label=table.label.mask(table.tile_id == "u1", label)))
         with pytest.raises(DataError, match=message):
             mix(real, None, tmp_path / "d" / "m.parquet", root=tmp_path / "d", pseudo_manifest=pseudo)
+
+
+def test_a_pseudo_labelled_tile_that_is_a_real_one_is_taken_once_with_its_real_label(tmp_path):
+    """By its id or its picture: a scene that is trained on may also be among the unlabelled ones."""
+    real = write_tiles(tmp_path / "real.parquet", 2, prefix="r", image_digest=["a", "b"])
+    pseudo = pseudo_tiles(tmp_path / "p.parquet", image_digest=["c", "b", "d", "e", "f"])
+    table = read_manifest(pseudo)
+    write_manifest(pseudo, table.assign(tile_id=["r0", *table.tile_id[1:]]))
+    mixed = mix(real, None, tmp_path / "m.parquet", pseudo_manifest=pseudo)
+    assert mixed.tile_id.tolist() == ["r0", "r1", "u2", "u3", "u4"] and mixed.source.tolist() == ["real"] * 2 + ["pseudo"] * 3
+    write_manifest(pseudo, table.assign(image_digest="a"))
+    with pytest.raises(DataError, match=r"all 5 tiles of \S*p\.parquet are among the real ones; name other unlabelled scenes"):
+        mix(real, None, tmp_path / "m.parquet", pseudo_manifest=pseudo)
