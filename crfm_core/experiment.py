@@ -133,11 +133,11 @@ class Experiment:
     def uses_unlabelled(self, dataset: str) -> bool:
         """Whether the configuration has something that reads unlabelled tiles: recipes with pseudo-labels, generators that train on them,
         layouts that are predicted for them."""
-        settings, layouts = self.settings, getattr(self.settings, "layouts", {})
+        settings = self.settings
         return self.datasets[dataset].has_unlabelled and (
-            any(getattr(recipe, "pseudo", None) for recipe in settings.recipes.values())
-            or any(getattr(control, "unlabelled_share", 0) > 0 for control in settings.controls.values())
-            or any(layout.kind == "predicted" for layout in layouts.values())
+            any(recipe.pseudo for recipe in settings.recipes.values())
+            or any(control.unlabelled_share > 0 for control in settings.controls.values())
+            or any(layouts.NEEDS_UNLABELLED for layouts in settings.layouts.values())
         )
 
     def checkpoint_of(self, judge: Judge, dataset: str) -> str:

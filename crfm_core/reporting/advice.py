@@ -10,12 +10,12 @@ from crfm_core.reporting.findings import Finding, gap_between, listed, number, p
 from crfm_core.reporting.inputs import DatasetResults
 from crfm_core.settings import Recipe
 
-QUESTION = "What would probably help next?"
+NEXT = "What would probably help next?"
 #: A generator reads its masks when its held-out loss with them is at most this share of that without.
 MASKS_READ = 0.8
 #: Points of mIoU by the judge by which samples may show their masks worse than real tiles show theirs.
 WORSE_SAMPLES = 10.0
-NAMED = 3  #: classes that are named
+CLASSES_NAMED = 3  #: those that gain most
 
 
 def masks_read(loss: float, loss_mask_ignored: float) -> bool:
@@ -28,8 +28,8 @@ def next_steps(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Re
     segmentor."""
     found = [*_of_labels(rows, classes, recipes), *_of_generator(results), *_of_critic(results), *_of_imagery(results)]
     if not found:
-        return Finding(QUESTION, "Nothing stands out: more seeds would narrow the intervals", "open")
-    return Finding(QUESTION, found[0][0], "open", [sentence for _, sentence in found])
+        return Finding(NEXT, "Nothing stands out: more seeds would narrow the intervals", "open")
+    return Finding(NEXT, found[0][0], "open", [sentence for _, sentence in found])
 
 
 def _of_labels(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Recipe]) -> list[tuple[str, str]]:
@@ -44,7 +44,7 @@ def _of_labels(rows: pd.DataFrame, classes: Sequence[str], recipes: dict[str, Re
     if gap.verdict != "higher":
         return [("More labels would add little", f"{ceiling.recipe} ({ceiling.real_tiles} labelled tiles) is not above {best.recipe}.")]
     ious = {name: ceiling[f"IoU:{name}"] - best[f"IoU:{name}"] for name in classes if f"IoU:{name}" in rows}
-    most = sorted((name for name in ious if ious[name] > 0), key=lambda name: -ious[name])[:NAMED]
+    most = sorted((name for name in ious if ious[name] > 0), key=lambda name: -ious[name])[:CLASSES_NAMED]
     where = f", most on {listed([f'{name} ({number(ious[name], True)})' for name in most])}" if most else ""
     headline = f"Labels: {points(gap.mean)} of mIoU are still to be had{f', most on {listed(most)}' if most else ''}"
     return [

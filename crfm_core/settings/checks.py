@@ -32,7 +32,7 @@ def faults_of_compared(settings: Settings, dataset: Dataset, recipes: Collection
         f"recipes.{name}.pseudo: {dataset.name} has no unlabelled scenes; name some in its source.unlabelled, or leave {name} out of the "
         f"tables that are built on {dataset.name}"
         for name in recipes
-        if settings.recipes[name].pseudo and not getattr(dataset, "has_unlabelled", False)
+        if settings.recipes[name].pseudo and not dataset.has_unlabelled
     ]
 
 
@@ -203,7 +203,7 @@ def layouts_fit_the_dataset(settings: Settings, dataset: Dataset) -> Iterator[st
 def predicted_layouts_need_unlabelled_tiles(settings: Settings, dataset: Dataset) -> Iterator[str]:
     for name in dict.fromkeys(recipe.sampler for recipe in settings.recipes.values() if recipe.sampler):
         layouts = settings.layouts.get(settings.samplers[name].layouts)
-        if layouts and layouts.NEEDS_UNLABELLED and not getattr(dataset, "has_unlabelled", False):
+        if layouts and layouts.NEEDS_UNLABELLED and not dataset.has_unlabelled:
             yield (
                 f"samplers.{name}.layouts: of kind {layouts.kind}, and {dataset.name} has no unlabelled scenes; name some in its source, "
                 "or draw other layouts"
@@ -221,7 +221,7 @@ def weights_per_class(settings: Settings, dataset: Dataset) -> Iterator[str]:
 
 def unlabelled_share_needs_unlabelled_scenes(settings: Settings, dataset: Dataset) -> Iterator[str]:
     for name, control in settings.controls.items():
-        if control.unlabelled_share and not getattr(dataset, "has_unlabelled", False):
+        if control.unlabelled_share and not dataset.has_unlabelled:
             yield (
                 f"controls.{name}.unlabelled_share: {dataset.name} has no unlabelled scenes; name them in its source.unlabelled, or set 0"
             )

@@ -124,8 +124,8 @@ def test_every_split_that_is_trained_on_or_scored_is_used():
     ("changes", "used"),
     [
         ({}, False),
-        ({"recipes": {"r": SimpleNamespace(split=None, pseudo=None)}, "controls": {"c": SimpleNamespace(unlabelled_share=0)}}, False),
-        ({"recipes": {"r": SimpleNamespace(split=None, pseudo=0.5)}}, True),
+        ({"recipes": {"r": SimpleNamespace(split=None, pseudo=False)}, "controls": {"c": SimpleNamespace(unlabelled_share=0)}}, False),
+        ({"recipes": {"r": SimpleNamespace(split=None, pseudo=True)}}, True),
         ({"controls": {"c": SimpleNamespace(unlabelled_share=0.5)}}, True),
         ({"layouts": {"l": SimpleNamespace(NEEDS_UNLABELLED=True)}}, True),
         ({"layouts": {"l": SimpleNamespace(NEEDS_UNLABELLED=False)}}, False),
