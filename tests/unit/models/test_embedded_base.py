@@ -50,13 +50,13 @@ def test_it_keeps_tiles_of_a_country_it_has_not_seen(vae):
 
 @pytest.mark.parametrize("classes", [2, 7, 18])
 def test_it_tells_the_grey_levels_of_any_number_of_classes_apart(vae, classes):
-    ids = torch.arange(classes)
-    labels = ids.repeat_interleave(2)[: 2 * classes, None].repeat_interleave(16, 0).expand(-1, 64)[None]
-    labels = torch.nn.functional.pad(labels.float()[:, None], (0, 0, 0, -labels.shape[1] % 8), mode="replicate")[:, 0].long()
+    labels = torch.arange(classes).repeat_interleave(16)[:, None].expand(-1, 64)[None]  # bands of 16 rows
     with torch.no_grad():
         grey = decode_latents(mask_latents(labels, vae, classes), vae).mean(1)
     found = ((grey + 1) * 127.5 * classes / 255).round().clamp(0, classes - 1)
-    assert (found == labels).float().mean() > 0.9
+    inside = torch.arange(16 * classes) % 16
+    inside = (inside > 3) & (inside < 12)
+    assert (found == labels)[:, inside].float().mean() > 0.9
 
 
 def test_it_takes_any_words_and_a_mask_branch_grows_on_it():
