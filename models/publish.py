@@ -26,6 +26,9 @@ def publish(results: Path, out: Path) -> None:
     with atomic_path(out) as folder:
         pipeline = StableDiffusion3Pipeline.from_pretrained(results / "exports" / CONTROL)
         pipeline.to(torch.float16).save_pretrained(folder)
+        for path in folder.rglob("*.json"):  # where the pipeline was on this machine is of no use
+            if read_json(path).pop("_name_or_path", None):
+                write_json(path, {key: value for key, value in read_json(path).items() if key != "_name_or_path"})
         write_text(folder / "training.csv", "step,loss\n" + "".join(f"{step},{loss}\n" for step, loss in losses))
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
         made = {"control": record["control"], "held_out": record["validation"], "versions": {"torch": str(torch.__version__)}}

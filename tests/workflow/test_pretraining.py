@@ -35,6 +35,7 @@ def test_a_short_pre_training_makes_a_base_model_with_its_card(tmp_path):
 
     out = check_base_model(tmp_path / "embedded")
     card = read_json(out / "card.json")
+    assert not any(str(tmp_path) in path.read_text() for path in out.rglob("*.json")), "it names no folder of the machine that made it"
     assert card["control"]["mask_dropout"] == 1 and [look["step"] for look in card["held_out"]["history"]] == [3, 6]
     assert {str(tensor.dtype) for name in card["sha256"] for tensor in load_file(out / name).values()} == {"torch.float16"}
     before, after = (
