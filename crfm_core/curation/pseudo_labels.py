@@ -145,6 +145,8 @@ def _guess_all(
                 row = table.iloc[number]
                 predicted[int(row.get("inner_height", len(predicted))) :] = IGNORE
                 predicted[:, int(row.get("inner_width", predicted.shape[1])) :] = IGNORE
+                if row.get("nodata", 0):  # tiling leaves black what has no picture
+                    predicted[(pictures[numbers.index(number)] == 0).all(axis=-1)] = IGNORE
                 _write(guesses[number], (predicted, levels_of(doubt)))
             progress.update(len(numbers))
 

@@ -14,12 +14,12 @@ from rasterio.crs import CRS
 
 from crfm_core import DataError
 from crfm_core.data.grid import grid_of, metres_per_pixel, require_same_size
-from crfm_core.data.rasters import open_raster, scene_limits
+from crfm_core.data.rasters import is_palette, open_raster, scene_limits
 from crfm_core.data.sources import FoundScene, open_source
 from crfm_core.data.splits import assign
 from crfm_core.files import atomic_path, hash_of, sha256_of
 from crfm_core.manifest import broken_row, exists_listed, read_table
-from crfm_core.settings import UNLABELLED, BlockSplit, Dataset, GroupSplit
+from crfm_core.settings import UNLABELLED, BlockSplit, Dataset, GroupSplit, Tiling
 
 #: ``image`` and ``label`` are paths; a split by group keeps ``group`` together; ``low`` and ``high`` are the values per band that become
 #: 0 and 255 (empty: pixels stay as they are); ``caption`` is the text that came with the scene. With a split by blocks ``split`` is "",
@@ -54,7 +54,7 @@ def list_scenes(dataset: Dataset, root: Path | str, out: Path | str, note: Path 
     source.write_labels(labelled, out.with_suffix(""))
     for row in labelled:
         check_pair(row["image"], row["label"])
-    check_unlabelled([row["image"] for row in unlabelled], [row["image"] for row in labelled], dataset.tile.ground_distance)
+    check_unlabelled([row["image"] for row in unlabelled], [row["image"] for row in labelled], dataset.tile)
     if scale := dataset.tile.scale:
         training = [row["split"] in ("", dataset.train) for row in rows]
         limits = scene_limits([row["image"] for row in rows], training, scale, dataset.tile.bands)
@@ -183,10 +183,18 @@ def check_pair(image: Path, label: Path) -> None:
         raise DataError(f"{label}: lies elsewhere on the ground than its image {image}; {remedy}")
 
 
-def check_unlabelled(images: Sequence[Path], labelled: Sequence[Path], ground_distance: float | None = None) -> None:
-    """Raise DataError unless the images without labels can be read and their pixels are about as large as those of the labelled ones,
-    where both are georeferenced and ``ground_distance`` does not make them alike."""
-    known = [size for path in labelled if (size := pixel_size(path))] if images and not ground_distance else []
+def check_unlabelled(images: Sequence[Path], labelled: Sequence[Path], tiling: Tiling) -> None:
+    """Raise DataError unless the images without labels can be read, show as many bands as labelled ones, and have pixels about as large,
+    where both are georeferenced. ``tiling`` may make either alike, by ``bands`` and ``ground_distance``."""
+    shown = {bands_shown(path) for path in labelled} if images and not tiling.bands else set()
+    for image in images if shown else ():
+        if (count := bands_shown(image)) not in shown:
+            others = " or ".join(map(str, sorted(shown)))
+            raise DataError(
+                f"{image}: shows {count} band{'s' * (count > 1)}, the labelled scenes {others}; give a copy of it with as many bands, or leave "
+                "it out of source.unlabelled"
+            )
+    known = [size for path in labelled if (size := pixel_size(path))] if images and not tiling.ground_distance else []
     for image in images:
         size = pixel_size(image)
         if size and known and not min(known) / LARGEST_ZOOM <= size <= max(known) * LARGEST_ZOOM:
@@ -195,6 +203,12 @@ def check_unlabelled(images: Sequence[Path], labelled: Sequence[Path], ground_di
                 f"{image}: has pixels of {size:.3g} m, and those of the labelled scenes have {span}; set tile.ground_distance, so that all "
                 "are cut at one scale, or leave it out of source.unlabelled"
             )
+
+
+def bands_shown(image: Path) -> int:
+    """How many bands a picture shows: 1 for grey, 3 for colours, those of a palette too."""
+    with open_raster(image) as picture:
+        return 3 if picture.count >= 3 or is_palette(picture) else 1
 
 
 def pixel_size(image: Path) -> float | None:

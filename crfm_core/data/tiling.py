@@ -139,7 +139,8 @@ def tile_split(scenes_manifest: Path | str, dataset: Dataset, split: str, out_ma
     Where the dataset selects tiles of the split, labels are read first and only the selected tiles are written, with the list of their
     ids in ``<split>.ids.txt`` beside the manifest; ``select: {SPLIT: {ids: FILE}}`` takes such a file.
 
-    Tiles of the split ``unlabelled`` have no labels, and a selection draws them by its seed alone.
+    Tiles of the split ``unlabelled`` have no labels, and a selection draws them by its seed alone; ``nodata`` counts their pixels without
+    a picture, which are black.
 
     Raises DataError when the split has no scene, no labelled tile or only one class, and the errors of :func:`tile_scene`.
     """
@@ -274,8 +275,12 @@ def _cut(chunk: tuple[Scene, list[TileWindow], bool]) -> list[dict]:
             row = {"tile_id": _tile_id(scene, tile), "scene": scene.name, "row": tile.row, "col": tile.col}
             row |= {"classes": np.nonzero(pixels)[0].tolist(), "pixels": pixels.tolist()}
             if write:
-                image = _padded(rgb_of(picture, window, tiling.bands, scene.limits), tiling.size, 0)
-                row = _write(scene, tile, picture, crs, image, mask) | row
+                image = rgb_of(picture, window, tiling.bands, scene.limits)
+                if scene.label is None:  # no label will say where there is no picture
+                    row["nodata"] = 0 if invalid is None else int(invalid.sum())
+                    if invalid is not None:
+                        image[invalid] = 0
+                row = _write(scene, tile, picture, crs, _padded(image, tiling.size, 0), mask) | row
             rows.append(row)
     return rows
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from hand_made_tiles import write_by_hand
 from raw_datasets import describe
@@ -165,6 +166,19 @@ def test_what_tiles_show_beyond_their_scene_has_no_label_and_counts_for_no_thres
     assert sum(sum(row) for row in table.pixels) == 20 * 40
     for path in paths_of(out, table, "label", tmp_path):
         assert (read_label(path)[20:] == 255).all()
+
+
+def test_pixels_without_a_picture_have_no_label_and_count_for_no_threshold(tmp_path, checkpoint):
+    picture = np.random.default_rng(0).integers(1, 256, (32, 32, 3), dtype=np.uint8)
+    picture[:, :10] = 0
+    write_raster(tmp_path / "a.tif", picture)
+    with rasterio.open(tmp_path / "a.tif", "r+") as raster:
+        raster.nodata = 0
+    manifest, out = tmp_path / "unlabelled.parquet", tmp_path / "pseudo_labels.parquet"
+    write_manifest(manifest, tile_scene(tmp_path / "a.tif", None, tmp_path / "unlabelled", 32, num_classes=3))
+    table = run(checkpoint, manifest, out, keep=1.0)
+    (label,) = map(read_label, paths_of(out, table, "label", tmp_path))
+    assert (label[:, :10] == 255).all() and (label[:, 10:] != 255).all() and sum(table.pixels[0]) == 32 * 22
 
 
 def test_labels_do_not_depend_on_how_many_tiles_are_predicted_together(tmp_path, checkpoint):

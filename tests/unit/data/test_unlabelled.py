@@ -121,6 +121,7 @@ def test_only_tiles_that_are_wholly_nodata_are_left_out(tmp_path):
     write_tif(tmp_path / "a.tif", image, nodata=0)
     rows = tile_scene(tmp_path / "a.tif", None, tmp_path / "tiles", 8, min_labelled=0.9)
     assert [row["tile_id"] for row in rows] == [f"a_{row}_{col}" for row in (0, 8, 16) for col in (0, 8, 16) if row + col]
+    assert {row["tile_id"]: row["nodata"] for row in rows if row["nodata"]} == {"a_8_8": 8 * 7}
     write_tif(tmp_path / "more" / "empty.tif", np.zeros((24, 24, 3), np.uint8), nodata=0)
     with pytest.raises(DataError, match="the scenes without labels have no tile: all are nodata"):
         tile(with_unlabelled(tif_data(tmp_path)), tmp_path, UNLABELLED)
@@ -207,6 +208,10 @@ def _label_of_the_name(root: Path) -> None:
     beside(root)
 
 
+def _grey(root: Path) -> None:
+    write_tif(root / "more" / "d.tif", np.ones((24, 24), np.uint8), transform=PLACE @ Affine.translation(700, 0))
+
+
 def _cut_short(root: Path) -> None:
     path = beside(root)
     path.write_bytes(path.read_bytes()[:100])
@@ -224,6 +229,7 @@ def _cut_short(root: Path) -> None:
         (_cut_short, r"more/d\.tif: not a readable raster"),
         (lambda root: beside(root, side=1.2), r"more/d\.tif: has pixels of 0\.6 m, .* labelled scenes have 0\.5 m; set tile\.ground_dist"),
         (lambda root: beside(root, side=0.8), r"pixels of 0\.4 m"),
+        (_grey, r"more/d\.tif: shows 1 band, the labelled scenes 3; give a copy of it with as many bands"),
     ],
 )
 def test_a_scene_without_label_that_cannot_be_used_is_refused(tmp_path, damage, message):
