@@ -191,7 +191,7 @@ def check_unlabelled(images: Sequence[Path], labelled: Sequence[Path], tiling: T
         if (count := bands_shown(image)) not in shown:
             others = " or ".join(map(str, sorted(shown)))
             raise DataError(
-                f"{image}: shows {count} band{'s' * (count > 1)}, the labelled scenes {others}; give a copy of it with as many bands, or leave "
+                f"{image}: shows {count} band{'s' * (count > 1)}, the labelled scenes {others}; give a copy of it with as many, or leave "
                 "it out of source.unlabelled"
             )
     known = [size for path in labelled if (size := pixel_size(path))] if images and not tiling.ground_distance else []
