@@ -51,6 +51,11 @@ def caption_model_of_tiles(wildcards):
     return caption_model(wildcards) if captions_of(wildcards).model else []
 
 
+def by_model(value, otherwise):
+    """A function of wildcards: `value` where a model describes the tiles, else `otherwise`."""
+    return lambda wildcards: value if captions_of(wildcards).model else otherwise
+
+
 def pseudo_labels_of_layouts(wildcards):
     """The critic's labels of the unlabelled tiles, for layouts that are made of them."""
     return results.pseudo_labels(wildcards.dataset) if layouts_of(wildcards).NEEDS_UNLABELLED else []

@@ -3,11 +3,6 @@
 MODEL_CAPTIONS = settings.captions.kind == "vlm"
 
 
-def by_model(value, otherwise):
-    """A function of wildcards: `value` where a model describes the tiles, else `otherwise`."""
-    return lambda wildcards: value if captions_of(wildcards).model else otherwise
-
-
 rule caption_tiles:
     input:
         tiles=tiles_to_caption,
