@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import World, training_job
 
+from crfm_core.generator import training
 from crfm_core.generator.training import train_generator
 from crfm_core.settings import Control
 
@@ -27,3 +28,17 @@ def train(world: World, folder: Path, settings: Control, **changes) -> dict[str,
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def stop_before_batch(monkeypatch, count: int) -> list[range]:
+    """Interrupt training when it asks for its ``count``-th batch from now; the list fills with what it asked for."""
+    asked, batch = [], training.draw_batch
+
+    def interrupting(numbers, *arguments):
+        asked.append(numbers)
+        if len(asked) == count:
+            raise KeyboardInterrupt
+        return batch(numbers, *arguments)
+
+    monkeypatch.setattr(training, "draw_batch", interrupting)
+    return asked

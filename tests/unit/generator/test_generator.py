@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from generator_trainings import control, train, weights_of
+from generator_trainings import control, stop_before_batch, train, weights_of
 from prompt_files import write_prompts
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -52,20 +52,6 @@ def trained(world, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train(world, folder, control())
     return folder
-
-
-def stop_before_batch(monkeypatch, count: int) -> list[range]:
-    """Interrupt training when it asks for its ``count``-th batch from now; the list fills with what it asked for."""
-    asked, batch = [], training.draw_batch
-
-    def interrupting(numbers, *arguments):
-        asked.append(numbers)
-        if len(asked) == count:
-            raise KeyboardInterrupt
-        return batch(numbers, *arguments)
-
-    monkeypatch.setattr(training, "draw_batch", interrupting)
-    return asked
 
 
 @pytest.mark.parametrize("ema", [0.9, None])

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from generator_trainings import control, train, weights_of
+from generator_trainings import control, stop_before_batch, train, weights_of
 from safetensors import safe_open
 from tiny_world import World, training_job
 from unlabelled_tiles import write_unlabelled
 
 from crfm_core import DataError
 from crfm_core.files import hash_of, read_json, sha256_of
-from crfm_core.generator import training
 from crfm_core.generator.latents import CachedLatents, draw_batch, encode_tiles, places_of
 from crfm_core.generator.tiles import TileFiles
 from crfm_core.manifest import read_manifest
@@ -89,18 +88,6 @@ def test_tiles_without_labels_are_encoded_without_masks(world, unlabelled, predi
 
 
 # ------------------------------------------------------------------------------------------------------------- what is learnt
-
-
-def stop_before_batch(monkeypatch, count: int) -> None:
-    asked, batch = [], training.draw_batch
-
-    def interrupting(numbers, *arguments):
-        asked.append(numbers)
-        if len(asked) == count:
-            raise KeyboardInterrupt
-        return batch(numbers, *arguments)
-
-    monkeypatch.setattr(training, "draw_batch", interrupting)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
